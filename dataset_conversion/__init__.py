@@ -1,0 +1,1 @@
+"""Benchmarks and plain folders of scans as semi-supervised nnU-Net datasets, one file each."""

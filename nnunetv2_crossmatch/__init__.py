@@ -1,0 +1,1 @@
+"""Semi-supervised medical image segmentation inside nnU-Net."""

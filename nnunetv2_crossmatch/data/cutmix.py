@@ -1,0 +1,61 @@
+"""CutMix between the samples of one unlabelled batch (arXiv 1905.04899), in the plane or in the volume."""
+
+import torch
+from torch import Tensor
+
+P_CUTMIX = 0.5
+VOLUME = (0.02, 0.4)  # share of the patch
+ASPECT = (0.3, 1 / 0.3)  # between the last two axes, relative to the patch
+
+
+def draw_boxes(batch: int, spatial: tuple[int, ...], device: torch.device) -> Tensor:
+    """One box per sample as a bool mask (batch, 1, *spatial); empty with probability 1 - P_CUTMIX.
+
+    The volume is U(VOLUME) of the patch, the aspect of the last two axes U(ASPECT) as far as the box
+    fits; a third axis gets the cube root's share.
+    """
+    dimensions = len(spatial)
+    volume = torch.empty(batch, device=device).uniform_(*VOLUME)
+    edge = volume ** (1 / dimensions)
+    area = edge.square()  # of the last two axes
+    aspect = torch.empty(batch, device=device).uniform_(*ASPECT).clamp(min=area, max=1 / area)
+    edges = [edge] * (dimensions - 2) + [(area * aspect).sqrt(), (area / aspect).sqrt()]
+
+    mask = (torch.rand(batch, device=device) < P_CUTMIX).reshape(batch, *[1] * (dimensions + 1))
+    for axis, (size, relative) in enumerate(zip(spatial, edges, strict=True)):
+        length = (relative * size).round()
+        start = (torch.rand(batch, device=device) * (size - length + 1)).floor()
+        position = torch.arange(size, device=device)
+        inside = (position >= start[:, None]) & (position < (start + length)[:, None])  # (batch, size)
+        shape = [batch, 1, *[1] * dimensions]
+        shape[2 + axis] = size
+        mask = mask & inside.reshape(shape)
+    return mask
+
+
+class CutMixPartner:
+    """Who is pasted into whom: another sample of the batch, or with one sample the previous step's.
+
+    Call :meth:`draw` once a step, then :meth:`of` for everything that has to follow the same partner.
+    """
+
+    def __init__(self) -> None:
+        self._shift = 0
+        self._previous: dict[str, Tensor] = {}
+
+    def draw(self, batch: int) -> None:
+        """A random cyclic shift, so that no sample is its own partner."""
+        self._shift = int(torch.randint(1, batch, ())) if batch > 1 else 0
+
+    def of(self, name: str, values: Tensor) -> Tensor:
+        """The partners' rows of ``values`` (batch, ...). ``name`` finds the last step's at batch size 1."""
+        if len(values) > 1:
+            return values.roll(self._shift, 0)
+        previous = self._previous.get(name, values)
+        self._previous[name] = values
+        return previous
+
+
+def paste(box: Tensor, own: Tensor, partner: Tensor) -> Tensor:
+    """``partner`` inside the box, ``own`` outside; images, labels and masks alike."""
+    return torch.where(box, partner, own)

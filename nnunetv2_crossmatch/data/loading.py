@@ -1,0 +1,57 @@
+"""Unlabelled patches from nnU-Net's own loader, with the geometry of the labelled ones."""
+
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+Augmenter = NonDetMultiThreadedAugmenter | SingleThreadedAugmenter
+
+GEOMETRY = (SpatialTransform, MirrorTransform, MaskImageTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
+
+
+class UnlabeledDataset(nnUNetDatasetBlosc2):
+    """Preprocessed unlabelled cases; the segmentation is 0 inside the scan and -1 outside."""
+
+    def load_case(self, identifier):
+        data, seg, seg_prev, properties = super().load_case(identifier)
+        return data, seg, seg_prev, {**properties, "class_locations": {}}  # nnU-Net's loader asks for them
+
+
+def labeled_loader(augmenter: Augmenter) -> nnUNetDataLoader:
+    """The loader behind one of nnU-Net's augmenters."""
+    return augmenter.data_loader if isinstance(augmenter, SingleThreadedAugmenter) else augmenter.generator
+
+
+def unlabeled_loader(
+    labeled: nnUNetDataLoader, dataset: UnlabeledDataset, label_manager: LabelManager
+) -> nnUNetDataLoader:
+    """A loader of random patches with the batch size, patch size and geometry of ``labeled``.
+
+    Its batches are ``data`` (batch, channels, *spatial) and ``target`` (batch, 1, *spatial), -1 where padded.
+    """
+    dimensions = slice(1, None) if labeled.patch_size_was_2d else slice(None)
+    loader = nnUNetDataLoader(
+        dataset, labeled.batch_size, labeled.patch_size[dimensions], labeled.final_patch_size[dimensions],
+        label_manager, oversample_foreground_percent=0.0,
+        transforms=ComposeTransforms([t for t in labeled.transforms.transforms if isinstance(t, GEOMETRY)]),
+    )
+    loader.has_ignore = False  # with an ignore label nnU-Net centres patches on annotated voxels
+    return loader
+
+
+def augment(loader: nnUNetDataLoader, workers: int, pin_memory: bool) -> Augmenter:
+    """Run a loader in ``workers`` background processes (0: in this one), as nnU-Net runs its own."""
+    if workers == 0:
+        return SingleThreadedAugmenter(loader, None)
+    augmenter = NonDetMultiThreadedAugmenter(
+        loader, None, workers, num_cached=max(6, workers // 2), seeds=None, pin_memory=pin_memory, wait_time=0.002
+    )
+    next(augmenter)  # start the workers now, as nnU-Net does
+    return augmenter

@@ -1,0 +1,57 @@
+"""Losses of a prediction against a hard pseudo-label, over the voxels that are kept."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def masked_dice_loss(
+    probabilities: Tensor, label: Tensor, kept: Tensor, *, present_only: bool, eps: float = 1e-5
+) -> Tensor:
+    """Soft Dice loss with squared denominator, sums over the whole batch, averaged over classes.
+
+    D(P, Y) = 1 - (2 sum P Y + eps) / (sum P^2 + sum Y^2 + eps) per class, sums over kept voxels only
+    (CrossMatch, arXiv 2405.00354; V-Net, arXiv 1606.04797).
+
+    Args:
+        probabilities: (batch, classes, *spatial), softmax or sigmoid.
+        label: class index (batch, 1, *spatial), or one-hot / regions (batch, classes, *spatial).
+        kept: bool, (batch, 1 or classes, *spatial); a voxel that is not kept counts nowhere.
+        present_only: average over the classes with a kept voxel in ``label`` instead of over all. A class
+            absent from the kept label has a gradient of eps / (eps + sum P^2)^2 * 2P: a shove while few
+            voxels are kept, nothing later.
+        eps: keeps an empty class defined (its loss is 0 if nothing is predicted either).
+
+    Returns:
+        Scalar in [0, 1]; 0 with finite gradients when no voxel is kept.
+    """
+    target = _one_hot(label, probabilities) * kept
+    kept_probabilities = probabilities * kept
+    axes = [0, *range(2, probabilities.ndim)]
+    intersection = (kept_probabilities * target).sum(axes)  # (classes,)
+    target_size = target.sum(axes)
+    denominator = kept_probabilities.square().sum(axes) + target_size
+    loss = 1 - (2 * intersection + eps) / (denominator + eps)
+    if not present_only:
+        return loss.mean()
+    present = (target_size > 0).to(loss.dtype)
+    return (loss * present).sum() / present.sum().clamp(min=1)
+
+
+def masked_cross_entropy(logits: Tensor, label: Tensor, kept: Tensor) -> Tensor:
+    """Mean cross entropy over kept voxels (per channel and binary if ``label`` has the logits' channels).
+
+    Shapes as in :func:`masked_dice_loss`. Returns 0 with finite gradients when no voxel is kept.
+    """
+    if label.shape == logits.shape:
+        loss = F.binary_cross_entropy_with_logits(logits, label.to(logits.dtype), reduction="none")
+    else:
+        loss = F.cross_entropy(logits, label[:, 0].long(), reduction="none")[:, None]
+    weight = kept.to(loss.dtype).expand_as(loss)
+    return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+def _one_hot(label: Tensor, like: Tensor) -> Tensor:
+    if label.shape == like.shape:
+        return label.to(like.dtype)
+    return torch.zeros_like(like).scatter_(1, label.long(), 1)

@@ -1,0 +1,55 @@
+"""One file per method, plain PyTorch. What every method has stands here."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+
+
+@dataclass(frozen=True)
+class UnlabeledBatch:
+    """The weak view: unlabelled patches with nnU-Net's geometry and no intensity augmentation.
+
+    image: (batch, channels, *spatial).
+    valid: bool (batch, 1, *spatial), False where the patch was padded; such voxels count in no loss.
+    """
+
+    image: Tensor
+    valid: Tensor
+
+
+class Method(nn.Module, ABC):
+    """A semi-supervised method. It knows the network and the unlabelled batch, and nothing of nnU-Net.
+
+    State that training needs and inference does not (a teacher, heads, banks) is registered as
+    submodules and buffers; it is saved with the checkpoint, apart from the network's weights.
+
+    Attributes:
+        curves: ratios of the last step, name -> (numerator, denominator), each a scalar or one value per
+            class. Summed over an epoch, then divided.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.curves: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @abstractmethod
+    def weights(self, progress: float) -> dict[str, float]:
+        """Weight of each named loss when ``progress`` (0 to 1) of the training is done.
+
+        All zero skips the unlabelled part of the step: what is left is the supervised step.
+        """
+
+    @abstractmethod
+    def losses(self, network: SplitUNet, unlabeled: UnlabeledBatch) -> Iterator[dict[str, Tensor]]:
+        """Yield the losses of one graph at a time, named as in :meth:`weights` and not yet weighted.
+
+        The caller multiplies, adds and calls backward before it asks for the next ones, so a graph lives
+        no longer than its stream. Losses of one name add up over the step.
+        """
+
+    def after_step(self, network: nn.Module) -> None:
+        """Called after each optimiser step, e.g. to move a teacher."""

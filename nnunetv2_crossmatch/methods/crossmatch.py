@@ -1,0 +1,179 @@
+"""CrossMatch: self-distillation between image views and feature-dropout decodings.
+
+Zhao, Wang, Ding, "CrossMatch: Enhance Semi-Supervised Medical Image Segmentation with Perturbation
+Strategies and Knowledge Distillation", IEEE JBHI 2024, arXiv 2405.00354.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_crossmatch.data.cutmix import CutMixPartner, draw_boxes, paste
+from nnunetv2_crossmatch.data.views import apply_strong, draw_strong
+from nnunetv2_crossmatch.losses.masked import masked_cross_entropy, masked_dice_loss
+from nnunetv2_crossmatch.methods import Method, UnlabeledBatch
+from nnunetv2_crossmatch.networks.ema import EMATeacher
+from nnunetv2_crossmatch.networks.split_unet import Features, SplitUNet, draw_channel_masks, drop_channels
+
+
+@dataclass(frozen=True)
+class CrossMatchConstants:
+    threshold: float = 0.95
+    lambda_ip: float = 1.0
+    lambda_kd: float = 1.0
+    eta: float = 0.3
+    p_weak: float = 0.25
+    p_strong: float = 0.75
+    warmup: float = 0.15
+    present_only: bool = True
+    cross_entropy: float = 0.0
+    ema_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class PseudoLabel:
+    """Hard labels and the voxels to trust.
+
+    label: class index (batch, 1, *spatial), or with regions one binary map each (batch, regions, *spatial).
+    kept: bool of the same shape: the teacher's confidence reaches the threshold, and the voxel is valid.
+    valid: bool (batch, 1, *spatial), False in padding.
+    """
+
+    label: Tensor
+    kept: Tensor
+    valid: Tensor
+
+
+class CrossMatch(Method):
+    """One set of weights; its plain decoding of the weak view teaches every other stream.
+
+    Args:
+        constants: see :class:`CrossMatchConstants`.
+        regions: sigmoid per channel (nnU-Net's region-based training) instead of softmax.
+        student: copied for the EMA teacher if ``constants.ema_decay`` is set; unused otherwise.
+    """
+
+    def __init__(self, constants: CrossMatchConstants, student: nn.Module, *, regions: bool = False):
+        super().__init__()
+        self.constants = constants
+        self.regions = regions
+        self.teacher = None if constants.ema_decay is None else EMATeacher(student, constants.ema_decay)
+        self._partner = CutMixPartner()
+
+    def weights(self, progress: float) -> dict[str, float]:
+        c = self.constants
+        on = float(progress >= c.warmup)
+        return {"ip": on * c.lambda_ip, "tkd": on * c.lambda_kd * (1 - c.eta), "dkd": on * c.lambda_kd * c.eta}
+
+    def losses(self, network: SplitUNet, unlabeled: UnlabeledBatch) -> Iterator[dict[str, Tensor]]:
+        """L_ip, L_tkd and L_dkd of arXiv 2405.00354 (equations in the order of the paper's streams)."""
+        c, weak = self.constants, unlabeled.image
+        batch, channels, *spatial = weak.shape
+        self.curves = {}
+        self._partner.draw(batch)
+        strong1, strong2 = (apply_strong(weak, draw_strong(batch, channels, weak.device)) for _ in range(2))
+        box1, box2 = (draw_boxes(batch, tuple(spatial), weak.device) for _ in range(2))
+
+        # the weak view: plain (the teacher of all), then through weak and strong feature dropout
+        with network.relay(weak) as features:
+            label_n = self._teach(network, features, unlabeled)
+
+            logits = self._decode_dropped(network, features, c.p_weak)
+            label_w = self._pseudo_label(logits.detach(), unlabeled.valid)
+            yield {"tkd": self._learn("dropout_weak", logits, label_n) / 4}
+
+            logits = self._decode_dropped(network, features, c.p_strong)
+            label_s = self._pseudo_label(logits.detach(), unlabeled.valid)
+            yield {"tkd": self._learn("dropout_strong", logits, label_n) / 4}
+
+        # the first strong view: image perturbation alone
+        partner_n = self._partner_label("n", label_n)
+        target1 = _paste_label(box1, label_n, partner_n)
+        logits = network.decode(network.encode(paste(box1, strong1, self._partner.of("strong1", strong1))))
+        yield {"ip": self._learn("strong_view", logits, target1) / 2}
+
+        # the second strong view: plain, then both perturbations at once
+        target2 = _paste_label(box2, label_n, partner_n)
+        target_w = _paste_label(box2, label_w, self._partner_label("w", label_w))
+        target_s = _paste_label(box2, label_s, self._partner_label("s", label_s))
+        with network.relay(paste(box2, strong2, self._partner.of("strong2", strong2))) as features:
+            yield {"ip": self._learn("strong_view", network.decode(features), target2) / 2}
+
+            for p, target in ((c.p_weak, target_w), (c.p_strong, target_s)):
+                logits = self._decode_dropped(network, features, p)
+                yield {
+                    "tkd": self._learn("strong_view_dropout", logits, target2) / 4,
+                    "dkd": self._loss(logits, target) / 2,
+                }
+
+    def after_step(self, network: nn.Module) -> None:
+        if self.teacher is not None:
+            self.teacher.update(network)
+
+    @torch.no_grad()
+    def _teach(self, network: SplitUNet, features: Features, unlabeled: UnlabeledBatch) -> PseudoLabel:
+        if self.teacher is not None:
+            network = network.twin(self.teacher.network)
+            features = network.encode(unlabeled.image)
+        logits = network.decode(features)
+        pseudo = self._pseudo_label(logits, unlabeled.valid)
+        self.curves["kept_share"] = self._per_class(pseudo, logits.shape[1])
+        return pseudo
+
+    @staticmethod
+    def _decode_dropped(network: SplitUNet, features: Features, p: float) -> Tensor:
+        return network.decode(drop_channels(features, draw_channel_masks(features, p)))
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() if self.regions else logits.softmax(1)
+
+    def _pseudo_label(self, logits: Tensor, valid: Tensor) -> PseudoLabel:
+        probabilities = self._probabilities(logits)
+        if self.regions:
+            label = probabilities > 0.5
+            confidence = torch.maximum(probabilities, 1 - probabilities)
+        else:
+            confidence, label = probabilities.max(1, keepdim=True)
+        return PseudoLabel(label, (confidence >= self.constants.threshold) & valid, valid)
+
+    def _loss(self, logits: Tensor, target: PseudoLabel) -> Tensor:
+        c = self.constants
+        loss = masked_dice_loss(
+            self._probabilities(logits), target.label, target.kept, present_only=c.present_only
+        )
+        if c.cross_entropy:
+            loss = loss + c.cross_entropy * masked_cross_entropy(logits, target.label, target.kept)
+        return loss
+
+    def _learn(self, stream: str, logits: Tensor, target: PseudoLabel) -> Tensor:
+        """The loss, and on the side how far the stream agrees with its teacher on all valid voxels."""
+        with torch.no_grad():
+            prediction = logits > 0 if self.regions else logits.argmax(1, keepdim=True)
+            valid = target.valid.expand_as(prediction)
+            agreed, counted = self.curves.get(f"agreement_{stream}", (0, 0))
+            self.curves[f"agreement_{stream}"] = (
+                agreed + ((prediction == target.label) & valid).sum(), counted + valid.sum()
+            )
+        return self._loss(logits, target)
+
+    def _per_class(self, pseudo: PseudoLabel, classes: int) -> tuple[Tensor, Tensor]:
+        """Kept and predicted valid voxels per predicted class (or region), each (classes,)."""
+        kept, valid = pseudo.kept, pseudo.valid.expand_as(pseudo.label)
+        if self.regions:
+            axes = [0, *range(2, kept.ndim)]
+            return (kept & pseudo.label).sum(axes), (valid & pseudo.label).sum(axes)
+        label = pseudo.label.flatten()
+        zeros = torch.zeros(classes, device=label.device)
+        return (zeros.scatter_add(0, label, kept.flatten().float()),
+                zeros.scatter_add(0, label, valid.flatten().float()))
+
+    def _partner_label(self, name: str, own: PseudoLabel) -> PseudoLabel:
+        return PseudoLabel(*(self._partner.of(f"{name}_{field}", getattr(own, field))
+                             for field in ("label", "kept", "valid")))
+
+
+def _paste_label(box: Tensor, own: PseudoLabel, partner: PseudoLabel) -> PseudoLabel:
+    return PseudoLabel(paste(box, own.label, partner.label), paste(box, own.kept, partner.kept),
+                       paste(box, own.valid, partner.valid))

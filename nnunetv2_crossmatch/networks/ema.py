@@ -1,0 +1,39 @@
+"""A teacher whose weights are an exponential moving average of the student's (arXiv 1703.01780)."""
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+
+class EMATeacher(nn.Module):
+    """Copy of a network that follows it and never gets a gradient.
+
+    The decay grows as 1 - 1/(updates + 1) up to ``decay``, so the first update copies the student and
+    the random initialisation is forgotten at once.
+
+    Args:
+        student: copied; the copy keeps no link to it.
+        decay: in [0, 1).
+    """
+
+    updates: torch.Tensor
+
+    def __init__(self, student: nn.Module, decay: float):
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        self.network = deepcopy(student).requires_grad_(False)
+        self.decay = decay
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def update(self, student: nn.Module) -> None:
+        """teacher = decay * teacher + (1 - decay) * student; buffers that are no floats are copied."""
+        decay = (1 - 1 / (self.updates + 1)).clamp(max=self.decay)
+        self.updates += 1
+        for mine, theirs in zip(self.network.state_dict().values(), student.state_dict().values(), strict=True):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, 1 - decay.to(mine))
+            else:
+                mine.copy_(theirs)

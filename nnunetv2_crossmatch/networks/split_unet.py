@@ -1,0 +1,80 @@
+"""An encoder/decoder U-Net called in two halves, with one decoder graph alive at a time."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+Features = list[Tensor]
+
+
+class SplitUNet:
+    """Calls the encoder and the decoder of a U-Net separately; holds no weights of its own.
+
+    Args:
+        network: has ``encoder(x) -> list of skips, bottleneck last`` and ``decoder(skips) -> logits`` or,
+            with deep supervision, a list of logits with the full resolution first. All encoder/decoder
+            networks of dynamic_network_architectures do.
+        autocast: makes the context every forward pass runs in. A context per pass, so that weight casts
+            cached by a pass without gradient never reach one with gradient.
+
+    Raises:
+        TypeError: the network has no such halves (transformers such as Primus).
+    """
+
+    def __init__(self, network: nn.Module, autocast: Callable[[], AbstractContextManager] = nullcontext):
+        if not (isinstance(getattr(network, "encoder", None), nn.Module)
+                and isinstance(getattr(network, "decoder", None), nn.Module)):
+            raise TypeError(
+                f"{type(network).__name__} has no encoder and decoder to call separately. Plan with an "
+                "encoder/decoder U-Net (PlainConvUNet, ResidualEncoderUNet) to use this trainer."
+            )
+        self.encoder: nn.Module = network.encoder  # type: ignore[assignment]
+        self.decoder: nn.Module = network.decoder  # type: ignore[assignment]
+        self._autocast = autocast
+
+    def encode(self, image: Tensor) -> Features:
+        """Skips of ``image`` (batch, channels, *spatial), finest first, bottleneck last."""
+        with self._autocast():
+            return list(self.encoder(image))
+
+    def decode(self, features: Features) -> Tensor:
+        """Full-resolution logits (batch, classes, *spatial) in float32."""
+        with self._autocast():
+            logits = self.decoder(features)
+        return (logits if isinstance(logits, Tensor) else logits[0]).float()
+
+    def twin(self, network: nn.Module) -> "SplitUNet":
+        """Another network of the same kind, called the same way."""
+        return SplitUNet(network, self._autocast)
+
+    @contextmanager
+    def relay(self, image: Tensor) -> Iterator[Features]:
+        """Encode once, decode as often as wanted, keep one decoder graph at a time.
+
+        Yields the features as leaves. Call backward on the loss of each decoding before the next one;
+        their gradients gather in the leaves and pass once through the encoder when the context closes.
+        The parameters' gradients equal those of the sum of the losses.
+        """
+        skips = self.encode(image)
+        leaves = [skip.detach().requires_grad_() for skip in skips]
+        yield leaves
+        reached = [(skip, leaf.grad) for skip, leaf in zip(skips, leaves, strict=True) if leaf.grad is not None]
+        if reached:
+            torch.autograd.backward([skip for skip, _ in reached], [grad for _, grad in reached])
+
+
+def draw_channel_masks(features: Features, p: float) -> Features:
+    """Channel dropout masks, one (batch, channels, 1, ...) per level: 0 with probability p, else 1/(1-p)."""
+    return [
+        torch.empty(feature.shape[:2], device=feature.device, dtype=feature.dtype)
+        .bernoulli_(1 - p).div_(1 - p)
+        .reshape(*feature.shape[:2], *[1] * (feature.ndim - 2))
+        for feature in features
+    ]
+
+
+def drop_channels(features: Features, masks: Features) -> Features:
+    """Multiplies every level, bottleneck included, with its mask (whatever train() or eval() says)."""
+    return [feature * mask for feature, mask in zip(features, masks, strict=True)]

@@ -1,0 +1,109 @@
+"""Which scans are unlabelled: ``unlabeled.json``, or without it the folder ``imagesUn``."""
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from batchgenerators.utilities.file_and_folder_operations import load_json
+
+HELD_OUT = ("imagesTs", "imagesVal")
+
+
+class UnlabeledDataError(ValueError):
+    """What is wrong with the unlabelled scans, all of it at once, each line naming the file and the fix."""
+
+    def __init__(self, problems: Iterable[str]):
+        super().__init__("\n".join(("", *problems)))
+
+
+def list_unlabeled(raw_folder: Path, dataset_json: dict) -> dict[str, list[Path]] | None:
+    """Image files of every unlabelled case of ``nnUNet_raw/DatasetXXX_NAME``, one file per channel.
+
+    Returns:
+        {case id: files}, sorted by id; None where the dataset has neither a list nor the folder.
+
+    Raises:
+        UnlabeledDataError: an empty or malformed list, missing files, an id that is also a training or
+            held-out case.
+    """
+    list_file, folder = raw_folder / "unlabeled.json", raw_folder / "imagesUn"
+    if list_file.exists():
+        cases = _from_json(list_file)
+    elif folder.exists():
+        cases = group_channels(folder, dataset_json["file_ending"])
+    else:
+        return None
+    source = list_file if list_file.exists() else folder
+    if not cases:
+        raise UnlabeledDataError([f"{source} names no scan. Put the unlabelled scans there, or train nnUNetTrainer."])
+
+    problems = [
+        f"{source}: {case} is also a {kind} case ({where}). Rename or remove one of the two."
+        for kind, where, ids in _other_cases(raw_folder, dataset_json)
+        for case in sorted(cases.keys() & ids)
+    ]
+    problems += [
+        f"{list_file}: {case} names {file}, which does not exist. Correct the path or remove the case."
+        for case, files in cases.items() for file in files if not file.is_file()
+    ]
+    if problems:
+        raise UnlabeledDataError(problems)
+    return dict(sorted(cases.items()))
+
+
+def labeled_cases(raw_folder: Path, dataset_json: dict) -> list[str]:
+    """Ids of the training cases, from dataset.json's ``dataset`` or else from ``imagesTr``."""
+    if "dataset" in dataset_json:
+        return sorted(dataset_json["dataset"])
+    return sorted(group_channels(raw_folder / "imagesTr", dataset_json["file_ending"]))
+
+
+def group_channels(folder: Path, file_ending: str) -> dict[str, list[Path]]:
+    """Files named CASE_0000.nii.gz, CASE_0001.nii.gz, ... by case.
+
+    Raises:
+        UnlabeledDataError: files with the dataset's ending but without a channel number.
+    """
+    pattern = re.compile(rf"(?P<case>.+)_\d{{4}}{re.escape(file_ending)}")
+    cases: dict[str, list[Path]] = {}
+    problems = []
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith(".") or not file.name.endswith(file_ending):
+            continue
+        if match := pattern.fullmatch(file.name):
+            cases.setdefault(match["case"], []).append(file)
+        else:
+            stem = file.name.removesuffix(file_ending)
+            problems.append(f"{file} has no channel number. Rename it to {stem}_0000{file_ending}.")
+    if problems:
+        raise UnlabeledDataError(problems)
+    return cases
+
+
+def _other_cases(raw_folder: Path, dataset_json: dict) -> list[tuple[str, Path, set[str]]]:
+    found = [("training", raw_folder / "imagesTr", set(labeled_cases(raw_folder, dataset_json)))]
+    for name in HELD_OUT:
+        if (raw_folder / name).is_dir():
+            ids = set(group_channels(raw_folder / name, dataset_json["file_ending"]))
+            found.append(("validation" if name == "imagesVal" else "test", raw_folder / name, ids))
+    return found
+
+
+def _from_json(list_file: Path) -> dict[str, list[Path]]:
+    try:
+        entries = load_json(str(list_file))
+    except json.JSONDecodeError as e:
+        raise UnlabeledDataError([f"{list_file} is not valid JSON: {e}"]) from None
+    cases, problems = {}, []
+    for case, entry in entries.items() if isinstance(entries, dict) else [("", None)]:
+        images = entry.get("images") if isinstance(entry, dict) else None
+        if not (isinstance(images, list) and images and all(isinstance(i, str) for i in images)):
+            problems.append(f'{list_file}: entry {case!r} is not of the form {{"case id": {{"images": ["path", ...]}}}}.')
+        else:
+            # like nnU-Net's "dataset": relative to the dataset folder, environment variables allowed
+            cases[case] = [list_file.parent / os.path.expandvars(image) for image in images]
+    if problems:
+        raise UnlabeledDataError(problems)
+    return cases

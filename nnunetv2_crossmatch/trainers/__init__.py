@@ -1,0 +1,28 @@
+"""What nnU-Net looks up by name: every method's trainer, and of each ``_<N>epochs`` and ``_smoke`` variants.
+
+nnU-Net asks every trainer module for every name, so nothing is imported before a name is ours.
+"""
+
+import importlib
+import re
+
+METHODS = {  # trainer: module
+    "nnUNetTrainerCrossMatch": "crossmatch",
+    "nnUNetTrainerCrossMatchEMA": "crossmatch",
+    "nnUNetTrainerCrossMatchPaper": "crossmatch",
+}
+_VARIANT = re.compile(r"(?P<trainer>nnUNetTrainer[A-Za-z]+)_(?:(?P<epochs>[1-9]\d*)epochs?|(?P<smoke>smoke))")
+
+
+def __getattr__(name: str) -> type:
+    variant = _VARIANT.fullmatch(name)
+    trainer = variant["trainer"] if variant else name
+    if trainer not in METHODS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    cls = getattr(importlib.import_module(f"{__name__}.{METHODS[trainer]}"), trainer)
+    if variant:
+        length = ({"epochs": 2, "iterations_per_epoch": 3, "val_iterations_per_epoch": 2} if variant["smoke"]
+                  else {"epochs": int(variant["epochs"])})
+        cls = type(name, (cls,), {"__module__": __name__, "__doc__": f"{trainer}, another length.", **length})
+    globals()[name] = cls  # the same class at the next look-up, as pickling wants
+    return cls

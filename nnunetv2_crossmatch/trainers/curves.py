@@ -1,0 +1,82 @@
+"""Curves of the unlabelled part: gathered over an epoch, logged by nnU-Net, drawn beside its progress.png."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor
+
+PREFIX = "unlabeled/"
+
+
+class EpochRatios:
+    """Sums numerators and denominators on the device and divides once, when the epoch ends."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, ratios: Mapping[str, tuple[Tensor | float, Tensor | float]], device: torch.device) -> None:
+        """Each value is (numerator, denominator), scalars or one value per class."""
+        for name, pair in ratios.items():
+            pair_sum = torch.stack([torch.as_tensor(v, device=device).detach().double() for v in pair])
+            self._sums[name] = self._sums[name] + pair_sum if name in self._sums else pair_sum
+
+    def pop(self) -> dict[str, float | list[float]]:
+        """The ratios of the epoch (nan where nothing was counted); starts the next one."""
+        sums, self._sums = self._sums, {}
+        ratios = {}
+        for name, pair in sums.items():
+            numerator, denominator = pair.cpu().numpy()
+            with np.errstate(invalid="ignore", divide="ignore"):
+                ratios[name] = np.where(denominator > 0, numerator / denominator, np.nan).tolist()
+        return ratios
+
+
+def log_curves(logger, curves: Mapping[str, float | list[float]], epoch: int) -> None:
+    """Log one value per curve and epoch into nnU-Net's ``MetaLogger``.
+
+    Its local logger refuses keys it was not made with, and draws only as many epochs as its shortest list
+    has: a curve that begins late is filled with nan up to here, one that pauses gets nan.
+    """
+    store = logger.local_logger.my_fantastic_logging
+    known = {key.removeprefix(PREFIX) for key in store if key.startswith(PREFIX)}
+    for name in sorted(known | curves.keys()):
+        values = store.setdefault(PREFIX + name, [])
+        values.extend([float("nan")] * (epoch - len(values)))
+        logger.log(PREFIX + name, curves.get(name, float("nan")), epoch)
+
+
+def plot_curves(logger, file: Path, classes: list[str]) -> None:
+    """Draw every logged curve into ``file`` (PNG), one panel for each kind."""
+    store = {
+        key.removeprefix(PREFIX): values
+        for key, values in logger.local_logger.my_fantastic_logging.items()
+        if key.startswith(PREFIX)
+    }
+    panels = {
+        "loss": [name for name in store if name.startswith("loss_")],
+        "share of voxels above the threshold, per predicted class": ["kept_share"],
+        "agreement with the pseudo-label": [name for name in store if name.startswith("agreement_")],
+        "gradient norm before clipping": [name for name in store if name.startswith("gradient_norm_")],
+        "share of clipped steps": ["clipped_share"],
+    }
+    figure, axes = plt.subplots(len(panels), 1, figsize=(10, 4 * len(panels)), sharex=True)
+    for axis, (title, names) in zip(axes, panels.items(), strict=True):
+        for name in names:
+            values = store.get(name, [])
+            if name == "kept_share":
+                rows = [v if isinstance(v, list) else [v] * len(classes) for v in values]
+                for label, column in zip(classes, np.array(rows, float).reshape(-1, len(classes)).T, strict=True):
+                    axis.plot(column, label=label)
+            else:
+                axis.plot(values, label=name.split("_", 1)[1])
+        axis.set_title(title)
+        if len(axis.lines) > 1:
+            axis.legend()
+        axis.grid(alpha=0.3)
+    axes[-1].set_xlabel("epoch")
+    figure.tight_layout()
+    figure.savefig(file)
+    plt.close(figure)

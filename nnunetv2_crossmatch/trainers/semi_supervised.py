@@ -1,0 +1,250 @@
+"""The one place where nnU-Net and a method meet."""
+
+import json
+import os
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from os.path import join
+from pathlib import Path
+from typing import Any
+
+import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.paths import nnUNet_raw
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import Tensor, autocast, nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunetv2_crossmatch.data.loading import UnlabeledDataset, augment, labeled_loader, unlabeled_loader
+from nnunetv2_crossmatch.methods import Method, UnlabeledBatch
+from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+from nnunetv2_crossmatch.preprocessing.listing import labeled_cases
+from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, patient_of
+from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
+from nnunetv2_crossmatch.trainers.curves import EpochRatios, log_curves, plot_curves
+
+GRADIENT_CLIP = 12  # nnU-Net's, a literal in its train_step
+METHOD_STATE = "semi_supervised_method"  # our one key in nnU-Net's checkpoint
+
+
+class nnUNetTrainerSemiSupervised(nnUNetTrainer):
+    """nnU-Net plus unlabelled batches; a subclass says what learns from them (:meth:`build_method`).
+
+    Each step takes nnU-Net's labelled batch with nnU-Net's loss, and as large an unlabelled batch. The
+    network stays nnU-Net's own object, so the trained model is a stock nnU-Net model.
+    """
+
+    epochs = 150
+    iterations_per_epoch = 250
+    val_iterations_per_epoch = 50
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
+                 device: torch.device = torch.device("cuda")):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_cascaded:
+            raise RuntimeError(
+                f"{type(self).__name__} cannot train the second stage of a cascade ({configuration}). "
+                "Train 2d, 3d_fullres or 3d_lowres with it."
+            )
+        self.num_epochs = self.epochs
+        self.num_iterations_per_epoch = self.iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.val_iterations_per_epoch
+        self.save_every = 10
+        self.method: Method | None = None  # -> initialize
+        self.dataloader_unlabeled = None  # -> get_dataloaders
+        self._ratios = EpochRatios()
+        self._step_in_epoch = 0
+
+    @abstractmethod
+    def build_method(self, network: nn.Module) -> Method:
+        """The method, given nnU-Net's network (to copy a teacher from; it is trained by nnU-Net's optimiser)."""
+
+    def initialize(self):
+        super().initialize()
+        network = self._plain_network
+        self._split_network = SplitUNet(network, self._autocast)
+        self.method = self.build_method(network).to(self.device)
+        if self._do_i_compile():
+            # nnU-Net compiles the whole network; halves called on their own would run eagerly beside it
+            network.encoder.compile()
+            network.decoder.compile()
+
+    @property
+    def _plain_network(self) -> nn.Module:
+        network = self.network
+        if isinstance(network, DistributedDataParallel):
+            network = network.module
+        if isinstance(network, OptimizedModule):
+            network = network._orig_mod
+        return network
+
+    def _autocast(self) -> AbstractContextManager:
+        return autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    def on_train_start(self):
+        self._unlabeled_cases = self._prepare_unlabeled()  # under DDP the first process works, the others wait
+        super().on_train_start()
+        if self.local_rank == 0:
+            with open(join(self.output_folder, "method.json"), "w") as f:
+                json.dump({"method": type(self.method).__name__, **asdict(self.method.constants)}, f, indent=2)
+
+    def _prepare_unlabeled(self) -> list[str]:
+        """Splits and unlabelled cases, made now if no command made them; every complaint comes from here."""
+        name = self.plans_manager.dataset_name
+        raw = Path(nnUNet_raw) / name if nnUNet_raw.is_set() and (Path(nnUNet_raw) / name).is_dir() else None
+        preprocessed = Path(self.preprocessed_dataset_folder_base)
+        if raw is not None:
+            ensure_splits(preprocessed, labeled_cases(raw, self.dataset_json), patient_of(raw))
+        if self.fold != "all" and not (preprocessed / "splits_final.json").exists():
+            raise RuntimeError(f"{name} cannot be cross-validated with so few labelled patients. Train fold all.")
+        return unlabeled_cases_for_training(
+            raw, preprocessed, self.plans_manager, self.configuration_name, default_num_processes
+        )
+
+    def get_dataloaders(self):
+        workers = get_allowed_n_proc_DA()
+        # the unlabelled loader takes its third (geometry alone is cheap) out of nnU-Net's worker budget
+        unlabeled_workers = max(1, workers // 3) if workers else 0
+        with _environment(nnUNet_n_proc_DA=str(max(1, workers - unlabeled_workers) if workers else 0)):
+            train, val = super().get_dataloaders()
+        folder = unlabeled_folder(Path(self.preprocessed_dataset_folder_base), self.configuration_manager)
+        dataset = UnlabeledDataset(str(folder), self._unlabeled_cases)
+        loader = unlabeled_loader(labeled_loader(train), dataset, self.label_manager)
+        self.dataloader_unlabeled = augment(loader, unlabeled_workers, pin_memory=self.device.type == "cuda")
+        return train, val
+
+    def on_train_end(self):
+        super().on_train_end()
+        if isinstance(self.dataloader_unlabeled, NonDetMultiThreadedAugmenter):
+            self.dataloader_unlabeled._finish()
+
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+        self._step_in_epoch = 0
+
+    def train_step(self, batch: dict) -> dict:
+        self.optimizer.zero_grad(set_to_none=True)
+        steps = self.num_iterations_per_epoch
+        weights = self.method.weights((self.current_epoch * steps + self._step_in_epoch) / (self.num_epochs * steps))
+        self._step_in_epoch += 1
+        parameters = list(self.network.parameters())
+        ratios: dict[str, tuple[Tensor | float, Tensor | float]] = {}
+
+        if any(weights.values()):
+            with self.network.no_sync() if self.is_ddp else nullcontext():
+                for name, value in self._unlabeled_backward(weights).items():
+                    ratios[f"loss_{name}"] = (value, 1)
+            ratios |= self.method.curves
+            ratios["gradient_norm_unlabeled"] = (self._unscaled(_norm(p.grad for p in parameters)), 1)
+
+        data = batch["data"].to(self.device, non_blocking=True)
+        target = batch["target"]
+        target = ([t.to(self.device, non_blocking=True) for t in target] if isinstance(target, list)
+                  else target.to(self.device, non_blocking=True))
+        with self._autocast():
+            loss = self.loss(self.network(data), target)
+        with _record_gradients(parameters) as labeled_gradients:
+            self._scaled(loss).backward()
+        ratios["loss_supervised"] = (loss, 1)
+        ratios["gradient_norm_labeled"] = (self._unscaled(_norm(labeled_gradients)), 1)
+
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
+        ratios["clipped_share"] = (norm > GRADIENT_CLIP, 1)
+        if self.grad_scaler is not None:
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        else:
+            self.optimizer.step()
+        self.method.after_step(self._plain_network)
+        self._ratios.add(ratios, self.device)
+        return {"loss": loss.detach().cpu().numpy()}
+
+    def _unlabeled_backward(self, weights: dict[str, float]) -> dict[str, Tensor]:
+        """Backward of every unlabelled loss, one graph at a time; the losses' values, not weighted."""
+        batch = next(self.dataloader_unlabeled)
+        unlabeled = UnlabeledBatch(
+            image=batch["data"].to(self.device, non_blocking=True),
+            valid=batch["target"].to(self.device, non_blocking=True) >= 0,
+        )
+        values: dict[str, Tensor] = {}
+        for losses in self.method.losses(self._split_network, unlabeled):
+            self._scaled(sum(weights[name] * loss for name, loss in losses.items())).backward()
+            for name, loss in losses.items():
+                values[name] = values.get(name, 0) + loss.detach()
+        return values
+
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss if self.grad_scaler is None else self.grad_scaler.scale(loss)
+
+    def _unscaled(self, norm: Tensor) -> Tensor:
+        return norm if self.grad_scaler is None else norm / self.grad_scaler._get_scale_async()
+
+    def on_train_epoch_end(self, train_outputs: list[dict]):
+        super().on_train_epoch_end(train_outputs)
+        log_curves(self.logger, self._ratios.pop(), self.current_epoch)
+
+    def on_epoch_end(self):
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            classes = ([str(r) for r in self.label_manager.foreground_regions] if self.label_manager.has_regions
+                       else [str(c) for c in self.label_manager.all_labels])
+            plot_curves(self.logger, Path(self.output_folder) / "progress_unlabeled.png", classes)
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint plus the method's state, written beside and renamed."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return super().save_checkpoint(filename)
+        temporary = filename + ".tmp"
+        super().save_checkpoint(temporary)
+        if state := self.method.state_dict():
+            # weights_only: nnU-Net's own checkpoint, written a moment ago, holds NumPy scalars
+            checkpoint = torch.load(temporary, map_location="cpu", weights_only=False)
+            torch.save({**checkpoint, METHOD_STATE: state}, temporary)
+        os.replace(temporary, filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        super().load_checkpoint(filename_or_checkpoint)
+        checkpoint: dict[str, Any] = (
+            torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
+            if isinstance(filename_or_checkpoint, str) else filename_or_checkpoint
+        )
+        self.method.load_state_dict(checkpoint.get(METHOD_STATE, {}))
+
+
+def _norm(gradients) -> Tensor:
+    """Norm of all gradients together; parameters without one do not count."""
+    return nn.utils.get_total_norm([g for g in gradients if g is not None])
+
+
+@contextmanager
+def _record_gradients(parameters: list[nn.Parameter]) -> Iterator[list[Tensor]]:
+    """Norms of the gradients that backward passes in this context add, whatever was there before."""
+    norms: list[Tensor] = []
+    handles = [p.register_hook(lambda gradient: norms.append(gradient.norm())) for p in parameters]
+    try:
+        yield norms
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Set environment variables for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
