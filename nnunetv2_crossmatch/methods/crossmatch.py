@@ -150,7 +150,7 @@ class CrossMatch(Method):
     def _learn(self, stream: str, logits: Tensor, target: PseudoLabel) -> Tensor:
         """The loss, and on the side how far the stream agrees with its teacher on all valid voxels."""
         with torch.no_grad():
-            prediction = logits > 0 if self.regions else logits.argmax(1, keepdim=True)
+            prediction = logits > 0 if self.regions else logits.max(1, keepdim=True).indices
             valid = target.valid.expand_as(prediction)
             agreed, counted = self.curves.get(f"agreement_{stream}", (0, 0))
             self.curves[f"agreement_{stream}"] = (

@@ -1,0 +1,98 @@
+"""A small synthetic dataset, taken through nnU-Net's own commands once per test session."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+REPOSITORY = Path(__file__).parents[1]
+DATASET = "Dataset901_Balls"
+BIN = Path(sys.executable).parent
+
+os.environ.update(nnUNet_n_proc_DA="0", nnUNet_def_n_proc="1", OMP_NUM_THREADS="1", nnUNet_compile="f")
+torch.set_num_threads(1)
+
+
+def ball(rng: np.random.Generator, shape=(16, 24, 24), channels: int = 1) -> tuple[list[np.ndarray], np.ndarray]:
+    """Noisy images of a ball (label 1) with a core (label 2)."""
+    centre = np.array(shape) / 2 + rng.uniform(-2, 2, 3)
+    distance = np.sqrt(sum((axis - c) ** 2 for axis, c in zip(np.indices(shape), centre, strict=True)))
+    label = (distance < 6).astype(np.uint8) + (distance < 3)
+    return [(100 * label + rng.normal(0, 20, shape) + 200).astype(np.float32) for _ in range(channels)], label
+
+
+def write_image(array: np.ndarray, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(file))
+
+
+def make_raw_dataset(folder: Path, labeled: int, unlabeled: int, test: int = 0, channels: int = 1, **extra) -> None:
+    """imagesTr/labelsTr, imagesUn, imagesTs/labelsTs and dataset.json (updated with ``extra``)."""
+    rng = np.random.default_rng(0)
+    for part, prefix, count in (("Tr", "case", labeled), ("Un", "scan", unlabeled), ("Ts", "test", test)):
+        for i in range(count):
+            images, label = ball(rng, channels=channels)
+            for channel, image in enumerate(images):
+                write_image(image, folder / f"images{part}" / f"{prefix}{i}_{channel:04d}.nii.gz")
+            if part != "Un":
+                write_image(label, folder / f"labels{part}" / f"{prefix}{i}.nii.gz")
+    (folder / "dataset.json").write_text(json.dumps({
+        "channel_names": {str(c): f"MR{c}" for c in range(channels)},
+        "labels": {"background": 0, "shell": 1, "core": 2},
+        "numTraining": labeled, "file_ending": ".nii.gz", **extra,
+    }))
+
+
+def run(*command: str | Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    """Run an installed command as a user would; its output is shown when it fails."""
+    result = subprocess.run(
+        [str(BIN / command[0]), *map(str, command[1:])], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, **environment}, timeout=600,
+    )
+    if check:
+        assert result.returncode == 0, result.stdout
+    return result
+
+
+def plan(dataset_id: str, *configurations: str, features=(4, 8), batch: int = 2) -> None:
+    """Stock planning and preprocessing, then small plans nnUNetPlansSmall for a fast CPU step."""
+    run("nnUNetv2_plan_and_preprocess", "-d", dataset_id, "-c", *configurations, "-np", "1", "-npfp", "1",
+        nnUNet_n_proc_DA="1")
+    for configuration in configurations:
+        patch = ["16", "16"] if configuration == "2d" else ["8", "16", "16"]
+        run("python", REPOSITORY / "scripts" / "small_plans.py", "-d", dataset_id, "-c", configuration,
+            "--features", *map(str, features), "--patch", *patch, "--batch", str(batch))
+
+
+def use_folders(base: Path, setenv: Callable[[str, str], None]) -> None:
+    for name in ("raw", "preprocessed", "results"):
+        (base / name).mkdir(exist_ok=True)
+        setenv(f"nnUNet_{name}", str(base / name))
+
+
+@pytest.fixture(scope="session")
+def planned(tmp_path_factory) -> Path:
+    """Folder with raw/, preprocessed/, results/: five labelled, four unlabelled, two test cases, planned."""
+    base = tmp_path_factory.mktemp("nnunet")
+    with pytest.MonkeyPatch.context() as patch:
+        use_folders(base, patch.setenv)
+        make_raw_dataset(base / "raw" / DATASET, labeled=5, unlabeled=4, test=2)
+        plan("901", "2d", "3d_fullres")
+    return base
+
+
+@pytest.fixture
+def dataset(planned: Path, tmp_path: Path, monkeypatch) -> Path:
+    """A private copy of the planned dataset, with nnU-Net's three variables set to it."""
+    base = tmp_path / "nnunet"
+    shutil.copytree(planned, base)
+    use_folders(base, monkeypatch.setenv)
+    return base

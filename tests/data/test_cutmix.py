@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from nnunetv2_crossmatch.data import cutmix
+from nnunetv2_crossmatch.data.cutmix import CutMixPartner, draw_boxes, paste
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("spatial", [(40, 48), (24, 32, 40)], ids=["2d", "3d"])
+def test_boxes_are_solid_have_the_stated_volume_and_come_half_the_time(spatial):
+    torch.manual_seed(0)
+    boxes = draw_boxes(2000, spatial, CPU)
+    assert boxes.shape == (2000, 1, *spatial) and boxes.dtype == torch.bool
+    drawn = [box[0] for box in boxes if box.any()]
+    assert len(drawn) / 2000 == pytest.approx(cutmix.P_CUTMIX, abs=0.04)
+    volumes = []
+    for box in drawn:
+        index = box.nonzero()
+        extent = index.max(0).values - index.min(0).values + 1
+        assert extent.prod() == len(index), "not a box"
+        volumes.append(len(index) / box.numel())
+    assert sum(volumes) / len(volumes) == pytest.approx(sum(cutmix.VOLUME) / 2, rel=0.05)
+    assert min(volumes) > 0.01 and max(volumes) < 0.45
+
+
+def test_boxes_reach_every_corner():
+    torch.manual_seed(0)
+    hit = draw_boxes(3000, (12, 12, 12), CPU).any(0)[0]
+    assert hit.all()
+
+
+@pytest.mark.parametrize("batch", [2, 3, 5])
+def test_nobody_is_their_own_partner_and_everything_follows_one_partner(batch):
+    torch.manual_seed(0)
+    partner = CutMixPartner()
+    images, labels = torch.arange(batch), 10 * torch.arange(batch)
+    seen = set()
+    for _ in range(40):
+        partner.draw(batch)
+        mixed = partner.of("image", images)
+        assert (mixed != images).all() and sorted(mixed.tolist()) == images.tolist()
+        assert torch.equal(partner.of("label", labels), 10 * mixed)
+        seen.add(int(mixed[0]))
+    assert len(seen) == batch - 1
+
+
+def test_a_single_sample_is_mixed_with_the_previous_step():
+    partner = CutMixPartner()
+    for step in range(3):
+        partner.draw(1)
+        image, label = torch.tensor([step]), torch.tensor([10 * step])
+        assert partner.of("image", image).item() == max(step - 1, 0)
+        assert partner.of("label", label).item() == 10 * max(step - 1, 0)
+
+
+def test_paste_takes_the_partner_inside_the_box_only():
+    torch.manual_seed(0)
+    box = draw_boxes(4, (6, 7), CPU)
+    own, other = torch.zeros(4, 2, 6, 7), torch.ones(4, 2, 6, 7)
+    assert torch.equal(paste(box, own, other), box.expand_as(own).float())

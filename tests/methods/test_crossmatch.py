@@ -1,0 +1,234 @@
+"""CrossMatch against a slow version: every stream in one graph, every loss voxel sums in NumPy terms."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from torch import nn
+
+from nnunetv2_crossmatch.data.cutmix import paste
+from nnunetv2_crossmatch.data.views import apply_strong
+from nnunetv2_crossmatch.methods import UnlabeledBatch, crossmatch
+from nnunetv2_crossmatch.methods.crossmatch import CrossMatch, CrossMatchConstants
+from nnunetv2_crossmatch.networks.split_unet import SplitUNet, drop_channels
+
+CONSTANTS = CrossMatchConstants(threshold=0.4, eta=0.3, warmup=0.0, present_only=True, cross_entropy=0.0,
+                                lambda_ip=1.0, lambda_kd=2.0, ema_decay=None)
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return PlainConvUNet(
+        1, n_stages=3, features_per_stage=[4, 6, 8], conv_op=nn.Conv2d, kernel_sizes=3, strides=[1, 2, 2],
+        n_conv_per_stage=1, num_classes=3, n_conv_per_stage_decoder=1, conv_bias=True, norm_op=nn.InstanceNorm2d,
+        norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU, deep_supervision=True,
+    )
+
+
+def unlabeled_batch(batch: int = 3, seed: int = 1) -> UnlabeledBatch:
+    generator = torch.Generator().manual_seed(seed)
+    valid = torch.ones(batch, 1, 16, 16, dtype=torch.bool)
+    valid[..., :2] = False
+    return UnlabeledBatch(torch.randn(batch, 1, 16, 16, generator=generator), valid)
+
+
+@pytest.fixture
+def record(monkeypatch) -> dict[str, list]:
+    """Everything that is drawn, in order, so that the slow version can use it again."""
+    drawn: dict[str, list] = {"draw_strong": [], "draw_boxes": [], "draw_channel_masks": []}
+
+    def recording(name):
+        original = getattr(crossmatch, name)
+
+        def draw(*args):
+            drawn[name].append(original(*args))
+            return drawn[name][-1]
+        return draw
+
+    for name in drawn:
+        monkeypatch.setattr(crossmatch, name, recording(name))
+    return drawn
+
+
+def step(method: CrossMatch, network: nn.Module, unlabeled: UnlabeledBatch) -> dict[str, float]:
+    weights, values = method.weights(1.0), {}
+    for losses in method.losses(SplitUNet(network), unlabeled):
+        sum(weights[name] * loss for name, loss in losses.items()).backward()
+        for name, loss in losses.items():
+            values[name] = values.get(name, 0) + loss.item()
+    return values
+
+
+def slow_dice(p, label, kept, constants) -> torch.Tensor:
+    losses = []
+    for c in range(p.shape[1]):
+        y = (label == c)[:, 0][kept[:, 0]].float()
+        q = p[:, c][kept[:, 0]]
+        if y.sum() > 0 or not constants.present_only:
+            losses.append(1 - (2 * (q * y).sum() + 1e-5) / ((q**2).sum() + (y**2).sum() + 1e-5))
+    return torch.stack(losses).mean() if losses else p.sum() * 0
+
+
+def slow_losses(network, unlabeled, drawn, shift, constants, partner_of=None) -> dict[str, torch.Tensor]:
+    """The definitions, stream by stream."""
+    def decode(features):
+        return network.decoder(features)[0]
+
+    def hard(logits):
+        p = logits.detach().softmax(1)
+        confidence, label = p.max(1, keepdim=True)
+        return label, (confidence >= constants.threshold) & unlabeled.valid
+
+    x_w = unlabeled.image
+    x_s1, x_s2 = (apply_strong(x_w, parameters) for parameters in drawn["draw_strong"])
+    box1, box2 = drawn["draw_boxes"]
+    m_ww, m_sw, m_ws, m_ss = drawn["draw_channel_masks"]
+    def partner(v):
+        return v.roll(shift, 0)
+
+    def mix(box, pair):
+        return tuple(paste(box, v, partner(v)) for v in pair)
+
+    f_w = network.encoder(x_w)
+    y_nw = hard(decode(f_w))
+    p_ww, p_sw = decode(drop_channels(f_w, m_ww)), decode(drop_channels(f_w, m_sw))
+    y_ww, y_sw = hard(p_ww), hard(p_sw)
+    p_ns1 = network(paste(box1, x_s1, partner(x_s1)))[0]
+    f_s = network.encoder(paste(box2, x_s2, partner(x_s2)))
+    p_ns2, p_ws, p_ss = decode(f_s), decode(drop_channels(f_s, m_ws)), decode(drop_channels(f_s, m_ss))
+
+    def d(logits, target):
+        return slow_dice(logits.softmax(1), *target, constants)
+
+    return {
+        "ip": (d(p_ns1, mix(box1, y_nw)) + d(p_ns2, mix(box2, y_nw))) / 2,
+        "tkd": (d(p_ww, y_nw) + d(p_sw, y_nw) + d(p_ws, mix(box2, y_nw)) + d(p_ss, mix(box2, y_nw))) / 4,
+        "dkd": (d(p_ws, mix(box2, y_ww)) + d(p_ss, mix(box2, y_sw))) / 2,
+    }
+
+
+@pytest.mark.parametrize("present_only", [True, False])
+def test_losses_and_gradients_equal_the_definitions(network, record, present_only):
+    constants = replace(CONSTANTS, present_only=present_only)
+    torch.manual_seed(5)
+    method, unlabeled = CrossMatch(constants, network), unlabeled_batch()
+    values = step(method, network, unlabeled)
+    gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    network.zero_grad()
+
+    slow = slow_losses(network, unlabeled, record, method._partner._shift, constants)
+    total = slow["ip"] + 2 * (0.7 * slow["tkd"] + 0.3 * slow["dkd"])
+    total.backward()
+    assert values == pytest.approx({name: loss.item() for name, loss in slow.items()}, abs=1e-6)
+    expected = [p.grad for p in network.parameters() if p.grad is not None]
+    assert len(gradients) == len(expected)
+    for mine, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_the_teacher_gets_no_gradient(network, monkeypatch):
+    """With every student decoding cut off, nothing that the teacher touched has a gradient."""
+    method = CrossMatch(CONSTANTS, network)
+    monkeypatch.setattr(method, "_learn", lambda stream, logits, target: (logits.detach() * 0).sum().requires_grad_())
+    monkeypatch.setattr(method, "_loss", lambda logits, target: (logits.detach() * 0).sum().requires_grad_())
+    step(method, network, unlabeled_batch())
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_labels_follow_their_image_through_cutmix(network, monkeypatch):
+    """A network-free check: what is pasted into image, label and confidence is the same partner's same box."""
+    method = CrossMatch(replace(CONSTANTS, threshold=0.0), network)
+    unlabeled = unlabeled_batch(batch=4)
+    seen = []
+    # the "pseudo-label" of a voxel is the sign of its image, so the composites have to agree everywhere
+    monkeypatch.setattr(crossmatch, "apply_strong", lambda image, parameters: image)
+    monkeypatch.setattr(method, "_pseudo_label", lambda logits, valid: crossmatch.PseudoLabel(
+        (unlabeled.image > 0).long(), unlabeled.image > 0.5, unlabeled.image > -1))
+    network_inputs = []
+
+    class Spy(SplitUNet):
+        def encode(self, image):
+            network_inputs.append(image)
+            return super().encode(image)
+
+    original = method._learn
+    monkeypatch.setattr(method, "_learn", lambda stream, logits, target: (seen.append((stream, target)), original(stream, logits, target))[1])
+    torch.manual_seed(3)
+    for losses in method.losses(Spy(network), unlabeled):
+        sum(losses.values()).backward()
+    weak, mixed1, mixed2 = network_inputs
+    inputs = dict(zip(("dropout_weak", "dropout_strong"), (weak, weak), strict=True))
+    assert not torch.equal(mixed1, weak) and not torch.equal(mixed2, weak), "no box was drawn: choose another seed"
+    strong = iter((mixed1, mixed2))
+    for stream, target in seen:
+        image = inputs.get(stream, mixed2 if stream == "strong_view_dropout" else None)
+        image = next(strong) if image is None else image
+        assert torch.equal(target.label, (image > 0).long())
+        assert torch.equal(target.kept, image > 0.5)
+        assert torch.equal(target.valid, image > -1)
+
+
+def test_a_single_sample_works_and_mixes_with_the_previous_step(network):
+    method = CrossMatch(CONSTANTS, network)
+    torch.manual_seed(0)
+    for seed in range(3):
+        values = step(method, network, unlabeled_batch(batch=1, seed=seed))
+        assert all(0 <= v <= 1 for v in values.values())
+
+
+def test_warm_up_then_full_weights():
+    method = CrossMatch(replace(CONSTANTS, warmup=0.1), nn.Identity())
+    assert set(method.weights(0.0999).values()) == {0.0}
+    assert method.weights(0.1) == pytest.approx({"ip": 1.0, "tkd": 1.4, "dkd": 0.6})
+
+
+def test_nothing_confident_is_a_step_without_gradient(network):
+    values = step(CrossMatch(replace(CONSTANTS, threshold=1.1), network), network, unlabeled_batch())
+    assert set(values.values()) == {0.0}
+    assert all((p.grad == 0).all() for p in network.parameters() if p.grad is not None)
+
+
+def test_curves_count_kept_voxels_per_class_and_agreement(network):
+    method, unlabeled = CrossMatch(CONSTANTS, network), unlabeled_batch()
+    with torch.no_grad():
+        p = network(unlabeled.image)[0].softmax(1)
+    confidence, label = p.max(1, keepdim=True)
+    step(method, network, unlabeled)
+    kept, predicted = method.curves["kept_share"]
+    for c in range(3):
+        of_class = (label == c) & unlabeled.valid
+        assert predicted[c] == of_class.sum()
+        assert kept[c] == (of_class & (confidence >= CONSTANTS.threshold)).sum()
+    valid = unlabeled.valid.sum()
+    assert method.curves["agreement_dropout_weak"][1] == valid
+    assert method.curves["agreement_strong_view"][1] == 2 * valid
+
+
+def test_an_ema_teacher_labels_in_the_networks_place(network):
+    method = CrossMatch(replace(CONSTANTS, ema_decay=0.5), network)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(torch.randn_like(p))
+    unlabeled = unlabeled_batch()
+    expected = method.teacher.network(unlabeled.image)[0].argmax(1)
+    step(method, network, unlabeled)
+    assert [int(n) for n in method.curves["kept_share"][1]] == [
+        int(((expected == c) & unlabeled.valid[:, 0]).sum()) for c in range(3)]
+    assert all(p.grad is None for p in method.teacher.parameters())
+    assert not torch.equal(next(network.parameters()), next(method.teacher.network.parameters()))
+    method.after_step(network)
+    assert torch.equal(next(network.parameters()), next(method.teacher.network.parameters()))
+
+
+def test_regions_are_binary_per_channel(network):
+    method, unlabeled = CrossMatch(replace(CONSTANTS, threshold=0.6), network, regions=True), unlabeled_batch()
+    with torch.no_grad():
+        p = network(unlabeled.image)[0].sigmoid()
+    pseudo = method._pseudo_label(p.logit(), unlabeled.valid)
+    assert torch.equal(pseudo.label, p > 0.5)
+    assert torch.equal(pseudo.kept, ((p >= 0.6) | (p <= 0.4)) & unlabeled.valid)
+    values = step(method, network, unlabeled)
+    assert all(0 < v < 1 for v in values.values())
+    assert method.curves["kept_share"][0].shape == (3,)
