@@ -62,7 +62,7 @@ def run(*command: str | Path, check: bool = True, **environment: str) -> subproc
     return result
 
 
-def plan(dataset_id: str, *configurations: str, features=(4, 8), batch: int = 2) -> None:
+def plan(dataset_id: str, *configurations: str, features=(4, 6, 8), batch: int = 2) -> None:
     """Stock planning and preprocessing, then small plans nnUNetPlansSmall for a fast CPU step."""
     run("nnUNetv2_plan_and_preprocess", "-d", dataset_id, "-c", *configurations, "-np", "1", "-npfp", "1",
         nnUNet_n_proc_DA="1")

@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import nibabel
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from filelock import FileLock
@@ -152,6 +153,9 @@ def _preprocess_case(case: str, files: list[Path], folder: Path, plans_json: dic
             sha256 = hashlib.sha256(np.ascontiguousarray(data)).hexdigest()
             return super().run_case_npy(data, *args, **kwargs)
 
+    for file in files:
+        if file.name.endswith((".nii", ".nii.gz")):
+            _check_nifti(file)
     source = _source_stamp(files)
     incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=folder))
     try:
@@ -176,13 +180,26 @@ def _preprocess_case(case: str, files: list[Path], folder: Path, plans_json: dic
     return {"images": [str(f) for f in files], "source": source, "sha256": sha256}
 
 
+def _check_nifti(file: Path) -> None:
+    """SimpleITK fills up a truncated NIfTI file and turns NaN into 0 without a word, so look at it raw."""
+    try:
+        data = np.asanyarray(nibabel.load(file).dataobj)
+    except Exception as e:
+        raise _BadScan(f"{file} cannot be read ({e}). Replace the file or remove the case.") from e
+    _check_finite(data, str(file))
+
+
+def _check_finite(data: np.ndarray, named: str) -> None:
+    if not np.isfinite(data).all():
+        raise _BadScan(f"{named} contains NaN or infinite values. Repair it or remove the case.")
+
+
 def _check_scan(data: np.ndarray, dataset_json: dict, named: str) -> None:
     channels = dataset_json["channel_names"]
     if len(data) != len(channels):
         raise _BadScan(f"{named}: {len(data)} channels, but the dataset has {len(channels)} "
                        f"({', '.join(channels.values())}). Supply the same channels or remove the case.")
-    if not np.isfinite(data).all():
-        raise _BadScan(f"{named} contains NaN or infinite values. Repair it or remove the case.")
+    _check_finite(data, named)
     if data.min() == data.max():
         raise _BadScan(f"{named} is constant ({data.flat[0]:g} everywhere). Replace it or remove the case.")
 

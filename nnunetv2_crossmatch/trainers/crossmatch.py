@@ -1,5 +1,7 @@
 """CrossMatch as nnU-Net trainers."""
 
+from dataclasses import replace
+
 from torch import nn
 
 from nnunetv2_crossmatch.methods.crossmatch import CrossMatch, CrossMatchConstants
@@ -13,3 +15,15 @@ class nnUNetTrainerCrossMatch(nnUNetTrainerSemiSupervised):
 
     def build_method(self, network: nn.Module) -> CrossMatch:
         return CrossMatch(self.constants, network, regions=self.label_manager.has_regions)
+
+
+class nnUNetTrainerCrossMatchEMA(nnUNetTrainerCrossMatch):
+    """CrossMatch whose weak view is labelled by an exponential moving average of the network."""
+
+    constants = replace(nnUNetTrainerCrossMatch.constants, ema_decay=0.99)
+
+
+class nnUNetTrainerCrossMatchPaper(nnUNetTrainerCrossMatch):
+    """CrossMatch as published: hard pseudo-labels from the first step, Dice over all classes."""
+
+    constants = replace(nnUNetTrainerCrossMatch.constants, warmup=0.0, present_only=False)

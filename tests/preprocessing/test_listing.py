@@ -1,0 +1,88 @@
+import json
+
+import pytest
+
+from nnunetv2_crossmatch.preprocessing.listing import UnlabeledDataError, group_channels, labeled_cases, list_unlabeled
+from tests.conftest import make_raw_dataset
+
+
+@pytest.fixture
+def raw(tmp_path):
+    make_raw_dataset(tmp_path / "D", labeled=2, unlabeled=2, test=1, channels=2)
+    return tmp_path / "D"
+
+
+def dataset_json(raw):
+    return json.loads((raw / "dataset.json").read_text())
+
+
+def test_the_folder_is_the_list(raw):
+    listed = list_unlabeled(raw, dataset_json(raw))
+    assert {case: [f.name for f in files] for case, files in listed.items()} == {
+        f"scan{i}": [f"scan{i}_0000.nii.gz", f"scan{i}_0001.nii.gz"] for i in range(2)}
+
+
+def test_unlabeled_json_wins_over_the_folder_and_takes_relative_and_absolute_paths(raw, monkeypatch):
+    monkeypatch.setenv("SCANS", str(raw / "imagesUn"))
+    entries = {
+        "a b.c": {"images": ["imagesUn/scan0_0000.nii.gz", str(raw / "imagesUn" / "scan0_0001.nii.gz")]},
+        "é": {"images": ["$SCANS/scan1_0000.nii.gz", "$SCANS/scan1_0001.nii.gz"]},
+    }
+    (raw / "unlabeled.json").write_text(json.dumps(entries))
+    listed = list_unlabeled(raw, dataset_json(raw))
+    assert list(listed) == ["a b.c", "é"]
+    assert all(file.is_file() for files in listed.values() for file in files)
+
+
+def test_without_list_and_folder_there_is_nothing(raw):
+    (raw / "imagesUn").rename(raw / "elsewhere")
+    assert list_unlabeled(raw, dataset_json(raw)) is None
+
+
+def test_labeled_cases_from_the_folder_or_from_dataset_json(raw):
+    assert labeled_cases(raw, dataset_json(raw)) == ["case0", "case1"]
+    assert labeled_cases(raw, {**dataset_json(raw), "dataset": {"x": {}, "b": {}}}) == ["b", "x"]
+
+
+@pytest.mark.parametrize(("content", "complaint"), [
+    ("{}", "names no scan"),
+    ("{not json", "is not valid JSON"),
+    ("[1]", "is not of the form"),
+    ('{"a": {"images": []}}', "entry 'a' is not of the form"),
+    ('{"a": {"images": [3]}}', "entry 'a' is not of the form"),
+    ('{"a": {"images": ["nowhere_0000.nii.gz"]}}', "a names .*nowhere_0000.nii.gz, which does not exist"),
+    ('{"case1": {"images": ["imagesUn/scan0_0000.nii.gz"]}}', "case1 is also a training case .*imagesTr"),
+    ('{"test0": {"images": ["imagesUn/scan0_0000.nii.gz"]}}', "test0 is also a test case .*imagesTs"),
+])
+def test_a_bad_list_is_one_clear_error(raw, content, complaint):
+    (raw / "unlabeled.json").write_text(content)
+    with pytest.raises(UnlabeledDataError, match=complaint) as error:
+        list_unlabeled(raw, dataset_json(raw))
+    assert "unlabeled.json" in str(error.value)
+
+
+def test_an_empty_folder_is_an_error(raw):
+    for file in (raw / "imagesUn").iterdir():
+        file.unlink()
+    with pytest.raises(UnlabeledDataError, match="imagesUn names no scan"):
+        list_unlabeled(raw, dataset_json(raw))
+
+
+def test_validation_cases_may_not_be_unlabelled(raw):
+    (raw / "imagesTs").rename(raw / "imagesVal")
+    (raw / "unlabeled.json").write_text('{"test0": {"images": ["imagesUn/scan0_0000.nii.gz"]}}')
+    with pytest.raises(UnlabeledDataError, match="test0 is also a validation case"):
+        list_unlabeled(raw, dataset_json(raw))
+
+
+def test_files_without_a_channel_number_are_named_with_the_fix(raw):
+    (raw / "imagesUn" / "odd.nii.gz").touch()
+    with pytest.raises(UnlabeledDataError, match="odd.nii.gz has no channel number. Rename it to odd_0000.nii.gz"):
+        group_channels(raw / "imagesUn", ".nii.gz")
+
+
+def test_all_problems_come_at_once(raw):
+    (raw / "unlabeled.json").write_text(json.dumps({f"c{i}": {"images": [f"gone{i}"]} for i in range(3)}))
+    with pytest.raises(UnlabeledDataError) as error:
+        list_unlabeled(raw, dataset_json(raw))
+    assert all(f"gone{i}" in str(error.value) for i in range(3))

@@ -1,0 +1,30 @@
+from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
+from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+from nnunetv2_crossmatch.preprocessing.splits import ensure_splits
+
+
+def test_without_patients_the_file_is_nnunets_own_byte_for_byte(tmp_path):
+    cases = [f"c{i:02d}" for i in range(12)]
+    save_json(generate_crossval_split(cases, seed=12345, n_splits=5), str(tmp_path / "stock.json"))
+    ensure_splits(tmp_path, cases[::-1], {})
+    assert (tmp_path / "splits_final.json").read_bytes() == (tmp_path / "stock.json").read_bytes()
+
+
+def test_a_patients_scans_stay_together_in_as_many_folds_as_patients(tmp_path):
+    cases = [f"p{i}_frame{j}" for i in range(3) for j in (1, 2)]
+    ensure_splits(tmp_path, cases, {case: case[:2] for case in cases})
+    splits = load_json(str(tmp_path / "splits_final.json"))
+    assert len(splits) == 3
+    assert sorted(case for split in splits for case in split["val"]) == cases
+    for split in splits:
+        assert sorted(split["train"] + split["val"]) == cases
+        assert not {c[:2] for c in split["train"]} & {c[:2] for c in split["val"]}
+
+
+def test_one_patient_makes_no_split_and_an_existing_file_is_kept(tmp_path):
+    ensure_splits(tmp_path, ["a_1", "a_2"], {"a_1": "a", "a_2": "a"})
+    assert not (tmp_path / "splits_final.json").exists()
+    (tmp_path / "splits_final.json").write_text("mine")
+    ensure_splits(tmp_path, ["a", "b"], {})
+    assert (tmp_path / "splits_final.json").read_text() == "mine"

@@ -1,0 +1,253 @@
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunetv2_crossmatch.trainers import (
+    nnUNetTrainerCrossMatch_smoke,
+    nnUNetTrainerCrossMatchEMA_smoke,
+)
+from nnunetv2_crossmatch.trainers.curves import PREFIX
+
+
+class Smoke(nnUNetTrainerCrossMatch_smoke):
+    """From the first step on, and with voxels kept although the network knows nothing yet."""
+
+    constants = replace(nnUNetTrainerCrossMatch_smoke.constants, warmup=0.0, threshold=0.0)
+
+
+class SmokeEMA(nnUNetTrainerCrossMatchEMA_smoke):
+    constants = replace(nnUNetTrainerCrossMatchEMA_smoke.constants, warmup=0.0, threshold=0.0)
+
+
+class Supervised(Smoke):
+    constants = replace(Smoke.constants, lambda_ip=0.0, lambda_kd=0.0)
+
+
+def weights(trainer) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in trainer.network.parameters()]
+
+
+def start(trainer):
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_lambda_zero_is_the_supervised_step_exactly(make_trainer, configuration):
+    stock, ours = (start(make_trainer(cls, configuration)) for cls in (nnUNetTrainer, Supervised))
+    ours.network.load_state_dict(stock.network.state_dict())
+    for _ in range(3):
+        batch = next(stock.dataloader_train)
+        copy = {"data": batch["data"].clone(), "target": [t.clone() for t in batch["target"]]}
+        assert stock.train_step(batch)["loss"] == ours.train_step(copy)["loss"]
+    assert all(torch.equal(a, b) for a, b in zip(weights(stock), weights(ours), strict=True))
+
+
+def test_unlabelled_gradients_are_added_to_the_supervised_ones(make_trainer):
+    ours, supervised = (start(make_trainer(cls)) for cls in (Smoke, Supervised))
+    supervised.network.load_state_dict(ours.network.state_dict())
+    batch = next(ours.dataloader_train)
+    for trainer in (ours, supervised):
+        trainer.train_step({"data": batch["data"].clone(), "target": [t.clone() for t in batch["target"]]})
+    assert not all(torch.equal(a, b) for a, b in zip(weights(ours), weights(supervised), strict=True))
+    with_unlabeled, without = ours._ratios.pop(), supervised._ratios.pop()
+    assert with_unlabeled["gradient_norm_labeled"] == pytest.approx(without["gradient_norm_labeled"], rel=1e-5)
+    assert with_unlabeled["gradient_norm_unlabeled"] > 0
+    assert "gradient_norm_unlabeled" not in without
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_unlabelled_batches_have_the_labelled_geometry(make_trainer, configuration):
+    trainer = start(make_trainer(Smoke, configuration))
+    labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)
+    assert unlabeled["data"].shape == labeled["data"].shape
+    assert unlabeled["target"].shape == (len(labeled["data"]), 1, *labeled["data"].shape[2:])
+    assert all(key.startswith("scan") for key in unlabeled["keys"])
+    assert all(key.startswith("case") for key in labeled["keys"])
+
+
+def test_padded_voxels_are_marked_whatever_the_geometry_does(make_trainer):
+    def larger_patch(plans, dataset_json):
+        plans["configurations"]["3d_fullres"]["patch_size"] = [32, 32, 32]  # scans are 16 x 24 x 24
+    trainer = start(make_trainer(Smoke, edit=larger_patch))
+    for _ in range(20):
+        batch = next(trainer.dataloader_unlabeled)
+        valid = batch["target"] >= 0
+        assert 0 < valid.float().mean() < 0.7
+        assert (batch["data"][~valid] == 0).float().mean() > 0.8  # linear interpolation blurs the border
+
+
+def test_curves_are_logged_every_epoch_and_drawn(make_trainer):
+    trainer = make_trainer(Smoke)
+    trainer.run_training()
+    log = trainer.logger.local_logger.my_fantastic_logging
+    curves = {key.removeprefix(PREFIX) for key in log if key.startswith(PREFIX)}
+    assert curves == {
+        "loss_supervised", "loss_ip", "loss_tkd", "loss_dkd", "kept_share", "gradient_norm_labeled",
+        "gradient_norm_unlabeled", "clipped_share", "agreement_dropout_weak", "agreement_dropout_strong",
+        "agreement_strong_view", "agreement_strong_view_dropout",
+    }
+    assert {len(values) for values in log.values()} == {2}
+    assert len(log[PREFIX + "kept_share"][0]) == 3
+    output = Path(trainer.output_folder)
+    for picture in ("progress.png", "progress_unlabeled.png"):
+        assert (output / picture).stat().st_size > 10_000
+    method = json.loads((output / "method.json").read_text())
+    assert method["method"] == "CrossMatch" and method["eta"] == 0.3
+
+
+def test_warm_up_leaves_gaps_in_the_curves_that_the_picture_survives(make_trainer):
+    class Late(Smoke):
+        constants = replace(Smoke.constants, warmup=0.5)
+
+    trainer = make_trainer(Late)
+    trainer.run_training()
+    log = trainer.logger.local_logger.my_fantastic_logging
+    assert np.isnan(log[PREFIX + "loss_ip"][0]) and log[PREFIX + "loss_ip"][1] > 0
+    assert not np.isnan(log[PREFIX + "loss_supervised"]).any()
+    assert np.isnan(log[PREFIX + "kept_share"][0])
+
+
+@pytest.mark.parametrize("cls", [Smoke, SmokeEMA])
+def test_a_run_is_continued_where_it_stopped(make_trainer, cls):
+    first = make_trainer(cls)
+    first.save_every = 1
+    first.num_epochs = 3
+    first.on_train_end = lambda: None
+    first.run_training()
+    latest = Path(first.output_folder) / "checkpoint_latest.pth"
+    second = make_trainer(cls, seed=1)
+    second.num_epochs = 3
+    second.load_checkpoint(str(latest))
+    assert second.current_epoch == 2
+    on_disk = torch.load(latest, weights_only=False)
+    for name, value in second.network.state_dict().items():
+        assert torch.equal(value, on_disk["network_weights"][name])
+    assert len(second.logger.local_logger.my_fantastic_logging[PREFIX + "loss_ip"]) == 2
+    if cls is SmokeEMA:
+        teacher = second.method.teacher
+        assert teacher.updates == 2 * second.num_iterations_per_epoch
+        assert any(not torch.equal(a, b) for a, b in zip(teacher.network.parameters(), second.network.parameters(), strict=True))
+    second.run_training()
+    assert len(second.logger.local_logger.my_fantastic_logging[PREFIX + "loss_ip"]) == 3
+    assert (Path(first.output_folder) / "checkpoint_final.pth").exists()
+    assert not list(Path(first.output_folder).glob("*.tmp"))
+
+
+def test_network_weights_have_the_stock_keys(make_trainer):
+    stock, ours = (make_trainer(cls) for cls in (nnUNetTrainer, SmokeEMA))
+    stock.initialize()
+    ours.initialize()
+    ours.save_checkpoint(str(Path(ours.output_folder) / "x.pth"))
+    saved = torch.load(Path(ours.output_folder) / "x.pth", weights_only=False)
+    assert saved["network_weights"].keys() == stock.network.state_dict().keys()
+
+
+def test_continuing_a_run_without_our_curves_fills_them_up(make_trainer):
+    stock = make_trainer(nnUNetTrainer)
+    stock.num_epochs, stock.num_iterations_per_epoch, stock.num_val_iterations_per_epoch = 1, 1, 1
+    stock.run_training()
+    ours = make_trainer(Smoke)
+    ours.load_checkpoint(str(Path(stock.output_folder) / "checkpoint_final.pth"))
+    ours.run_training()
+    log = ours.logger.local_logger.my_fantastic_logging
+    assert np.isnan(log[PREFIX + "loss_ip"][0]) and log[PREFIX + "loss_ip"][1] > 0
+
+
+def edit_architecture(plans, configuration, **kwargs):
+    plans["configurations"][configuration]["architecture"]["arch_kwargs"].update(kwargs)
+
+
+def residual(plans, dataset_json):
+    for configuration in ("2d", "3d_fullres"):
+        architecture = plans["configurations"][configuration]["architecture"]
+        architecture["network_class_name"] = architecture["network_class_name"].replace("PlainConvUNet", "ResidualEncoderUNet")
+        architecture["arch_kwargs"]["n_blocks_per_stage"] = architecture["arch_kwargs"].pop("n_conv_per_stage")
+
+
+def regions(plans, dataset_json):
+    dataset_json["labels"] = {"background": 0, "whole": [1, 2], "core": 2}
+    dataset_json["regions_class_order"] = [1, 2]
+
+
+def ignore(plans, dataset_json):
+    dataset_json["labels"]["ignore"] = 3
+
+
+def regions_with_ignore(plans, dataset_json):
+    regions(plans, dataset_json)
+    ignore(plans, dataset_json)
+
+
+class NoDeepSupervision(Smoke):
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = False
+
+
+def annotate_all(dataset: Path) -> None:
+    """What preprocessing with an ignore label adds: locations of annotated voxels, in labelled cases only."""
+    for file in dataset.glob("preprocessed/*/nnUNetPlans_*/case*.pkl"):
+        properties = load_pickle(str(file))
+        shape = properties["shape_after_cropping_and_before_resampling"]
+        properties["class_locations"][(-1, 0, 1, 2)] = np.argwhere(np.ones((1, *shape)))
+        write_pickle(properties, str(file))
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@pytest.mark.parametrize(("cls", "edit"), [
+    (SmokeEMA, residual), (Smoke, regions), (Smoke, ignore), (NoDeepSupervision, residual),
+    (NoDeepSupervision, regions_with_ignore),
+])
+def test_breadth(make_trainer, dataset, configuration, cls, edit):
+    annotate_all(dataset)
+    trainer = make_trainer(cls, configuration, edit=edit)
+    trainer.run_training()
+    log = trainer.logger.local_logger.my_fantastic_logging
+    assert np.isfinite(log[PREFIX + "loss_ip"] + log[PREFIX + "loss_supervised"]).all()
+    assert (Path(trainer.output_folder) / "checkpoint_final.pth").exists()
+
+
+def test_a_cascade_is_refused_at_once(make_trainer):
+    def cascade(plans, dataset_json):
+        plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_fullres"}
+    with pytest.raises(RuntimeError, match="cannot train the second stage of a cascade"):
+        make_trainer(Smoke, "3d_cascade_fullres", edit=cascade)
+
+
+def test_a_network_without_encoder_and_decoder_is_refused_before_training(make_trainer):
+    class Transformer(Smoke):
+        @staticmethod
+        def build_network_architecture(*args, **kwargs):
+            return torch.nn.Conv3d(1, 3, 1)
+
+    with pytest.raises(TypeError, match="Conv3d has no encoder and decoder"):
+        make_trainer(Transformer).initialize()
+
+
+def test_one_labelled_patient_recommends_fold_all(make_trainer, dataset):
+    raw = dataset / "raw" / "Dataset901_Balls"
+    (raw / "patients.json").write_text(json.dumps({f"case{i}": "same" for i in range(5)}))
+    with pytest.raises(RuntimeError, match="Train fold all"):
+        make_trainer(Smoke, fold=0).on_train_start()
+    make_trainer(Smoke, fold="all").on_train_start()
+
+
+def test_loader_workers_share_nnunets_budget(make_trainer, monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    trainer = start(make_trainer(Smoke))
+    assert trainer.dataloader_train.num_processes == 1
+    assert trainer.dataloader_unlabeled.num_processes == 1
+    assert os.environ["nnUNet_n_proc_DA"] == "2"
+    trainer.train_step(next(trainer.dataloader_train))
+    for augmenter in (trainer.dataloader_train, trainer.dataloader_val, trainer.dataloader_unlabeled):
+        augmenter._finish()
