@@ -35,7 +35,9 @@ def convert(source: Path, labeled: int) -> Conversion:
     require(labeled_files, "labelled volume")
     unlabeled_files = [f for f in parts["train"] if f not in labeled_files]
     return Conversion(
-        name="ACDC", channel="MRI", labels={"background": 0, "RV": 1, "MYO": 2, "LV": 3},
+        name="ACDC",
+        channel="MRI",
+        labels={"background": 0, "RV": 1, "MYO": 2, "LV": 3},
         labeled=[_case(file) for file in labeled_files],
         unlabeled=[_case(file) for file in present(unlabeled_files, "unlabelled volume")],
         validation=[_case(file) for file in present(parts["val"], "validation volume")],

@@ -74,12 +74,15 @@ def write_dataset(conversion: Conversion, dataset_id: int) -> Path:
     patients = {case.id: case.patient for cases in parts.values() for case in cases if case.patient is not None}
     if patients:
         _write_json(patients, folder / PATIENTS)
-    _write_json({
-        "channel_names": {"0": conversion.channel},
-        "labels": conversion.labels,
-        "numTraining": len(conversion.labeled),
-        "file_ending": FILE_ENDING,
-    }, folder / "dataset.json")
+    _write_json(
+        {
+            "channel_names": {"0": conversion.channel},
+            "labels": conversion.labels,
+            "numTraining": len(conversion.labeled),
+            "file_ending": FILE_ENDING,
+        },
+        folder / "dataset.json",
+    )
     # now, because nnU-Net's own split would put a patient's scans on both sides, and fails with few cases
     ensure_splits(Path(nnUNet_preprocessed) / folder.name, [case.id for case in conversion.labeled], patients)
     return folder

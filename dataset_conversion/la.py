@@ -37,7 +37,9 @@ def convert(source: Path, labeled: int) -> Conversion:
 
     require(files(train[:labeled]), "labelled scan")
     return Conversion(
-        name="LA", channel="MRI", labels={"background": 0, "left_atrium": 1},
+        name="LA",
+        channel="MRI",
+        labels={"background": 0, "left_atrium": 1},
         labeled=[_case(file) for file in files(train[:labeled])],
         unlabeled=[_case(file) for file in present(files(train[labeled:]), "unlabelled scan")],
         test=[_case(file) for file in present(files(test), "test scan")],

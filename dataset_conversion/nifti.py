@@ -24,20 +24,25 @@ def convert(source: Path, labeled: int, test: int = 0) -> Conversion:
     images = sorted(f for f in (source / "imagesTr").glob("*" + FILE_ENDING) if not f.name.startswith("."))
     require([source / "labelsTr" / f.name for f in images], "label of a scan in imagesTr")
     if labeled + test >= len(images):
-        raise UnlabeledDataError([
-            f"{source} has {len(images)} cases; {labeled} labelled and {test} test cases leave none unlabelled."
-        ])
+        raise UnlabeledDataError(
+            [f"{source} has {len(images)} cases; {labeled} labelled and {test} test cases leave none unlabelled."]
+        )
     random.Random(SEED).shuffle(images)
     cases = [_case(image, source / "labelsTr" / image.name) for image in images]
     return Conversion(
-        name="".join(c for c in source.name if c.isalnum()), channel="MRI", labels=_labels(source / "labelsTr"),
-        test=cases[:test], labeled=cases[test:test + labeled], unlabeled=cases[test + labeled:],
+        name="".join(c for c in source.name if c.isalnum()),
+        channel="MRI",
+        labels=_labels(source / "labelsTr"),
+        test=cases[:test],
+        labeled=cases[test : test + labeled],
+        unlabeled=cases[test + labeled :],
     )
 
 
 def _case(image: Path, label: Path) -> Case:
     return Case(
-        id=image.name.removesuffix(FILE_ENDING), original=image,
+        id=image.name.removesuffix(FILE_ENDING),
+        original=image,
         load=lambda: (sitk.ReadImage(str(image)), sitk.ReadImage(str(label))),
     )
 

@@ -22,7 +22,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def _add_preprocess(commands) -> None:
     command = commands.add_parser(
-        "preprocess", help="preprocess the unlabelled scans with the plans of the labelled ones",
+        "preprocess",
+        help="preprocess the unlabelled scans with the plans of the labelled ones",
         epilog="example: nnUNetv2_crossmatch preprocess -d 4 -c 2d 3d_fullres",
     )
     command.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
@@ -54,14 +55,20 @@ def _preprocess(arguments: argparse.Namespace) -> None:
 
 def _add_convert(commands) -> None:
     command = commands.add_parser(
-        "convert", help="make a semi-supervised dataset of a benchmark or of a folder of labelled scans",
+        "convert",
+        help="make a semi-supervised dataset of a benchmark or of a folder of labelled scans",
         epilog="example: nnUNetv2_crossmatch convert acdc Downloads/ACDC -d 27 --labeled 3",
     )
     command.add_argument("kind", choices=["la", "acdc", "nifti"], help="how the source is laid out")
     command.add_argument("source", type=Path, metavar="SRC", help="folder of the download")
     command.add_argument("-d", type=int, required=True, metavar="ID", help="dataset id of the new dataset")
-    command.add_argument("--labeled", type=int, required=True, metavar="N",
-                         help="labelled scans (acdc: patients) that keep their labels; the rest are hidden")
+    command.add_argument(
+        "--labeled",
+        type=int,
+        required=True,
+        metavar="N",
+        help="labelled scans (acdc: patients) that keep their labels; the rest are hidden",
+    )
     command.add_argument("--test", type=int, default=0, metavar="N", help="nifti: hold out N scans for testing")
     command.set_defaults(run=_convert)
 
@@ -75,5 +82,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     else:
         conversion = {"la": la, "acdc": acdc}[arguments.kind].convert(arguments.source, arguments.labeled)
     folder = write_dataset(conversion, arguments.d)
-    print(f"{folder}: {len(conversion.labeled)} labelled, {len(conversion.unlabeled)} unlabelled, "
-          f"{len(conversion.validation)} validation, {len(conversion.test)} test scans")
+    print(
+        f"{folder}: {len(conversion.labeled)} labelled, {len(conversion.unlabeled)} unlabelled, "
+        f"{len(conversion.validation)} validation, {len(conversion.test)} test scans"
+    )

@@ -58,8 +58,13 @@ def dice(trainer, cases: dict[str, list[Path]], labels: Path) -> dict[str, list[
     predictor = nnUNetPredictor(use_mirroring=False, device=trainer.device, allow_tqdm=False)
     trainer.set_deep_supervision_enabled(False)
     predictor.manual_initialization(
-        trainer.network, trainer.plans_manager, trainer.configuration_manager, [trainer.network.state_dict()],
-        trainer.dataset_json, type(trainer).__name__, trainer.inference_allowed_mirroring_axes,
+        trainer.network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
+        [trainer.network.state_dict()],
+        trainer.dataset_json,
+        type(trainer).__name__,
+        trainer.inference_allowed_mirroring_axes,
     )
     output = Path(trainer.output_folder) / labels.name
     output.mkdir(exist_ok=True)
@@ -67,9 +72,13 @@ def dice(trainer, cases: dict[str, list[Path]], labels: Path) -> dict[str, list[
     for case, files in cases.items():
         ending = trainer.dataset_json["file_ending"]
         target = output / f"{case}{ending}"
-        predictor.predict_from_files_sequential([[str(f) for f in files]], [str(target.with_name(case))], overwrite=True)
+        predictor.predict_from_files_sequential(
+            [[str(f) for f in files]], [str(target.with_name(case))], overwrite=True
+        )
         metrics = compute_metrics(
-            str(labels / target.name), str(target), trainer.plans_manager.image_reader_writer_class(),
+            str(labels / target.name),
+            str(target),
+            trainer.plans_manager.image_reader_writer_class(),
             trainer.label_manager.foreground_labels,
         )["metrics"]
         scores[case] = [metrics[label]["Dice"] for label in trainer.label_manager.foreground_labels]
@@ -105,7 +114,9 @@ def main() -> None:
     dataset_json = load_json(str(preprocessed / "dataset.json"))
     trainer = make_trainer(arguments, constants)(
         {**load_json(str(preprocessed / f"{arguments.p}.json")), "continue_training": False},
-        arguments.c, arguments.f if arguments.f == "all" else int(arguments.f), dataset_json,
+        arguments.c,
+        arguments.f if arguments.f == "all" else int(arguments.f),
+        dataset_json,
         torch.device(arguments.device),
     )
     start = time.perf_counter()
@@ -113,15 +124,25 @@ def main() -> None:
     seconds = time.perf_counter() - start
 
     held_out = group_channels(raw / f"images{arguments.held_out}", dataset_json["file_ending"])
-    hidden = dict(list(list_unlabeled(raw, dataset_json).items())[:arguments.hidden])
+    hidden = dict(list(list_unlabeled(raw, dataset_json).items())[: arguments.hidden])
     result = {
-        "dataset": name, "trainer": arguments.tr, "tag": arguments.tag, "seed": arguments.seed,
-        "steps": arguments.steps, "momentum": arguments.momentum, "constants": constants, "seconds": round(seconds),
-        "device": arguments.device, "torch": torch.__version__,
+        "dataset": name,
+        "trainer": arguments.tr,
+        "tag": arguments.tag,
+        "seed": arguments.seed,
+        "steps": arguments.steps,
+        "momentum": arguments.momentum,
+        "constants": constants,
+        "seconds": round(seconds),
+        "device": arguments.device,
+        "torch": torch.__version__,
     }
     for key, cases in (("hidden", hidden), ("test", held_out)):
-        scores = np.array(list(dice(trainer, cases, raw / ("labelsUn" if key == "hidden" else
-                                                           f"labels{arguments.held_out}")).values()))
+        scores = np.array(
+            list(
+                dice(trainer, cases, raw / ("labelsUn" if key == "hidden" else f"labels{arguments.held_out}")).values()
+            )
+        )
         result[key] = round(float(np.nanmean(scores)), 4)
         result[f"{key}_per_class"] = np.nanmean(scores, 0).round(4).tolist()
     with arguments.out.open("a") as f:

@@ -18,8 +18,10 @@ def shrink(configuration: dict, features: list[int], patch: list[int], batch: in
     kwargs = configuration["architecture"]["arch_kwargs"]
     dimensions, stages = len(patch), len(features)
     kwargs.update(
-        n_stages=stages, features_per_stage=features,
-        kernel_sizes=[[3] * dimensions] * stages, strides=[[1] * dimensions] + [[2] * dimensions] * (stages - 1),
+        n_stages=stages,
+        features_per_stage=features,
+        kernel_sizes=[[3] * dimensions] * stages,
+        strides=[[1] * dimensions] + [[2] * dimensions] * (stages - 1),
         n_conv_per_stage_decoder=[kwargs["n_conv_per_stage_decoder"][0]] * (stages - 1),
     )
     blocks = "n_conv_per_stage" if "n_conv_per_stage" in kwargs else "n_blocks_per_stage"

@@ -44,18 +44,28 @@ def make_raw_dataset(folder: Path, labeled: int, unlabeled: int, test: int = 0, 
                 write_image(image, folder / f"images{part}" / f"{prefix}{i}_{channel:04d}.nii.gz")
             if part != "Un":
                 write_image(label, folder / f"labels{part}" / f"{prefix}{i}.nii.gz")
-    (folder / "dataset.json").write_text(json.dumps({
-        "channel_names": {str(c): f"MR{c}" for c in range(channels)},
-        "labels": {"background": 0, "shell": 1, "core": 2},
-        "numTraining": labeled, "file_ending": ".nii.gz", **extra,
-    }))
+    (folder / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {str(c): f"MR{c}" for c in range(channels)},
+                "labels": {"background": 0, "shell": 1, "core": 2},
+                "numTraining": labeled,
+                "file_ending": ".nii.gz",
+                **extra,
+            }
+        )
+    )
 
 
 def run(*command: str | Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
     """Run an installed command as a user would; its output is shown when it fails."""
     result = subprocess.run(
-        [str(BIN / command[0]), *map(str, command[1:])], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, **environment}, timeout=600,
+        [str(BIN / command[0]), *map(str, command[1:])],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **environment},
+        timeout=600,
     )
     if check:
         assert result.returncode == 0, result.stdout
@@ -64,12 +74,34 @@ def run(*command: str | Path, check: bool = True, **environment: str) -> subproc
 
 def plan(dataset_id: str, *configurations: str, features=(4, 6, 8), batch: int = 2) -> None:
     """Stock planning and preprocessing, then small plans nnUNetPlansSmall for a fast CPU step."""
-    run("nnUNetv2_plan_and_preprocess", "-d", dataset_id, "-c", *configurations, "-np", "1", "-npfp", "1",
-        nnUNet_n_proc_DA="1")
+    run(
+        "nnUNetv2_plan_and_preprocess",
+        "-d",
+        dataset_id,
+        "-c",
+        *configurations,
+        "-np",
+        "1",
+        "-npfp",
+        "1",
+        nnUNet_n_proc_DA="1",
+    )
     for configuration in configurations:
         patch = ["16", "16"] if configuration == "2d" else ["8", "16", "16"]
-        run("python", REPOSITORY / "scripts" / "small_plans.py", "-d", dataset_id, "-c", configuration,
-            "--features", *map(str, features), "--patch", *patch, "--batch", str(batch))
+        run(
+            "python",
+            REPOSITORY / "scripts" / "small_plans.py",
+            "-d",
+            dataset_id,
+            "-c",
+            configuration,
+            "--features",
+            *map(str, features),
+            "--patch",
+            *patch,
+            "--batch",
+            str(batch),
+        )
 
 
 def use_folders(base: Path, setenv: Callable[[str, str], None]) -> None:

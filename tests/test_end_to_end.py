@@ -25,8 +25,11 @@ def masks(folder: Path) -> dict[str, np.ndarray]:
 
 
 def hashes(folder: Path, *patterns: str) -> dict[str, str]:
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
-            for pattern in patterns for f in sorted(folder.glob(pattern))}
+    return {
+        str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest()
+        for pattern in patterns
+        for f in sorted(folder.glob(pattern))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +52,14 @@ def folders(request, monkeypatch):
 def test_training_leaves_what_nnunet_leaves_and_our_curves(trained):
     fold = trained / "results" / DATASET / MODEL / "fold_0"
     names = {f.name for f in fold.iterdir()}
-    assert {"checkpoint_final.pth", "checkpoint_best.pth", "progress.png", "progress_unlabeled.png", "method.json",
-            "validation"} <= names
+    assert {
+        "checkpoint_final.pth",
+        "checkpoint_best.pth",
+        "progress.png",
+        "progress_unlabeled.png",
+        "method.json",
+        "validation",
+    } <= names
     assert not [n for n in names if n.endswith(".tmp")]
     assert "foreground_mean" in json.loads((fold / "validation" / "summary.json").read_text())
     assert len(list((trained / "preprocessed" / DATASET / "nnUNetPlans_3d_fullres_unlabeled").glob("scan*.pkl"))) == 4
@@ -58,8 +67,26 @@ def test_training_leaves_what_nnunet_leaves_and_our_curves(trained):
 
 def test_the_renamed_checkpoint_predicts_the_same_without_this_package(trained, tmp_path):
     images = trained / "raw" / DATASET / "imagesTs"
-    run("nnUNetv2_predict", "-i", images, "-o", tmp_path / "ours", "-d", "901", "-c", "3d_fullres", "-f", "0",
-        "-tr", TRAINER, "-npp", "1", "-nps", "1", *COMMON)
+    run(
+        "nnUNetv2_predict",
+        "-i",
+        images,
+        "-o",
+        tmp_path / "ours",
+        "-d",
+        "901",
+        "-c",
+        "3d_fullres",
+        "-f",
+        "0",
+        "-tr",
+        TRAINER,
+        "-npp",
+        "1",
+        "-nps",
+        "1",
+        *COMMON,
+    )
 
     results = trained / "results" / DATASET
     stock = results / MODEL.replace(TRAINER, "nnUNetTrainer")
@@ -72,8 +99,28 @@ def test_the_renamed_checkpoint_predicts_the_same_without_this_package(trained, 
         "if __name__ == '__main__': predict_entry_point()\n"
     )
     (tmp_path / "predict.py").write_text(predict_without_us)
-    subprocess.run([sys.executable, tmp_path / "predict.py", "-i", images, "-o", tmp_path / "stock", "-d", "901",
-                    "-c", "3d_fullres", "-f", "0", "-npp", "1", "-nps", "1", *COMMON], check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            tmp_path / "predict.py",
+            "-i",
+            images,
+            "-o",
+            tmp_path / "stock",
+            "-d",
+            "901",
+            "-c",
+            "3d_fullres",
+            "-f",
+            "0",
+            "-npp",
+            "1",
+            "-nps",
+            "1",
+            *COMMON,
+        ],
+        check=True,
+    )
     ours, theirs = masks(tmp_path / "ours"), masks(tmp_path / "stock")
     assert ours.keys() == theirs.keys() == {"test0.nii.gz", "test1.nii.gz"}
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
@@ -98,7 +145,9 @@ def test_bad_input_stops_training_with_one_line_and_no_epoch(trained, tmp_path, 
     train = run("nnUNetv2_train", "901", "3d_fullres", "1", "-tr", TRAINER, *COMMON, check=False)
     assert train.returncode != 0 and "Epoch 0" not in train.stdout
     assert "case0 is also a training case" in train.stdout.strip().splitlines()[-1]
-    ours = run("nnUNetv2_crossmatch", "preprocess", "-d", "901", "-c", "3d_fullres", "-p", "nnUNetPlansSmall", check=False)
+    ours = run(
+        "nnUNetv2_crossmatch", "preprocess", "-d", "901", "-c", "3d_fullres", "-p", "nnUNetPlansSmall", check=False
+    )
     assert ours.returncode == 2 and "Traceback" not in ours.stdout
     assert "case0 is also a training case" in ours.stdout
 
@@ -108,21 +157,68 @@ def test_cross_validation_ensemble(tmp_path, monkeypatch):
     use_folders(tmp_path, monkeypatch.setenv)
     make_raw_dataset(tmp_path / "raw" / "Dataset902_Two", labeled=2, unlabeled=2, test=2, channels=2)
     plan("902", "2d", "3d_fullres")
-    run("nnUNetv2_crossmatch", "preprocess", "-d", "902", "-c", "2d", "3d_fullres", "-p", "nnUNetPlansSmall", "-np", "1")
+    run(
+        "nnUNetv2_crossmatch", "preprocess", "-d", "902", "-c", "2d", "3d_fullres", "-p", "nnUNetPlansSmall", "-np", "1"
+    )
     assert len(json.loads((tmp_path / "preprocessed" / "Dataset902_Two" / "splits_final.json").read_text())) == 2
     for configuration in ("2d", "3d_fullres"):
         for fold in ("0", "1"):
             run("nnUNetv2_train", "902", configuration, fold, "-tr", TRAINER, "--npz", *COMMON)
-    run("nnUNetv2_find_best_configuration", "902", "-c", "2d", "3d_fullres", "-tr", TRAINER, "-p", "nnUNetPlansSmall",
-        "-f", "0", "1", "-np", "1")
+    run(
+        "nnUNetv2_find_best_configuration",
+        "902",
+        "-c",
+        "2d",
+        "3d_fullres",
+        "-tr",
+        TRAINER,
+        "-p",
+        "nnUNetPlansSmall",
+        "-f",
+        "0",
+        "1",
+        "-np",
+        "1",
+    )
     images, results = tmp_path / "raw" / "Dataset902_Two" / "imagesTs", tmp_path / "results" / "Dataset902_Two"
     for configuration in ("2d", "3d_fullres"):
-        run("nnUNetv2_predict", "-i", images, "-o", tmp_path / configuration, "-d", "902", "-c", configuration,
-            "-f", "0", "1", "-tr", TRAINER, "--save_probabilities", "-npp", "1", "-nps", "1", *COMMON)
+        run(
+            "nnUNetv2_predict",
+            "-i",
+            images,
+            "-o",
+            tmp_path / configuration,
+            "-d",
+            "902",
+            "-c",
+            configuration,
+            "-f",
+            "0",
+            "1",
+            "-tr",
+            TRAINER,
+            "--save_probabilities",
+            "-npp",
+            "1",
+            "-nps",
+            "1",
+            *COMMON,
+        )
     run("nnUNetv2_ensemble", "-i", tmp_path / "2d", tmp_path / "3d_fullres", "-o", tmp_path / "ensemble", "-np", "1")
     best = json.loads((results / "inference_information.json").read_text())["best_model_or_ensemble"]
-    run("nnUNetv2_apply_postprocessing", "-i", tmp_path / "ensemble", "-o", tmp_path / "final",
-        "-pp_pkl_file", best["postprocessing_file"], "-np", "1", "-plans_json", best["some_plans_file"])
+    run(
+        "nnUNetv2_apply_postprocessing",
+        "-i",
+        tmp_path / "ensemble",
+        "-o",
+        tmp_path / "final",
+        "-pp_pkl_file",
+        best["postprocessing_file"],
+        "-np",
+        "1",
+        "-plans_json",
+        best["some_plans_file"],
+    )
     assert masks(tmp_path / "final").keys() == {"test0.nii.gz", "test1.nii.gz"}
 
 
@@ -141,6 +237,8 @@ def test_labelled_data_are_byte_identical_with_and_without_unlabelled_scans(tmp_
             plans = {**json.loads((folder / "nnUNetPlans.json").read_text()), "continue_training": False}
             dataset_json = json.loads((folder / "dataset.json").read_text())
             nnUNetTrainer(plans, "3d_fullres", 0, dataset_json, torch.device("cpu")).do_split()
-        found[unlabeled] = hashes(base / "preprocessed" / DATASET, "*.json", "nnUNetPlans_3d_fullres/*", "gt_segmentations/*")
+        found[unlabeled] = hashes(
+            base / "preprocessed" / DATASET, "*.json", "nnUNetPlans_3d_fullres/*", "gt_segmentations/*"
+        )
     assert found[0] == found[3]
     assert "splits_final.json" in found[0] and "dataset_fingerprint.json" in found[0] and len(found[0]) > 20

@@ -1,5 +1,7 @@
 """Unlabelled patches from nnU-Net's own loader, with the geometry of the labelled ones."""
 
+from typing import TypeAlias
+
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
@@ -11,7 +13,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-Augmenter = NonDetMultiThreadedAugmenter | SingleThreadedAugmenter
+Augmenter: TypeAlias = NonDetMultiThreadedAugmenter | SingleThreadedAugmenter
 
 GEOMETRY = (SpatialTransform, MirrorTransform, MaskImageTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
 
@@ -38,8 +40,12 @@ def unlabeled_loader(
     """
     dimensions = slice(1, None) if labeled.patch_size_was_2d else slice(None)
     loader = nnUNetDataLoader(
-        dataset, labeled.batch_size, labeled.patch_size[dimensions], labeled.final_patch_size[dimensions],
-        label_manager, oversample_foreground_percent=0.0,
+        dataset,
+        labeled.batch_size,
+        labeled.patch_size[dimensions],
+        labeled.final_patch_size[dimensions],
+        label_manager,
+        oversample_foreground_percent=0.0,
         transforms=ComposeTransforms([t for t in labeled.transforms.transforms if isinstance(t, GEOMETRY)]),
     )
     loader.has_ignore = False  # with an ignore label nnU-Net centres patches on annotated voxels

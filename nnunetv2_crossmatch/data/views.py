@@ -81,4 +81,3 @@ def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
         shape[axis] = kernel.shape[1]
         blurred = convolve(F.pad(blurred, pads, mode="replicate"), kernel.reshape(shape), groups=batch * channels)
     return blurred.reshape(image.shape)
-

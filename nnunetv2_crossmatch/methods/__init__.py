@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,12 +29,14 @@ class Method(nn.Module, ABC):
     submodules and buffers; it is saved with the checkpoint, apart from the network's weights.
 
     Attributes:
+        constants: a frozen dataclass, written to the run's folder.
         curves: ratios of the last step, name -> (numerator, denominator), each a scalar or one value per
             class. Summed over an epoch, then divided.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, constants: Any) -> None:
         super().__init__()
+        self.constants = constants
         self.curves: dict[str, tuple[Tensor, Tensor]] = {}
 
     @abstractmethod

@@ -56,8 +56,7 @@ class CrossMatch(Method):
     """
 
     def __init__(self, constants: CrossMatchConstants, student: nn.Module, *, regions: bool = False):
-        super().__init__()
-        self.constants = constants
+        super().__init__(constants)
         self.regions = regions
         self.teacher = None if constants.ema_decay is None else EMATeacher(student, constants.ema_decay)
         self._partner = CutMixPartner()
@@ -140,9 +139,7 @@ class CrossMatch(Method):
 
     def _loss(self, logits: Tensor, target: PseudoLabel) -> Tensor:
         c = self.constants
-        loss = masked_dice_loss(
-            self._probabilities(logits), target.label, target.kept, present_only=c.present_only
-        )
+        loss = masked_dice_loss(self._probabilities(logits), target.label, target.kept, present_only=c.present_only)
         if c.cross_entropy:
             loss = loss + c.cross_entropy * masked_cross_entropy(logits, target.label, target.kept)
         return loss
@@ -154,7 +151,8 @@ class CrossMatch(Method):
             valid = target.valid.expand_as(prediction)
             agreed, counted = self.curves.get(f"agreement_{stream}", (0, 0))
             self.curves[f"agreement_{stream}"] = (
-                agreed + ((prediction == target.label) & valid).sum(), counted + valid.sum()
+                agreed + ((prediction == target.label) & valid).sum(),
+                counted + valid.sum(),
             )
         return self._loss(logits, target)
 
@@ -166,14 +164,18 @@ class CrossMatch(Method):
             return (kept & pseudo.label).sum(axes), (valid & pseudo.label).sum(axes)
         label = pseudo.label.flatten()
         zeros = torch.zeros(classes, device=label.device)
-        return (zeros.scatter_add(0, label, kept.flatten().float()),
-                zeros.scatter_add(0, label, valid.flatten().float()))
+        return (
+            zeros.scatter_add(0, label, kept.flatten().float()),
+            zeros.scatter_add(0, label, valid.flatten().float()),
+        )
 
     def _partner_label(self, name: str, own: PseudoLabel) -> PseudoLabel:
-        return PseudoLabel(*(self._partner.of(f"{name}_{field}", getattr(own, field))
-                             for field in ("label", "kept", "valid")))
+        return PseudoLabel(
+            *(self._partner.of(f"{name}_{field}", getattr(own, field)) for field in ("label", "kept", "valid"))
+        )
 
 
 def _paste_label(box: Tensor, own: PseudoLabel, partner: PseudoLabel) -> PseudoLabel:
-    return PseudoLabel(paste(box, own.label, partner.label), paste(box, own.kept, partner.kept),
-                       paste(box, own.valid, partner.valid))
+    return PseudoLabel(
+        paste(box, own.label, partner.label), paste(box, own.kept, partner.kept), paste(box, own.valid, partner.valid)
+    )

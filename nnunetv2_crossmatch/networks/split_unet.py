@@ -24,8 +24,10 @@ class SplitUNet:
     """
 
     def __init__(self, network: nn.Module, autocast: Callable[[], AbstractContextManager] = nullcontext):
-        if not (isinstance(getattr(network, "encoder", None), nn.Module)
-                and isinstance(getattr(network, "decoder", None), nn.Module)):
+        if not (
+            isinstance(getattr(network, "encoder", None), nn.Module)
+            and isinstance(getattr(network, "decoder", None), nn.Module)
+        ):
             raise TypeError(
                 f"{type(network).__name__} has no encoder and decoder to call separately. Plan with an "
                 "encoder/decoder U-Net (PlainConvUNet, ResidualEncoderUNet) to use this trainer."
@@ -69,7 +71,8 @@ def draw_channel_masks(features: Features, p: float) -> Features:
     """Channel dropout masks, one (batch, channels, 1, ...) per level: 0 with probability p, else 1/(1-p)."""
     return [
         torch.empty(feature.shape[:2], device=feature.device, dtype=feature.dtype)
-        .bernoulli_(1 - p).div_(1 - p)
+        .bernoulli_(1 - p)
+        .div_(1 - p)
         .reshape(*feature.shape[:2], *[1] * (feature.ndim - 2))
         for feature in features
     ]

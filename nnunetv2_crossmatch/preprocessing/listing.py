@@ -46,7 +46,9 @@ def list_unlabeled(raw_folder: Path, dataset_json: dict) -> dict[str, list[Path]
     ]
     problems += [
         f"{list_file}: {case} names {file}, which does not exist. Correct the path or remove the case."
-        for case, files in cases.items() for file in files if not file.is_file()
+        for case, files in cases.items()
+        for file in files
+        if not file.is_file()
     ]
     if problems:
         raise UnlabeledDataError(problems)
@@ -100,7 +102,9 @@ def _from_json(list_file: Path) -> dict[str, list[Path]]:
     for case, entry in entries.items() if isinstance(entries, dict) else [("", None)]:
         images = entry.get("images") if isinstance(entry, dict) else None
         if not (isinstance(images, list) and images and all(isinstance(i, str) for i in images)):
-            problems.append(f'{list_file}: entry {case!r} is not of the form {{"case id": {{"images": ["path", ...]}}}}.')
+            problems.append(
+                f'{list_file}: entry {case!r} is not of the form {{"case id": {{"images": ["path", ...]}}}}.'
+            )
         else:
             # like nnU-Net's "dataset": relative to the dataset folder, environment variables allowed
             cases[case] = [list_file.parent / os.path.expandvars(image) for image in images]

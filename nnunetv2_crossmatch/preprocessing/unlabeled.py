@@ -34,7 +34,10 @@ def unlabeled_folder(preprocessed_folder: Path, configuration: ConfigurationMana
 
 
 def unlabeled_cases_for_training(
-    raw_folder: Path | None, preprocessed_folder: Path, plans: PlansManager, configuration_name: str,
+    raw_folder: Path | None,
+    preprocessed_folder: Path,
+    plans: PlansManager,
+    configuration_name: str,
     num_processes: int,
 ) -> list[str]:
     """Ids of the preprocessed unlabelled cases; preprocesses what is missing while the raw folder is there.
@@ -46,18 +49,23 @@ def unlabeled_cases_for_training(
     folder = unlabeled_folder(preprocessed_folder, configuration)
     manifest = _read_manifest(folder)
     if manifest["cases"] and manifest["plans"] != _plans_stamp(plans, configuration):
-        raise UnlabeledDataError([
-            f"{folder} was preprocessed with other plans than {plans.plans_name}. Run: nnUNetv2_crossmatch "
-            f"preprocess -d {plans.dataset_name} -c {configuration_name} -p {plans.plans_name}"
-        ])
+        raise UnlabeledDataError(
+            [
+                f"{folder} was preprocessed with other plans than {plans.plans_name}. Run: nnUNetv2_crossmatch "
+                f"preprocess -d {plans.dataset_name} -c {configuration_name} -p {plans.plans_name}"
+            ]
+        )
     dataset_json = load_json(str(preprocessed_folder / "dataset.json"))
-    if raw_folder is not None and list_unlabeled(raw_folder, dataset_json) is not None:
-        return preprocess_unlabeled(raw_folder, preprocessed_folder, plans, configuration_name, num_processes)
+    listed = None if raw_folder is None else list_unlabeled(raw_folder, dataset_json)
+    if listed is not None:
+        return _bring_up_to_date(listed, folder, plans, configuration_name, dataset_json, num_processes)
     if not manifest["cases"]:
-        raise UnlabeledDataError([
-            f"{plans.dataset_name} has no unlabelled scans. Put them in {raw_folder or 'nnUNet_raw/DATASET'}/imagesUn "
-            f"(or list them in unlabeled.json), or train nnUNetTrainer."
-        ])
+        raise UnlabeledDataError(
+            [
+                f"{plans.dataset_name} has no unlabelled scans. Put them in {raw_folder or 'nnUNet_raw/...'}/imagesUn "
+                f"(or list them in unlabeled.json), or train nnUNetTrainer."
+            ]
+        )
     return sorted(manifest["cases"])
 
 
@@ -80,8 +88,19 @@ def preprocess_unlabeled(
     listed = list_unlabeled(raw_folder, dataset_json)
     if listed is None:
         raise UnlabeledDataError([f"{raw_folder} has neither unlabeled.json nor imagesUn."])
+    folder = unlabeled_folder(preprocessed_folder, plans.get_configuration(configuration_name))
+    return _bring_up_to_date(listed, folder, plans, configuration_name, dataset_json, num_processes)
+
+
+def _bring_up_to_date(
+    listed: dict[str, list[Path]],
+    folder: Path,
+    plans: PlansManager,
+    configuration_name: str,
+    dataset_json: dict,
+    num_processes: int,
+) -> list[str]:
     configuration = plans.get_configuration(configuration_name)
-    folder = unlabeled_folder(preprocessed_folder, configuration)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         for leftover in folder.glob(_INCOMING + "*"):
@@ -89,9 +108,12 @@ def preprocess_unlabeled(
         manifest = _read_manifest(folder)
         if manifest["plans"] != _plans_stamp(plans, configuration):
             manifest = {"plans": _plans_stamp(plans, configuration), "cases": {}}
-        stale = {case: files for case, files in listed.items()
-                 if manifest["cases"].get(case, {}).get("source") != _source_stamp(files)
-                 or not all((folder / (case + suffix)).exists() for suffix in _SUFFIXES)}
+        stale = {
+            case: files
+            for case, files in listed.items()
+            if manifest["cases"].get(case, {}).get("source") != _source_stamp(files)
+            or not all((folder / (case + suffix)).exists() for suffix in _SUFFIXES)
+        }
         gone = manifest["cases"].keys() - listed.keys()
         for case in gone | stale.keys():
             manifest["cases"].pop(case, None)
@@ -105,8 +127,15 @@ def preprocess_unlabeled(
     return sorted(listed)
 
 
-def _run(cases: dict[str, list[Path]], folder: Path, manifest: dict, plans: PlansManager, configuration_name: str,
-         dataset_json: dict, num_processes: int) -> None:
+def _run(
+    cases: dict[str, list[Path]],
+    folder: Path,
+    manifest: dict,
+    plans: PlansManager,
+    configuration_name: str,
+    dataset_json: dict,
+    num_processes: int,
+) -> None:
     problems = []
     written = time.monotonic()
     pool = ProcessPoolExecutor(min(num_processes, len(cases)), mp_context=multiprocessing.get_context("spawn"))
@@ -115,8 +144,12 @@ def _run(cases: dict[str, list[Path]], folder: Path, manifest: dict, plans: Plan
             pool.submit(_preprocess_case, case, files, folder, plans.plans, configuration_name, dataset_json): case
             for case, files in cases.items()
         }
-        for future in tqdm(as_completed(futures), total=len(futures), desc=f"Preprocessing unlabelled {folder.name}",
-                           disable=not sys.stderr.isatty()):
+        for future in tqdm(
+            as_completed(futures),
+            total=len(futures),
+            desc=f"Preprocessing unlabelled {folder.name}",
+            disable=not sys.stderr.isatty(),
+        ):
             case = futures[future]
             try:
                 manifest["cases"][case] = future.result()
@@ -126,7 +159,9 @@ def _run(cases: dict[str, list[Path]], folder: Path, manifest: dict, plans: Plan
                 _write_manifest(folder, manifest)
                 written = time.monotonic()
     except BrokenProcessPool:
-        raise RuntimeError("A preprocessing worker was killed, most likely for lack of memory. Use a smaller -np.") from None
+        raise RuntimeError(
+            "A preprocessing worker was killed, most likely for lack of memory. Use fewer (-np)."
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
         _write_manifest(folder, manifest)
@@ -138,19 +173,20 @@ class _BadScan(ValueError):
     """One scan that cannot be used; the message names it, the reason and the fix."""
 
 
-def _preprocess_case(case: str, files: list[Path], folder: Path, plans_json: dict, configuration_name: str,
-                     dataset_json: dict) -> dict:
+def _preprocess_case(
+    case: str, files: list[Path], folder: Path, plans_json: dict, configuration_name: str, dataset_json: dict
+) -> dict:
     """Preprocess one case into ``folder``, whole or not at all; returns its entry in the manifest."""
     plans = PlansManager(plans_json)
     configuration = plans.get_configuration(configuration_name)
     named = ", ".join(map(str, files))
     sha256 = ""
 
-    class CheckingPreprocessor(configuration.preprocessor_class):
+    class CheckingPreprocessor(configuration.preprocessor_class):  # type: ignore[name-defined]
         def run_case_npy(self, data, *args, **kwargs):
             nonlocal sha256
             _check_scan(data, dataset_json, named)
-            sha256 = hashlib.sha256(np.ascontiguousarray(data)).hexdigest()
+            sha256 = hashlib.sha256(np.ascontiguousarray(data).data).hexdigest()
             return super().run_case_npy(data, *args, **kwargs)
 
     for file in files:
@@ -197,8 +233,10 @@ def _check_finite(data: np.ndarray, named: str) -> None:
 def _check_scan(data: np.ndarray, dataset_json: dict, named: str) -> None:
     channels = dataset_json["channel_names"]
     if len(data) != len(channels):
-        raise _BadScan(f"{named}: {len(data)} channels, but the dataset has {len(channels)} "
-                       f"({', '.join(channels.values())}). Supply the same channels or remove the case.")
+        raise _BadScan(
+            f"{named}: {len(data)} channels, but the dataset has {len(channels)} "
+            f"({', '.join(channels.values())}). Supply the same channels or remove the case."
+        )
     _check_finite(data, named)
     if data.min() == data.max():
         raise _BadScan(f"{named} is constant ({data.flat[0]:g} everywhere). Replace it or remove the case.")
@@ -210,9 +248,13 @@ def _plans_stamp(plans: PlansManager, configuration: ConfigurationManager) -> st
         "reader": plans.plans["image_reader_writer"],
         "transpose": plans.transpose_forward,
         "intensities": plans.foreground_intensity_properties_per_channel,
-        **{key: value for key, value in configuration.configuration.items()
-           if key.startswith(("preprocessor", "spacing", "normalization", "use_mask", "resampling_fn_data",
-                              "resampling_fn_seg"))},
+        **{
+            key: value
+            for key, value in configuration.configuration.items()
+            if key.startswith(
+                ("preprocessor", "spacing", "normalization", "use_mask", "resampling_fn_data", "resampling_fn_seg")
+            )
+        },
     }
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()
 

@@ -21,8 +21,11 @@ def __getattr__(name: str) -> type:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     cls = getattr(importlib.import_module(f"{__name__}.{METHODS[trainer]}"), trainer)
     if variant:
-        length = ({"epochs": 2, "iterations_per_epoch": 3, "val_iterations_per_epoch": 2} if variant["smoke"]
-                  else {"epochs": int(variant["epochs"])})
+        length = (
+            {"epochs": 2, "iterations_per_epoch": 3, "val_iterations_per_epoch": 2}
+            if variant["smoke"]
+            else {"epochs": int(variant["epochs"])}
+        )
         cls = type(name, (cls,), {"__module__": __name__, "__doc__": f"{trainer}, another length.", **length})
     globals()[name] = cls  # the same class at the next look-up, as pickling wants
     return cls

@@ -62,21 +62,22 @@ def plot_curves(logger, file: Path, classes: list[str]) -> None:
         "gradient norm before clipping": [name for name in store if name.startswith("gradient_norm_")],
         "share of clipped steps": ["clipped_share"],
     }
-    figure, axes = plt.subplots(len(panels), 1, figsize=(10, 4 * len(panels)), sharex=True)
-    for axis, (title, names) in zip(axes, panels.items(), strict=True):
-        for name in names:
-            values = store.get(name, [])
-            if name == "kept_share":
-                rows = [v if isinstance(v, list) else [v] * len(classes) for v in values]
-                for label, column in zip(classes, np.array(rows, float).reshape(-1, len(classes)).T, strict=True):
-                    axis.plot(column, label=label)
-            else:
-                axis.plot(values, label=name.split("_", 1)[1])
-        axis.set_title(title)
-        if len(axis.lines) > 1:
-            axis.legend()
-        axis.grid(alpha=0.3)
-    axes[-1].set_xlabel("epoch")
-    figure.tight_layout()
-    figure.savefig(file)
-    plt.close(figure)
+    with plt.style.context("default"):  # nnU-Net's own plot leaves seaborn's large fonts behind
+        figure, axes = plt.subplots(len(panels), 1, figsize=(10, 4 * len(panels)), sharex=True, layout="constrained")
+        for axis, (title, names) in zip(axes, panels.items(), strict=True):
+            for name in names:
+                values = store.get(name, [])
+                if name == "kept_share":
+                    rows = [v if isinstance(v, list) else [v] * len(classes) for v in values]
+                    columns = np.array(rows, float).reshape(-1, len(classes)).T
+                    for label, column in zip(classes, columns, strict=True):
+                        axis.plot(column, label=label)
+                else:
+                    axis.plot(values, label=name.removeprefix("gradient_norm_").removeprefix("agreement_"))
+            axis.set_title(title)
+            if len(axis.lines) > 1:
+                axis.legend()
+            axis.grid(alpha=0.3)
+        axes[-1].set_xlabel("epoch")
+        figure.savefig(file)
+        plt.close(figure)

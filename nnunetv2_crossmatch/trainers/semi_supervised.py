@@ -20,7 +20,7 @@ from torch import Tensor, autocast, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_crossmatch.data.loading import UnlabeledDataset, augment, labeled_loader, unlabeled_loader
+from nnunetv2_crossmatch.data.loading import Augmenter, UnlabeledDataset, augment, labeled_loader, unlabeled_loader
 from nnunetv2_crossmatch.methods import Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 from nnunetv2_crossmatch.preprocessing.listing import labeled_cases
@@ -43,8 +43,14 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
     iterations_per_epoch = 250
     val_iterations_per_epoch = 50
 
-    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
-                 device: torch.device = torch.device("cuda")):
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ):
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_cascaded:
             raise RuntimeError(
@@ -55,8 +61,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         self.num_iterations_per_epoch = self.iterations_per_epoch
         self.num_val_iterations_per_epoch = self.val_iterations_per_epoch
         self.save_every = 10
-        self.method: Method | None = None  # -> initialize
-        self.dataloader_unlabeled = None  # -> get_dataloaders
+        self.method: Method  # -> initialize
+        self.dataloader_unlabeled: Augmenter  # -> get_dataloaders
         self._ratios = EpochRatios()
         self._step_in_epoch = 0
 
@@ -71,8 +77,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         self.method = self.build_method(network).to(self.device)
         if self._do_i_compile():
             # nnU-Net compiles the whole network; halves called on their own would run eagerly beside it
-            network.encoder.compile()
-            network.decoder.compile()
+            self._split_network.encoder.compile()
+            self._split_network.decoder.compile()
 
     @property
     def _plain_network(self) -> nn.Module:
@@ -144,8 +150,11 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
 
         data = batch["data"].to(self.device, non_blocking=True)
         target = batch["target"]
-        target = ([t.to(self.device, non_blocking=True) for t in target] if isinstance(target, list)
-                  else target.to(self.device, non_blocking=True))
+        target = (
+            [t.to(self.device, non_blocking=True) for t in target]
+            if isinstance(target, list)
+            else target.to(self.device, non_blocking=True)
+        )
         with self._autocast():
             loss = self.loss(self.network(data), target)
         with _record_gradients(parameters) as labeled_gradients:
@@ -175,9 +184,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         )
         values: dict[str, Tensor] = {}
         for losses in self.method.losses(self._split_network, unlabeled):
-            self._scaled(sum(weights[name] * loss for name, loss in losses.items())).backward()
+            self._scaled(torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()).backward()
             for name, loss in losses.items():
-                values[name] = values.get(name, 0) + loss.detach()
+                values[name] = values[name] + loss.detach() if name in values else loss.detach()
         return values
 
     def _scaled(self, loss: Tensor) -> Tensor:
@@ -193,8 +202,11 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
     def on_epoch_end(self):
         super().on_epoch_end()
         if self.local_rank == 0:
-            classes = ([str(r) for r in self.label_manager.foreground_regions] if self.label_manager.has_regions
-                       else [str(c) for c in self.label_manager.all_labels])
+            classes = (
+                [str(r) for r in self.label_manager.foreground_regions]
+                if self.label_manager.has_regions
+                else [str(c) for c in self.label_manager.all_labels]
+            )
             plot_curves(self.logger, Path(self.output_folder) / "progress_unlabeled.png", classes)
 
     def save_checkpoint(self, filename: str) -> None:
@@ -213,7 +225,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         super().load_checkpoint(filename_or_checkpoint)
         checkpoint: dict[str, Any] = (
             torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
-            if isinstance(filename_or_checkpoint, str) else filename_or_checkpoint
+            if isinstance(filename_or_checkpoint, str)
+            else filename_or_checkpoint
         )
         self.method.load_state_dict(checkpoint.get(METHOD_STATE, {}))
 

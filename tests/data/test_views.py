@@ -38,8 +38,11 @@ def test_parameters_stay_in_their_ranges_and_differ_by_sample_and_channel():
     changed = (drawn.gamma != 1).any(1)
     assert changed.float().mean().item() == pytest.approx(views.P_INTENSITY, abs=0.03)
     assert (drawn.sigma > 0).float().mean().item() == pytest.approx(views.P_BLUR, abs=0.03)
-    for values, (low, high) in ((drawn.gamma.log(), views.LOG_GAMMA), (drawn.contrast, views.CONTRAST),
-                                (drawn.brightness, views.BRIGHTNESS)):
+    for values, (low, high) in (
+        (drawn.gamma.log(), views.LOG_GAMMA),
+        (drawn.contrast, views.CONTRAST),
+        (drawn.brightness, views.BRIGHTNESS),
+    ):
         touched = values[changed]
         assert touched.min() >= low - 1e-6 and touched.max() <= high + 1e-6
         assert (touched[:, 0] != touched[:, 1]).all()

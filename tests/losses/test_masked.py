@@ -36,7 +36,9 @@ def test_dice_equals_the_formula_voxel_by_voxel(example, present_only):
     logits, label, kept = example
     one_hot = torch.zeros_like(logits).scatter_(1, label, 1)
     fast = masked_dice_loss(logits.softmax(1), label, kept, present_only=present_only, eps=EPS)
-    assert fast.item() == pytest.approx(slow_dice(logits.softmax(1).numpy(), one_hot.numpy(), kept.numpy(), present_only))
+    assert fast.item() == pytest.approx(
+        slow_dice(logits.softmax(1).numpy(), one_hot.numpy(), kept.numpy(), present_only)
+    )
 
 
 def test_dice_of_regions_masks_and_scores_every_channel_by_itself(example):
@@ -77,7 +79,9 @@ def test_nothing_kept_costs_nothing_and_gradients_stay_finite(example, present_o
 def test_voxels_that_are_not_kept_get_no_gradient(example):
     logits, label, kept = example
     logits = logits.clone().requires_grad_()
-    (masked_dice_loss(logits.softmax(1), label, kept, present_only=False) + masked_cross_entropy(logits, label, kept)).backward()
+    (
+        masked_dice_loss(logits.softmax(1), label, kept, present_only=False) + masked_cross_entropy(logits, label, kept)
+    ).backward()
     inside = kept.expand_as(logits)
     assert (logits.grad[~inside] == 0).all()
     assert (logits.grad[inside] != 0).any()

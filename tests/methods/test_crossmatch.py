@@ -13,17 +13,36 @@ from nnunetv2_crossmatch.methods import UnlabeledBatch, crossmatch
 from nnunetv2_crossmatch.methods.crossmatch import CrossMatch, CrossMatchConstants
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet, drop_channels
 
-CONSTANTS = CrossMatchConstants(threshold=0.4, eta=0.3, warmup=0.0, present_only=True, cross_entropy=0.0,
-                                lambda_ip=1.0, lambda_kd=2.0, ema_decay=None)
+CONSTANTS = CrossMatchConstants(
+    threshold=0.4,
+    eta=0.3,
+    warmup=0.0,
+    present_only=True,
+    cross_entropy=0.0,
+    lambda_ip=1.0,
+    lambda_kd=2.0,
+    ema_decay=None,
+)
 
 
 @pytest.fixture
 def network() -> nn.Module:
     torch.manual_seed(0)
     return PlainConvUNet(
-        1, n_stages=3, features_per_stage=[4, 6, 8], conv_op=nn.Conv2d, kernel_sizes=3, strides=[1, 2, 2],
-        n_conv_per_stage=1, num_classes=3, n_conv_per_stage_decoder=1, conv_bias=True, norm_op=nn.InstanceNorm2d,
-        norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU, deep_supervision=True,
+        1,
+        n_stages=3,
+        features_per_stage=[4, 6, 8],
+        conv_op=nn.Conv2d,
+        kernel_sizes=3,
+        strides=[1, 2, 2],
+        n_conv_per_stage=1,
+        num_classes=3,
+        n_conv_per_stage_decoder=1,
+        conv_bias=True,
+        norm_op=nn.InstanceNorm2d,
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
+        deep_supervision=True,
     )
 
 
@@ -45,6 +64,7 @@ def record(monkeypatch) -> dict[str, list]:
         def draw(*args):
             drawn[name].append(original(*args))
             return drawn[name][-1]
+
         return draw
 
     for name in drawn:
@@ -73,6 +93,7 @@ def slow_dice(p, label, kept, constants) -> torch.Tensor:
 
 def slow_losses(network, unlabeled, drawn, shift, constants, partner_of=None) -> dict[str, torch.Tensor]:
     """The definitions, stream by stream."""
+
     def decode(features):
         return network.decoder(features)[0]
 
@@ -85,6 +106,7 @@ def slow_losses(network, unlabeled, drawn, shift, constants, partner_of=None) ->
     x_s1, x_s2 = (apply_strong(x_w, parameters) for parameters in drawn["draw_strong"])
     box1, box2 = drawn["draw_boxes"]
     m_ww, m_sw, m_ws, m_ss = drawn["draw_channel_masks"]
+
     def partner(v):
         return v.roll(shift, 0)
 
@@ -144,8 +166,13 @@ def test_labels_follow_their_image_through_cutmix(network, monkeypatch):
     seen = []
     # the "pseudo-label" of a voxel is the sign of its image, so the composites have to agree everywhere
     monkeypatch.setattr(crossmatch, "apply_strong", lambda image, parameters: image)
-    monkeypatch.setattr(method, "_pseudo_label", lambda logits, valid: crossmatch.PseudoLabel(
-        (unlabeled.image > 0).long(), unlabeled.image > 0.5, unlabeled.image > -1))
+    monkeypatch.setattr(
+        method,
+        "_pseudo_label",
+        lambda logits, valid: crossmatch.PseudoLabel(
+            (unlabeled.image > 0).long(), unlabeled.image > 0.5, unlabeled.image > -1
+        ),
+    )
     network_inputs = []
 
     class Spy(SplitUNet):
@@ -154,7 +181,12 @@ def test_labels_follow_their_image_through_cutmix(network, monkeypatch):
             return super().encode(image)
 
     original = method._learn
-    monkeypatch.setattr(method, "_learn", lambda stream, logits, target: (seen.append((stream, target)), original(stream, logits, target))[1])
+
+    def learn(stream, logits, target):
+        seen.append((stream, target))
+        return original(stream, logits, target)
+
+    monkeypatch.setattr(method, "_learn", learn)
     torch.manual_seed(3)
     for losses in method.losses(Spy(network), unlabeled):
         sum(losses.values()).backward()
@@ -215,7 +247,8 @@ def test_an_ema_teacher_labels_in_the_networks_place(network):
     expected = method.teacher.network(unlabeled.image)[0].argmax(1)
     step(method, network, unlabeled)
     assert [int(n) for n in method.curves["kept_share"][1]] == [
-        int(((expected == c) & unlabeled.valid[:, 0]).sum()) for c in range(3)]
+        int(((expected == c) & unlabeled.valid[:, 0]).sum()) for c in range(3)
+    ]
     assert all(p.grad is None for p in method.teacher.parameters())
     assert not torch.equal(next(network.parameters()), next(method.teacher.network.parameters()))
     method.after_step(network)

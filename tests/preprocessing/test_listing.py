@@ -19,7 +19,8 @@ def dataset_json(raw):
 def test_the_folder_is_the_list(raw):
     listed = list_unlabeled(raw, dataset_json(raw))
     assert {case: [f.name for f in files] for case, files in listed.items()} == {
-        f"scan{i}": [f"scan{i}_0000.nii.gz", f"scan{i}_0001.nii.gz"] for i in range(2)}
+        f"scan{i}": [f"scan{i}_0000.nii.gz", f"scan{i}_0001.nii.gz"] for i in range(2)
+    }
 
 
 def test_unlabeled_json_wins_over_the_folder_and_takes_relative_and_absolute_paths(raw, monkeypatch):
@@ -44,16 +45,19 @@ def test_labeled_cases_from_the_folder_or_from_dataset_json(raw):
     assert labeled_cases(raw, {**dataset_json(raw), "dataset": {"x": {}, "b": {}}}) == ["b", "x"]
 
 
-@pytest.mark.parametrize(("content", "complaint"), [
-    ("{}", "names no scan"),
-    ("{not json", "is not valid JSON"),
-    ("[1]", "is not of the form"),
-    ('{"a": {"images": []}}', "entry 'a' is not of the form"),
-    ('{"a": {"images": [3]}}', "entry 'a' is not of the form"),
-    ('{"a": {"images": ["nowhere_0000.nii.gz"]}}', "a names .*nowhere_0000.nii.gz, which does not exist"),
-    ('{"case1": {"images": ["imagesUn/scan0_0000.nii.gz"]}}', "case1 is also a training case .*imagesTr"),
-    ('{"test0": {"images": ["imagesUn/scan0_0000.nii.gz"]}}', "test0 is also a test case .*imagesTs"),
-])
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{}", "names no scan"),
+        ("{not json", "is not valid JSON"),
+        ("[1]", "is not of the form"),
+        ('{"a": {"images": []}}', "entry 'a' is not of the form"),
+        ('{"a": {"images": [3]}}', "entry 'a' is not of the form"),
+        ('{"a": {"images": ["nowhere_0000.nii.gz"]}}', "a names .*nowhere_0000.nii.gz, which does not exist"),
+        ('{"case1": {"images": ["imagesUn/scan0_0000.nii.gz"]}}', "case1 is also a training case .*imagesTr"),
+        ('{"test0": {"images": ["imagesUn/scan0_0000.nii.gz"]}}', "test0 is also a test case .*imagesTs"),
+    ],
+)
 def test_a_bad_list_is_one_clear_error(raw, content, complaint):
     (raw / "unlabeled.json").write_text(content)
     with pytest.raises(UnlabeledDataError, match=complaint) as error:

@@ -59,7 +59,8 @@ def test_arrays_are_what_nnunets_preprocessor_makes(place):
     dataset_json = load_json(str(place.raw / "dataset.json"))
     for i in range(4):
         data, seg, _ = configuration.preprocessor_class(verbose=False).run_case(
-            [str(place.scans / f"scan{i}_0000.nii.gz")], None, place.plans, configuration, dataset_json)
+            [str(place.scans / f"scan{i}_0000.nii.gz")], None, place.plans, configuration, dataset_json
+        )
         np.testing.assert_array_equal(blosc2.open(str(place.folder / f"scan{i}.b2nd"))[:], data)
         np.testing.assert_array_equal(blosc2.open(str(place.folder / f"scan{i}_seg.b2nd"))[:], seg)
         assert "class_locations" not in load_pickle(str(place.folder / f"scan{i}.pkl"))
@@ -84,15 +85,24 @@ def test_a_second_run_does_nothing(settled):
 def test_only_what_is_missing_changed_or_unlisted_is_touched(settled):
     before = settled.times()
     (settled.folder / "scan0.pkl").unlink()
-    write_image(np.random.default_rng(5).normal(size=(16, 24, 24)).astype(np.float32), settled.scans / "scan1_0000.nii.gz")
+    write_image(
+        np.random.default_rng(5).normal(size=(16, 24, 24)).astype(np.float32), settled.scans / "scan1_0000.nii.gz"
+    )
     (settled.scans / "scan2_0000.nii.gz").unlink()
-    write_image(np.random.default_rng(6).normal(size=(16, 24, 24)).astype(np.float32), settled.scans / "new_0000.nii.gz")
+    write_image(
+        np.random.default_rng(6).normal(size=(16, 24, 24)).astype(np.float32), settled.scans / "new_0000.nii.gz"
+    )
     assert settled.preprocess() == ["new", "scan0", "scan1", "scan3"]
     after = settled.times()
     assert after["scan3.b2nd"] == before["scan3.b2nd"]
     assert after["scan0.b2nd"] != before["scan0.b2nd"] and after["scan1.b2nd"] != before["scan1.b2nd"]
     assert "scan2.b2nd" not in after and "new.b2nd" in after
-    assert sorted(json.loads((settled.folder / "manifest.json").read_text())["cases"]) == ["new", "scan0", "scan1", "scan3"]
+    assert sorted(json.loads((settled.folder / "manifest.json").read_text())["cases"]) == [
+        "new",
+        "scan0",
+        "scan1",
+        "scan3",
+    ]
 
 
 def test_other_plans_are_an_error_for_training_and_work_for_preprocess(settled):
@@ -150,10 +160,16 @@ def break_scan(file: Path, how: str) -> None:
         shutil.copy(file, str(file).replace("_0000", "_0001"))
 
 
-@pytest.mark.parametrize(("how", "complaint"), [
-    ("truncated", "cannot be"), ("unreadable", "cannot be"), ("nan", "contains NaN or infinite"),
-    ("constant", r"is constant \(7 everywhere\)"), ("two channels", "2 channels, but the dataset has 1"),
-])
+@pytest.mark.parametrize(
+    ("how", "complaint"),
+    [
+        ("truncated", "cannot be"),
+        ("unreadable", "cannot be"),
+        ("nan", "contains NaN or infinite"),
+        ("constant", r"is constant \(7 everywhere\)"),
+        ("two channels", "2 channels, but the dataset has 1"),
+    ],
+)
 def test_a_bad_scan_is_named_and_the_others_are_done(settled, how, complaint):
     shutil.rmtree(settled.folder)
     break_scan(settled.scans / "scan1_0000.nii.gz", how)
@@ -186,7 +202,10 @@ def test_leftovers_of_a_killed_run_are_removed(settled):
 def test_a_full_disk_leaves_nothing_half_written(settled):
     shutil.rmtree(settled.folder)
     for i in range(4):  # noise does not compress: about 1 MB each
-        write_image(np.random.default_rng(i).normal(size=(48, 72, 72)).astype(np.float32), settled.scans / f"scan{i}_0000.nii.gz")
+        write_image(
+            np.random.default_rng(i).normal(size=(48, 72, 72)).astype(np.float32),
+            settled.scans / f"scan{i}_0000.nii.gz",
+        )
     settled.folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", settled.folder]).returncode:
         pytest.skip("mounting is not allowed here")

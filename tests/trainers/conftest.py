@@ -12,6 +12,7 @@ from tests.conftest import DATASET
 @pytest.fixture
 def make_trainer(dataset: Path):
     """make_trainer(name or class, configuration, edit=...) -> a seeded trainer on the CPU, not yet started."""
+
     def make(trainer, configuration="3d_fullres", fold="all", edit=lambda plans, dataset_json: None, seed=0):
         folder = dataset / "preprocessed" / DATASET
         plans = json.loads((folder / "nnUNetPlansSmall.json").read_text())
@@ -21,4 +22,5 @@ def make_trainer(dataset: Path):
         np.random.seed(seed)
         torch.manual_seed(seed)
         return cls({**plans, "continue_training": False}, configuration, fold, dataset_json, torch.device("cpu"))
+
     return make

@@ -1,6 +1,7 @@
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import nnunetv2
 import pytest
@@ -22,8 +23,15 @@ def test_nnunet_finds_every_trainer_and_variant_by_name(name, variant):
         assert trainer.epochs * trainer.iterations_per_epoch < 10
 
 
-@pytest.mark.parametrize("name", ["nnUNetTrainerCrossMatch_0epochs", "nnUNetTrainerCrossMatch_epochs",
-                                  "nnUNetTrainerCrossMatchX", "nnUNetTrainerSemiSupervised"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nnUNetTrainerCrossMatch_0epochs",
+        "nnUNetTrainerCrossMatch_epochs",
+        "nnUNetTrainerCrossMatchX",
+        "nnUNetTrainerSemiSupervised",
+    ],
+)
 def test_other_names_are_not_found(name):
     with pytest.raises(RuntimeError, match=f"Could not find requested nnunet trainer {name}"):
         recursive_find_trainer_class_by_name(name)
@@ -41,8 +49,10 @@ def test_a_variant_unpickles_in_a_fresh_process():
 
 
 def test_looking_up_a_stock_trainer_imports_none_of_our_methods():
-    code = ("import sys; from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find; "
-            "find('nnUNetTrainer_5epochs'); assert 'nnunetv2_crossmatch.methods' not in sys.modules")
+    code = (
+        "import sys; from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find; "
+        "find('nnUNetTrainer_5epochs'); assert 'nnunetv2_crossmatch.methods' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -50,7 +60,7 @@ def test_an_external_folder_with_one_file_serves_an_nnunet_without_our_module(tm
     """What a cloned, editable nnU-Net needs: nnUNet_extTrainer names a folder that holds a copy of our registration."""
     import nnunetv2_crossmatch.registration as registration
 
-    (tmp_path / "crossmatch.py").write_text(open(registration.__file__).read())
+    (tmp_path / "crossmatch.py").write_text(Path(registration.__file__).read_text())
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
     bare = tmp_path / "bare"  # an nnU-Net trainer folder without our module in it
     bare.mkdir()

@@ -78,6 +78,7 @@ def test_unlabelled_batches_have_the_labelled_geometry(make_trainer, configurati
 def test_padded_voxels_are_marked_whatever_the_geometry_does(make_trainer):
     def larger_patch(plans, dataset_json):
         plans["configurations"]["3d_fullres"]["patch_size"] = [32, 32, 32]  # scans are 16 x 24 x 24
+
     trainer = start(make_trainer(Smoke, edit=larger_patch))
     for _ in range(20):
         batch = next(trainer.dataloader_unlabeled)
@@ -92,9 +93,18 @@ def test_curves_are_logged_every_epoch_and_drawn(make_trainer):
     log = trainer.logger.local_logger.my_fantastic_logging
     curves = {key.removeprefix(PREFIX) for key in log if key.startswith(PREFIX)}
     assert curves == {
-        "loss_supervised", "loss_ip", "loss_tkd", "loss_dkd", "kept_share", "gradient_norm_labeled",
-        "gradient_norm_unlabeled", "clipped_share", "agreement_dropout_weak", "agreement_dropout_strong",
-        "agreement_strong_view", "agreement_strong_view_dropout",
+        "loss_supervised",
+        "loss_ip",
+        "loss_tkd",
+        "loss_dkd",
+        "kept_share",
+        "gradient_norm_labeled",
+        "gradient_norm_unlabeled",
+        "clipped_share",
+        "agreement_dropout_weak",
+        "agreement_dropout_strong",
+        "agreement_strong_view",
+        "agreement_strong_view_dropout",
     }
     assert {len(values) for values in log.values()} == {2}
     assert len(log[PREFIX + "kept_share"][0]) == 3
@@ -136,7 +146,10 @@ def test_a_run_is_continued_where_it_stopped(make_trainer, cls):
     if cls is SmokeEMA:
         teacher = second.method.teacher
         assert teacher.updates == 2 * second.num_iterations_per_epoch
-        assert any(not torch.equal(a, b) for a, b in zip(teacher.network.parameters(), second.network.parameters(), strict=True))
+        assert any(
+            not torch.equal(a, b)
+            for a, b in zip(teacher.network.parameters(), second.network.parameters(), strict=True)
+        )
     second.run_training()
     assert len(second.logger.local_logger.my_fantastic_logging[PREFIX + "loss_ip"]) == 3
     assert (Path(first.output_folder) / "checkpoint_final.pth").exists()
@@ -170,7 +183,9 @@ def edit_architecture(plans, configuration, **kwargs):
 def residual(plans, dataset_json):
     for configuration in ("2d", "3d_fullres"):
         architecture = plans["configurations"][configuration]["architecture"]
-        architecture["network_class_name"] = architecture["network_class_name"].replace("PlainConvUNet", "ResidualEncoderUNet")
+        architecture["network_class_name"] = architecture["network_class_name"].replace(
+            "PlainConvUNet", "ResidualEncoderUNet"
+        )
         architecture["arch_kwargs"]["n_blocks_per_stage"] = architecture["arch_kwargs"].pop("n_conv_per_stage")
 
 
@@ -204,10 +219,16 @@ def annotate_all(dataset: Path) -> None:
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-@pytest.mark.parametrize(("cls", "edit"), [
-    (SmokeEMA, residual), (Smoke, regions), (Smoke, ignore), (NoDeepSupervision, residual),
-    (NoDeepSupervision, regions_with_ignore),
-])
+@pytest.mark.parametrize(
+    ("cls", "edit"),
+    [
+        (SmokeEMA, residual),
+        (Smoke, regions),
+        (Smoke, ignore),
+        (NoDeepSupervision, residual),
+        (NoDeepSupervision, regions_with_ignore),
+    ],
+)
 def test_breadth(make_trainer, dataset, configuration, cls, edit):
     annotate_all(dataset)
     trainer = make_trainer(cls, configuration, edit=edit)
@@ -220,6 +241,7 @@ def test_breadth(make_trainer, dataset, configuration, cls, edit):
 def test_a_cascade_is_refused_at_once(make_trainer):
     def cascade(plans, dataset_json):
         plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_fullres"}
+
     with pytest.raises(RuntimeError, match="cannot train the second stage of a cascade"):
         make_trainer(Smoke, "3d_cascade_fullres", edit=cascade)
 
