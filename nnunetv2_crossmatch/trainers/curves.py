@@ -18,10 +18,15 @@ class EpochRatios:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, ratios: Mapping[str, tuple[Tensor | float, Tensor | float]], device: torch.device) -> None:
-        """Each value is (numerator, denominator), scalars or one value per class."""
-        for name, pair in ratios.items():
-            pair_sum = torch.stack([torch.as_tensor(v, device=device).detach().double() for v in pair])
-            self._sums[name] = self._sums[name] + pair_sum if name in self._sums else pair_sum
+        """Each value is (numerator, denominator), scalars or one value per class; what is not finite is left out."""
+        for name, ratio in ratios.items():
+            # full() and not as_tensor(): no copy from the host
+            numerator, denominator = (
+                v.detach().float() if isinstance(v, Tensor) else torch.full((), v, device=device) for v in ratio
+            )
+            pair = torch.stack(torch.broadcast_tensors(numerator, denominator))
+            pair = torch.where(pair.isfinite().all(0), pair, 0)
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def pop(self) -> dict[str, float | list[float]]:
         """The ratios of the epoch (nan where nothing was counted); starts the next one."""

@@ -3,13 +3,14 @@
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from os.path import join
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.configuration import default_num_processes
@@ -197,7 +198,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
 
     def on_train_epoch_end(self, train_outputs: list[dict]):
         super().on_train_epoch_end(train_outputs)
-        log_curves(self.logger, self._ratios.pop(), self.current_epoch)
+        curves = self._ratios.pop()
+        log_curves(self.logger, curves, self.current_epoch)
+        self.print_to_log_file("unlabeled", {name: np.round(value, 4).tolist() for name, value in curves.items()})
 
     def on_epoch_end(self):
         super().on_epoch_end()
@@ -231,9 +234,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         self.method.load_state_dict(checkpoint.get(METHOD_STATE, {}))
 
 
-def _norm(gradients) -> Tensor:
-    """Norm of all gradients together; parameters without one do not count."""
-    return nn.utils.get_total_norm([g for g in gradients if g is not None])
+def _norm(gradients: Iterable[Tensor | None]) -> Tensor:
+    """Norm of all gradients (or of their norms) together; parameters without one do not count."""
+    return torch.stack([g.norm() for g in gradients if g is not None]).norm()
 
 
 @contextmanager

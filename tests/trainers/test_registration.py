@@ -9,6 +9,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_crossmatch.trainers import METHODS
+from tests.conftest import REPOSITORY
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -68,3 +69,13 @@ def test_an_external_folder_with_one_file_serves_an_nnunet_without_our_module(tm
     trainer = recursive_find_trainer_class_by_name("nnUNetTrainerCrossMatch_smoke")
     assert trainer.__module__ == "nnunetv2_crossmatch.trainers"
     assert nnunetv2.__path__
+
+
+def test_the_readmes_subclass_is_found_in_an_external_folder(tmp_path, monkeypatch):
+    readme = (REPOSITORY / "README.md").read_text()
+    snippet = next(block for block in readme.split("```python")[1:] if "class " in block).split("```")[0]
+    (tmp_path / "mine.py").write_text(snippet)
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    trainer = recursive_find_trainer_class_by_name("nnUNetTrainerCrossMatchSure")
+    assert trainer.constants.threshold == 0.99
+    assert trainer.epochs == recursive_find_trainer_class_by_name("nnUNetTrainerCrossMatch").epochs

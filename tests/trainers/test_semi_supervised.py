@@ -273,3 +273,33 @@ def test_loader_workers_share_nnunets_budget(make_trainer, monkeypatch):
     trainer.train_step(next(trainer.dataloader_train))
     for augmenter in (trainer.dataloader_train, trainer.dataloader_val, trainer.dataloader_unlabeled):
         augmenter._finish()
+
+
+def test_a_gradient_scaler_changes_neither_the_step_nor_the_curves(make_trainer):
+    """What mixed precision on a GPU adds, with a scaler on the CPU."""
+    plain, scaled = start(make_trainer(Smoke)), start(make_trainer(Smoke))
+    scaled.network.load_state_dict(plain.network.state_dict())
+    scaled.grad_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    labeled, unlabeled = next(plain.dataloader_train), next(plain.dataloader_unlabeled)
+    for trainer in (plain, scaled):
+        trainer.dataloader_unlabeled = iter([unlabeled])
+        torch.manual_seed(0)
+        trainer.train_step(labeled)
+    for ours, theirs in zip(weights(scaled), weights(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    ours, theirs = scaled._ratios.pop(), plain._ratios.pop()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], rtol=1e-3, err_msg=name)
+
+
+def test_compilation_reaches_both_halves_and_changes_no_key(make_trainer, monkeypatch):
+    stock = make_trainer(nnUNetTrainer)
+    stock.initialize()
+    monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda self: True)
+    ours = make_trainer(Smoke)
+    ours.initialize()  # compilation itself happens at the first call
+    network = ours._plain_network
+    assert network.encoder._compiled_call_impl is not None
+    assert network.decoder._compiled_call_impl is not None
+    assert network.state_dict().keys() == stock.network.state_dict().keys()
