@@ -29,11 +29,11 @@ class EMATeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """teacher = decay * teacher + (1 - decay) * student; buffers that are no floats are copied."""
+        """teacher = decay * teacher + (1 - decay) * student; buffers are copied."""
         decay = (1 - 1 / (self.updates + 1)).clamp(max=self.decay)
         self.updates += 1
-        for mine, theirs in zip(self.network.state_dict().values(), student.state_dict().values(), strict=True):
-            if mine.is_floating_point():
-                mine.lerp_(theirs, 1 - decay.to(mine))
-            else:
-                mine.copy_(theirs)
+        # not state_dict(): nnU-Net's blocks list one and the same tensor there under several names
+        for mine, theirs in zip(self.network.parameters(), student.parameters(), strict=True):
+            mine.lerp_(theirs, 1 - decay.to(mine.dtype))
+        for mine, theirs in zip(self.network.buffers(), student.buffers(), strict=True):
+            mine.copy_(theirs)

@@ -5,9 +5,19 @@ from torch import nn
 from nnunetv2_crossmatch.networks.ema import EMATeacher
 
 
+class SharedBlock(nn.Module):
+    """Lists one layer under two names, as the blocks of dynamic_network_architectures do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Linear(3, 2)
+        self.all_modules = nn.Sequential(self.conv)
+        self.register_buffer("steps", torch.zeros(()))
+
+
 def test_fifty_updates_equal_the_closed_form():
     torch.manual_seed(0)
-    student = nn.Linear(3, 2).double()
+    student = SharedBlock().double()
     decay, history = 0.9, []
     teacher = EMATeacher(student, decay)
     for _ in range(50):
@@ -15,7 +25,7 @@ def test_fifty_updates_equal_the_closed_form():
             for p in student.parameters():
                 p.add_(torch.randn_like(p))
         teacher.update(student)
-        history.append(student.weight.detach().clone())
+        history.append(student.conv.weight.detach().clone())
 
     expected = torch.zeros_like(history[0])
     for k in range(50):  # sum over students of (1 - d_k) * product of all later decays
@@ -24,7 +34,7 @@ def test_fifty_updates_equal_the_closed_form():
             d = min(decay, 1 - 1 / (j + 1))
             share *= (1 - d) if j == k else d
         expected += share * history[k]
-    torch.testing.assert_close(teacher.network.weight, expected, rtol=1e-5, atol=1e-5)  # decays are float32
+    torch.testing.assert_close(teacher.network.conv.weight, expected, rtol=1e-5, atol=1e-5)  # decays are float32
 
 
 def test_the_first_update_copies_and_the_teacher_gets_no_gradient():

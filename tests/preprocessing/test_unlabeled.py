@@ -11,7 +11,6 @@ import SimpleITK as sitk
 from batchgenerators.utilities.file_and_folder_operations import load_json, load_pickle
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_crossmatch.preprocessing import unlabeled
 from nnunetv2_crossmatch.preprocessing.listing import UnlabeledDataError
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled, unlabeled_cases_for_training
 from tests.conftest import DATASET, write_image
@@ -66,38 +65,39 @@ def test_arrays_are_what_nnunets_preprocessor_makes(place):
         assert "class_locations" not in load_pickle(str(place.folder / f"scan{i}.pkl"))
 
 
-@pytest.fixture
-def settled(place) -> Place:
-    """As ``place``; the manifest's absolute paths follow the copy."""
-    manifest = json.loads((place.folder / "manifest.json").read_text())
-    for case, entry in manifest["cases"].items():
-        entry["source"] = unlabeled._source_stamp([place.scans / f"{case}_0000.nii.gz"])
-    (place.folder / "manifest.json").write_text(json.dumps(manifest))
-    return place
+def test_a_second_run_does_nothing_and_needs_no_write_access(place):
+    before = place.times()
+    (place.folder / ".lock").unlink()
+    assert place.preprocess() == [f"scan{i}" for i in range(4)]
+    assert place.times() == before
+    assert not (place.folder / ".lock").exists()
 
 
-def test_a_second_run_does_nothing(settled):
-    before = settled.times()
-    assert settled.preprocess() == [f"scan{i}" for i in range(4)]
-    assert settled.times() == before
+def test_the_same_voxels_with_another_time_are_not_preprocessed_again(place):
+    before = place.times()
+    for file in place.scans.iterdir():
+        os.utime(file)
+    place.preprocess()
+    assert place.times() == before
+    (place.folder / ".lock").unlink()
+    place.preprocess()  # the new times are known now
+    assert not (place.folder / ".lock").exists()
 
 
-def test_only_what_is_missing_changed_or_unlisted_is_touched(settled):
-    before = settled.times()
-    (settled.folder / "scan0.pkl").unlink()
+def test_only_what_is_missing_changed_or_unlisted_is_touched(place):
+    before = place.times()
+    (place.folder / "scan0.pkl").unlink()
     write_image(
-        np.random.default_rng(5).normal(size=(16, 24, 24)).astype(np.float32), settled.scans / "scan1_0000.nii.gz"
+        np.random.default_rng(5).normal(size=(16, 24, 24)).astype(np.float32), place.scans / "scan1_0000.nii.gz"
     )
-    (settled.scans / "scan2_0000.nii.gz").unlink()
-    write_image(
-        np.random.default_rng(6).normal(size=(16, 24, 24)).astype(np.float32), settled.scans / "new_0000.nii.gz"
-    )
-    assert settled.preprocess() == ["new", "scan0", "scan1", "scan3"]
-    after = settled.times()
+    (place.scans / "scan2_0000.nii.gz").unlink()
+    write_image(np.random.default_rng(6).normal(size=(16, 24, 24)).astype(np.float32), place.scans / "new_0000.nii.gz")
+    assert place.preprocess() == ["new", "scan0", "scan1", "scan3"]
+    after = place.times()
     assert after["scan3.b2nd"] == before["scan3.b2nd"]
     assert after["scan0.b2nd"] != before["scan0.b2nd"] and after["scan1.b2nd"] != before["scan1.b2nd"]
     assert "scan2.b2nd" not in after and "new.b2nd" in after
-    assert sorted(json.loads((settled.folder / "manifest.json").read_text())["cases"]) == [
+    assert sorted(json.loads((place.folder / "manifest.json").read_text())["cases"]) == [
         "new",
         "scan0",
         "scan1",
@@ -105,31 +105,44 @@ def test_only_what_is_missing_changed_or_unlisted_is_touched(settled):
     ]
 
 
-def test_other_plans_are_an_error_for_training_and_work_for_preprocess(settled):
-    file = settled.preprocessed / "nnUNetPlansSmall.json"
+def test_other_plans_are_an_error_for_training_and_work_for_preprocess(place):
+    file = place.preprocessed / "nnUNetPlansSmall.json"
     plans = json.loads(file.read_text())
     plans["configurations"]["3d_fullres"]["spacing"] = [2.0, 2.0, 2.0]
     file.write_text(json.dumps(plans))
     with pytest.raises(UnlabeledDataError, match="preprocessed with other plans .*nnUNetv2_crossmatch preprocess -d"):
-        settled.for_training()
-    settled.preprocess()
-    assert settled.for_training() == [f"scan{i}" for i in range(4)]
-    assert blosc2.open(str(settled.folder / "scan0.b2nd")).shape == (1, 8, 12, 12)
+        place.for_training()
+    place.preprocess()
+    assert place.for_training() == [f"scan{i}" for i in range(4)]
+    assert blosc2.open(str(place.folder / "scan0.b2nd")).shape == (1, 8, 12, 12)
 
 
-def test_another_network_or_patch_size_makes_nothing_stale(settled):
-    file = settled.preprocessed / "nnUNetPlansSmall.json"
+def test_another_network_or_patch_size_makes_nothing_stale(place):
+    file = place.preprocessed / "nnUNetPlansSmall.json"
     plans = json.loads(file.read_text())
     plans["configurations"]["3d_fullres"].update(patch_size=[8, 8, 8], batch_size=7)
     file.write_text(json.dumps(plans))
-    before = settled.times()
-    settled.for_training()
-    assert settled.times() == before
+    before = place.times()
+    place.for_training()
+    assert place.times() == before
 
 
-def test_the_preprocessed_folder_alone_is_enough(settled):
-    shutil.rmtree(settled.raw)
-    assert settled.for_training(raw=False) == [f"scan{i}" for i in range(4)]
+def test_the_preprocessed_folder_alone_is_enough(place):
+    shutil.rmtree(place.raw)
+    assert place.for_training(raw=False) == [f"scan{i}" for i in range(4)]
+
+
+def test_an_incomplete_folder_without_the_raw_scans_is_an_error(place):
+    (place.folder / "scan2_seg.b2nd").unlink()
+    with pytest.raises(UnlabeledDataError, match="is incomplete"):
+        place.for_training(raw=False)
+    place.preprocess()
+    place.for_training(raw=False)
+    break_scan(place.scans / "scan1_0000.nii.gz", "nan")
+    with pytest.raises(UnlabeledDataError, match="NaN"):
+        place.preprocess()
+    with pytest.raises(UnlabeledDataError, match="is incomplete"):
+        place.for_training(raw=False)
 
 
 def test_training_does_it_by_itself(place):
@@ -170,51 +183,51 @@ def break_scan(file: Path, how: str) -> None:
         ("two channels", "2 channels, but the dataset has 1"),
     ],
 )
-def test_a_bad_scan_is_named_and_the_others_are_done(settled, how, complaint):
-    shutil.rmtree(settled.folder)
-    break_scan(settled.scans / "scan1_0000.nii.gz", how)
+def test_a_bad_scan_is_named_and_the_others_are_done(place, how, complaint):
+    shutil.rmtree(place.folder)
+    break_scan(place.scans / "scan1_0000.nii.gz", how)
     with pytest.raises(UnlabeledDataError, match=complaint) as error:
-        settled.for_training()
+        place.for_training()
     assert "scan1_0000.nii.gz" in str(error.value) and "remove the case" in str(error.value)
-    assert sorted(json.loads((settled.folder / "manifest.json").read_text())["cases"]) == ["scan0", "scan2", "scan3"]
-    assert not list(settled.folder.glob("scan1*")) and not list(settled.folder.glob(".incoming*"))
+    assert sorted(json.loads((place.folder / "manifest.json").read_text())["cases"]) == ["scan0", "scan2", "scan3"]
+    assert not list(place.folder.glob("scan1*")) and not list(place.folder.glob(".incoming*"))
 
 
-def test_several_bad_scans_are_one_error(settled):
+def test_several_bad_scans_are_one_error(place):
     for i, how in enumerate(("truncated", "nan", "constant")):
-        break_scan(settled.scans / f"scan{i}_0000.nii.gz", how)
+        break_scan(place.scans / f"scan{i}_0000.nii.gz", how)
     with pytest.raises(UnlabeledDataError) as error:
-        settled.preprocess()
+        place.preprocess()
     assert all(f"scan{i}_0000.nii.gz" in str(error.value) for i in range(3))
     assert "scan3" not in str(error.value)
 
 
-def test_leftovers_of_a_killed_run_are_removed(settled):
-    (settled.folder / ".incoming_dead").mkdir()
-    (settled.folder / ".incoming_dead" / "half.b2nd").write_text("x")
-    (settled.folder / "scan0.b2nd").unlink()
-    settled.preprocess()
-    assert not (settled.folder / ".incoming_dead").exists()
-    assert (settled.folder / "scan0.b2nd").exists()
+def test_leftovers_of_a_killed_run_are_removed(place):
+    (place.folder / ".incoming_dead").mkdir()
+    (place.folder / ".incoming_dead" / "half.b2nd").write_text("x")
+    (place.folder / "scan0.b2nd").unlink()
+    place.preprocess()
+    assert not (place.folder / ".incoming_dead").exists()
+    assert (place.folder / "scan0.b2nd").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_a_full_disk_leaves_nothing_half_written(settled):
-    shutil.rmtree(settled.folder)
+def test_a_full_disk_leaves_nothing_half_written(place):
+    shutil.rmtree(place.folder)
     for i in range(4):  # noise does not compress: about 1 MB each
         write_image(
             np.random.default_rng(i).normal(size=(48, 72, 72)).astype(np.float32),
-            settled.scans / f"scan{i}_0000.nii.gz",
+            place.scans / f"scan{i}_0000.nii.gz",
         )
-    settled.folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", settled.folder]).returncode:
+    place.folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2500k", "tmpfs", place.folder]).returncode:
         pytest.skip("mounting is not allowed here")
     try:
         with pytest.raises(OSError, match="No space left"):
-            settled.preprocess()
-        listed = json.loads((settled.folder / "manifest.json").read_text())["cases"]
-        whole = {f.name for case in listed for f in settled.folder.glob(f"{case}*")}
-        assert {f.name for f in settled.folder.iterdir()} - {".lock", "manifest.json"} == whole
+            place.preprocess()
+        listed = json.loads((place.folder / "manifest.json").read_text())["cases"]
+        whole = {f.name for case in listed for f in place.folder.glob(f"{case}*")}
+        assert {f.name for f in place.folder.iterdir()} - {".lock", "manifest.json"} == whole
         assert 0 < len(listed) < 4 and len(whole) == 3 * len(listed)
     finally:
-        subprocess.run(["umount", settled.folder], check=True)
+        subprocess.run(["umount", place.folder], check=True)
