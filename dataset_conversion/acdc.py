@@ -31,6 +31,9 @@ def convert(source: Path, labeled: int) -> Conversion:
         raise UnlabeledDataError([f"--labeled {labeled}: ACDC's published lists have {PUBLISHED} labelled patients."])
     require([source / "train.list"], "list of the training volumes")
     parts = {part: _volumes(source, part) for part in ("train", "val", "test")}
+    absent = set(LABELED[:labeled]) - {_patient(f) for f in parts["train"]}
+    if absent:
+        raise UnlabeledDataError([f"{source / 'train.list'} does not name the labelled {', '.join(sorted(absent))}."])
     labeled_files = [f for f in parts["train"] if _patient(f) in LABELED[:labeled]]
     require(labeled_files, "labelled volume")
     unlabeled_files = [f for f in parts["train"] if f not in labeled_files]

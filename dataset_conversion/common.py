@@ -1,6 +1,7 @@
 """Shared by all converters: raw cases in, a semi-supervised nnU-Net dataset out."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -9,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from tqdm import tqdm
 
 from nnunetv2_crossmatch.preprocessing.listing import UnlabeledDataError
-from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, ensure_splits
+from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, ensure_splits, known_patients
 
 FILE_ENDING = ".nii.gz"
 
@@ -51,11 +53,30 @@ def write_dataset(conversion: Conversion, dataset_id: int) -> Path:
     and test cases go to imagesVal/labelsVal and imagesTs/labelsTs.
 
     Raises:
-        FileExistsError: the dataset is there already.
+        FileExistsError: a dataset with this id is there already.
     """
+    if len(taken := find_candidate_datasets(dataset_id)):
+        raise FileExistsError(
+            f"Dataset id {dataset_id} is taken by {', '.join(taken)} in nnUNet_raw, nnUNet_preprocessed or "
+            "nnUNet_results. Remove it there or choose another -d."
+        )
     folder = Path(nnUNet_raw) / f"Dataset{dataset_id:03d}_{conversion.name}"
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists already. Remove it or choose another -d.")
+    incoming = folder.with_name(f".{folder.name}")
+    shutil.rmtree(incoming, ignore_errors=True)  # of a run that was killed
+    patients = {
+        case.id: case.patient
+        for case in (*conversion.labeled, *conversion.unlabeled, *conversion.validation, *conversion.test)
+        if case.patient is not None
+    }
+    _write_folder(conversion, incoming, patients)
+    incoming.rename(folder)
+    # now, because nnU-Net's own split would put a patient's scans on both sides, and fails with few cases
+    preprocessed = Path(nnUNet_preprocessed) / folder.name
+    ensure_splits(preprocessed, [case.id for case in conversion.labeled], known_patients(folder, preprocessed))
+    return folder
+
+
+def _write_folder(conversion: Conversion, folder: Path, patients: dict[str, str]) -> None:
     parts = {"Tr": conversion.labeled, "Un": conversion.unlabeled, "Val": conversion.validation, "Ts": conversion.test}
     originals = {}
     with tqdm(total=sum(map(len, parts.values())), desc=folder.name, disable=not sys.stderr.isatty()) as progress:
@@ -71,7 +92,6 @@ def write_dataset(conversion: Conversion, dataset_id: int) -> Path:
                 progress.update()
     if originals:
         _write_json(originals, folder / "unlabeled.json")
-    patients = {case.id: case.patient for cases in parts.values() for case in cases if case.patient is not None}
     if patients:
         _write_json(patients, folder / PATIENTS)
     _write_json(
@@ -83,9 +103,6 @@ def write_dataset(conversion: Conversion, dataset_id: int) -> Path:
         },
         folder / "dataset.json",
     )
-    # now, because nnU-Net's own split would put a patient's scans on both sides, and fails with few cases
-    ensure_splits(Path(nnUNet_preprocessed) / folder.name, [case.id for case in conversion.labeled], patients)
-    return folder
 
 
 def require(paths: Iterable[Path], what: str) -> None:

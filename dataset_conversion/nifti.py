@@ -1,9 +1,10 @@
-"""A folder of NIfTI scans as the Medical Segmentation Decathlon lays them out (imagesTr, labelsTr)."""
+"""A folder of NIfTI scans as the Medical Segmentation Decathlon lays them out (imagesTr, labelsTr, dataset.json)."""
 
 import random
 from pathlib import Path
 
 import SimpleITK as sitk
+from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.dataset_conversion.common import FILE_ENDING, Case, Conversion, require
 from nnunetv2_crossmatch.preprocessing.listing import UnlabeledDataError
@@ -15,24 +16,30 @@ def convert(source: Path, labeled: int, test: int = 0) -> Conversion:
     """Hold out ``test`` cases, keep the labels of ``labeled`` others, hide the rest.
 
     Args:
-        source: has imagesTr/NAME.nii.gz and labelsTr/NAME.nii.gz, single-channel 3D.
+        source: has imagesTr/NAME.nii.gz and labelsTr/NAME.nii.gz, single-channel 3D. Modality and label names
+            come from its dataset.json; without one it is MRI with class1, class2, ...
 
     Raises:
-        UnlabeledDataError: missing files, or fewer cases than asked for.
+        UnlabeledDataError: missing files, several channels, or fewer cases than asked for.
     """
+    source = source.resolve()
     require([source / "imagesTr", source / "labelsTr"], "NIfTI scans and their labels")
     images = sorted(f for f in (source / "imagesTr").glob("*" + FILE_ENDING) if not f.name.startswith("."))
     require([source / "labelsTr" / f.name for f in images], "label of a scan in imagesTr")
-    if labeled + test >= len(images):
+    if labeled < 1 or test < 0 or labeled + test >= len(images):
         raise UnlabeledDataError(
-            [f"{source} has {len(images)} cases; {labeled} labelled and {test} test cases leave none unlabelled."]
+            [f"{source} has {len(images)} cases; {labeled} labelled and {test} test cases cannot be drawn from them."]
         )
+    described = load_json(str(source / "dataset.json")) if (source / "dataset.json").exists() else {}
+    channels = list((described.get("modality") or described.get("channel_names") or {"0": "MRI"}).values())
+    if len(channels) > 1:
+        raise UnlabeledDataError([f"{source} has {len(channels)} channels in one file; nnU-Net wants one file each."])
     random.Random(SEED).shuffle(images)
     cases = [_case(image, source / "labelsTr" / image.name) for image in images]
     return Conversion(
         name="".join(c for c in source.name if c.isalnum()),
-        channel="MRI",
-        labels=_labels(source / "labelsTr"),
+        channel=channels[0],
+        labels=_labels(source / "labelsTr", described.get("labels", {})),
         test=cases[:test],
         labeled=cases[test : test + labeled],
         unlabeled=cases[test + labeled :],
@@ -47,6 +54,8 @@ def _case(image: Path, label: Path) -> Case:
     )
 
 
-def _labels(folder: Path) -> dict[str, int]:
+def _labels(folder: Path, described: dict) -> dict[str, int]:
+    if described:  # {"0": "background"} in the Decathlon, {"background": 0} in nnU-Net
+        return {name: int(value) for value, name in described.items()} if "0" in described else described
     highest = max(int(sitk.GetArrayFromImage(sitk.ReadImage(str(f))).max()) for f in folder.glob("*" + FILE_ENDING))
     return {"background": 0, **{f"class{value}": value for value in range(1, highest + 1)}}

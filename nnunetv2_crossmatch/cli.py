@@ -4,8 +4,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from nnunetv2_crossmatch.preprocessing.listing import UnlabeledDataError
-
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="nnUNetv2_crossmatch", description=__doc__)
@@ -15,7 +13,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
-    except (UnlabeledDataError, OSError) as e:
+    except (ValueError, KeyError, OSError, RuntimeError, AssertionError) as e:  # ours and nnU-Net's own complaints
         print(f"nnUNetv2_crossmatch: {e}", file=sys.stderr)
         sys.exit(2)
 
@@ -40,14 +38,14 @@ def _preprocess(arguments: argparse.Namespace) -> None:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunetv2_crossmatch.preprocessing.listing import labeled_cases
-    from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, patient_of
+    from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients
     from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 
     name = maybe_convert_to_dataset_name(arguments.d)
     raw, preprocessed = Path(nnUNet_raw) / name, Path(nnUNet_preprocessed) / name
     plans = PlansManager(str(preprocessed / f"{arguments.p}.json"))
     dataset_json = load_json(str(raw / "dataset.json"))
-    ensure_splits(preprocessed, labeled_cases(raw, dataset_json), patient_of(raw))
+    ensure_splits(preprocessed, labeled_cases(raw, dataset_json), known_patients(raw, preprocessed))
     for configuration in arguments.c:
         cases = preprocess_unlabeled(raw, preprocessed, plans, configuration, arguments.np)
         print(f"{name} {configuration}: {len(cases)} unlabelled cases are ready")

@@ -57,11 +57,12 @@ def dice(trainer, cases: dict[str, list[Path]], labels: Path) -> dict[str, list[
     """Dice of every foreground class, case by case."""
     predictor = nnUNetPredictor(use_mirroring=False, device=trainer.device, allow_tqdm=False)
     trainer.set_deep_supervision_enabled(False)
+    network = getattr(trainer.network, "_orig_mod", trainer.network)  # without torch.compile's wrapper
     predictor.manual_initialization(
-        trainer.network,
+        network,
         trainer.plans_manager,
         trainer.configuration_manager,
-        [trainer.network.state_dict()],
+        [network.state_dict()],
         trainer.dataset_json,
         type(trainer).__name__,
         trainer.inference_allowed_mirroring_axes,

@@ -36,7 +36,8 @@ def unlabeled_loader(
 ) -> nnUNetDataLoader:
     """A loader of random patches with the batch size, patch size and geometry of ``labeled``.
 
-    Its batches are ``data`` (batch, channels, *spatial) and ``target`` (batch, 1, *spatial), -1 where padded.
+    Its batches are ``data`` (batch, channels, *spatial) and ``target`` (batch, 1, *spatial): -1 where
+    padded and, as nnU-Net crops to nonzero voxels, in the zero background; 0 elsewhere.
     """
     dimensions = slice(1, None) if labeled.patch_size_was_2d else slice(None)
     loader = nnUNetDataLoader(

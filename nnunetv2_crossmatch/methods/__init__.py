@@ -15,7 +15,8 @@ class UnlabeledBatch:
     """The weak view: unlabelled patches with nnU-Net's geometry and no intensity augmentation.
 
     image: (batch, channels, *spatial).
-    valid: bool (batch, 1, *spatial), False where the patch was padded; such voxels count in no loss.
+    valid: bool (batch, 1, *spatial), False where the patch was padded and in the zero background that
+        nnU-Net cropped away or masked; such voxels count in no loss.
     """
 
     image: Tensor

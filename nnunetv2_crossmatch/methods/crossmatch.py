@@ -38,7 +38,7 @@ class PseudoLabel:
 
     label: class index (batch, 1, *spatial), or with regions one binary map each (batch, regions, *spatial).
     kept: bool of the same shape: the teacher's confidence reaches the threshold, and the voxel is valid.
-    valid: bool (batch, 1, *spatial), False in padding.
+    valid: bool (batch, 1, *spatial), see :class:`UnlabeledBatch`.
     """
 
     label: Tensor
@@ -72,7 +72,10 @@ class CrossMatch(Method):
         batch, channels, *spatial = weak.shape
         self.curves = {}
         self._partner.draw(batch)
-        strong1, strong2 = (apply_strong(weak, draw_strong(batch, channels, weak.device)) for _ in range(2))
+        strong1, strong2 = (  # what is padded or masked out stays as it is
+            torch.where(unlabeled.valid, apply_strong(weak, draw_strong(batch, channels, weak.device)), weak)
+            for _ in range(2)
+        )
         box1, box2 = (draw_boxes(batch, tuple(spatial), weak.device) for _ in range(2))
 
         # the weak view: plain (the teacher of all), then through weak and strong feature dropout
@@ -135,6 +138,7 @@ class CrossMatch(Method):
             confidence = torch.maximum(probabilities, 1 - probabilities)
         else:
             confidence, label = probabilities.max(1, keepdim=True)
+            label = label.to(torch.uint8 if logits.shape[1] <= 256 else torch.int16)  # an eighth of int64's memory
         return PseudoLabel(label, (confidence >= self.constants.threshold) & valid, valid)
 
     def _loss(self, logits: Tensor, target: PseudoLabel) -> Tensor:
@@ -158,15 +162,15 @@ class CrossMatch(Method):
 
     def _per_class(self, pseudo: PseudoLabel, classes: int) -> tuple[Tensor, Tensor]:
         """Kept and predicted valid voxels per predicted class (or region), each (classes,)."""
-        kept, valid = pseudo.kept, pseudo.valid.expand_as(pseudo.label)
         if self.regions:
-            axes = [0, *range(2, kept.ndim)]
-            return (kept & pseudo.label).sum(axes), (valid & pseudo.label).sum(axes)
-        label = pseudo.label.flatten()
-        zeros = torch.zeros(classes, device=label.device)
+            predicted = list(pseudo.label.split(1, 1))
+            kept = list(pseudo.kept.split(1, 1))
+        else:
+            predicted = [pseudo.label == c for c in range(classes)]
+            kept = [pseudo.kept] * classes
         return (
-            zeros.scatter_add(0, label, kept.flatten().float()),
-            zeros.scatter_add(0, label, valid.flatten().float()),
+            torch.stack([(p & k).sum() for p, k in zip(predicted, kept, strict=True)]),
+            torch.stack([(p & pseudo.valid).sum() for p in predicted]),
         )
 
     def _partner_label(self, name: str, own: PseudoLabel) -> PseudoLabel:

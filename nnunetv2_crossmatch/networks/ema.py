@@ -35,5 +35,5 @@ class EMATeacher(nn.Module):
         # not state_dict(): nnU-Net's blocks list one and the same tensor there under several names
         for mine, theirs in zip(self.network.parameters(), student.parameters(), strict=True):
             mine.lerp_(theirs, 1 - decay.to(mine.dtype))
-        for mine, theirs in zip(self.network.buffers(), student.buffers(), strict=True):
-            mine.copy_(theirs)
+        for buffer, students in zip(self.network.buffers(), student.buffers(), strict=True):
+            buffer.copy_(students)

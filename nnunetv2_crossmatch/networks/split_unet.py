@@ -24,10 +24,7 @@ class SplitUNet:
     """
 
     def __init__(self, network: nn.Module, autocast: Callable[[], AbstractContextManager] = nullcontext):
-        if not (
-            isinstance(getattr(network, "encoder", None), nn.Module)
-            and isinstance(getattr(network, "decoder", None), nn.Module)
-        ):
+        if not self.can_split(network):
             raise TypeError(
                 f"{type(network).__name__} has no encoder and decoder to call separately. Plan with an "
                 "encoder/decoder U-Net (PlainConvUNet, ResidualEncoderUNet) to use this trainer."
@@ -35,6 +32,11 @@ class SplitUNet:
         self.encoder: nn.Module = network.encoder  # type: ignore[assignment]
         self.decoder: nn.Module = network.decoder  # type: ignore[assignment]
         self._autocast = autocast
+
+    @staticmethod
+    def can_split(module: nn.Module) -> bool:
+        """Whether it has an encoder and a decoder to call."""
+        return all(isinstance(getattr(module, half, None), nn.Module) for half in ("encoder", "decoder"))
 
     def encode(self, image: Tensor) -> Features:
         """Skips of ``image`` (batch, channels, *spatial), finest first, bottleneck last."""
@@ -63,6 +65,7 @@ class SplitUNet:
         leaves = [skip.detach().requires_grad_() for skip in skips]
         yield leaves
         reached = [(skip, leaf.grad) for skip, leaf in zip(skips, leaves, strict=True) if leaf.grad is not None]
+        leaves.clear()  # the caller's name for them would keep them alive through the next stream
         if reached:
             torch.autograd.backward([skip for skip, _ in reached], [grad for _, grad in reached])
 

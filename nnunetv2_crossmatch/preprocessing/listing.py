@@ -25,8 +25,8 @@ def list_unlabeled(raw_folder: Path, dataset_json: dict) -> dict[str, list[Path]
         {case id: files}, sorted by id; None where the dataset has neither a list nor the folder.
 
     Raises:
-        UnlabeledDataError: an empty or malformed list, missing files, an id that is also a training or
-            held-out case.
+        UnlabeledDataError: an empty or malformed list, missing files, an id or a file that is also a
+            training or held-out case or another unlabelled one.
     """
     list_file, folder = raw_folder / "unlabeled.json", raw_folder / "imagesUn"
     if list_file.exists():
@@ -44,6 +44,7 @@ def list_unlabeled(raw_folder: Path, dataset_json: dict) -> dict[str, list[Path]
         for kind, where, ids in _other_cases(raw_folder, dataset_json)
         for case in sorted(cases.keys() & ids)
     ]
+    problems += _reused_files(source, cases, raw_folder, dataset_json)
     problems += [
         f"{list_file}: {case} names {file}, which does not exist. Correct the path or remove the case."
         for case, files in cases.items()
@@ -66,9 +67,9 @@ def group_channels(folder: Path, file_ending: str) -> dict[str, list[Path]]:
     """Files named CASE_0000.nii.gz, CASE_0001.nii.gz, ... by case.
 
     Raises:
-        UnlabeledDataError: files with the dataset's ending but without a channel number.
+        UnlabeledDataError: files with the dataset's ending but without a channel number; missing channels.
     """
-    pattern = re.compile(rf"(?P<case>.+)_\d{{4}}{re.escape(file_ending)}")
+    pattern = re.compile(rf"(?P<case>.+)_(?P<channel>\d{{4}}){re.escape(file_ending)}")
     cases: dict[str, list[Path]] = {}
     problems = []
     for file in sorted(folder.iterdir()):
@@ -76,12 +77,33 @@ def group_channels(folder: Path, file_ending: str) -> dict[str, list[Path]]:
             continue
         if match := pattern.fullmatch(file.name):
             cases.setdefault(match["case"], []).append(file)
+            if int(match["channel"]) != len(cases[match["case"]]) - 1:
+                problems.append(f"{file}: a channel before it is missing. Supply it or remove the case.")
         else:
             stem = file.name.removesuffix(file_ending)
             problems.append(f"{file} has no channel number. Rename it to {stem}_0000{file_ending}.")
     if problems:
         raise UnlabeledDataError(problems)
     return cases
+
+
+def _reused_files(source: Path, cases: dict[str, list[Path]], raw_folder: Path, dataset_json: dict) -> list[str]:
+    """The same file under two unlabelled ids, or listed although it is a labelled or held-out scan."""
+    owner = {
+        file.resolve(): str(file)
+        for name in ("imagesTr", *HELD_OUT)
+        if (raw_folder / name).is_dir()
+        for file in (raw_folder / name).iterdir()
+    }
+    for entry in dataset_json.get("dataset", {}).values():
+        owner |= {(raw_folder / os.path.expandvars(image)).resolve(): image for image in entry["images"]}
+    problems = []
+    for case, files in cases.items():
+        for file in files:
+            if file.resolve() in owner:
+                problems.append(f"{source}: {case} is the same file as {owner[file.resolve()]}. Remove the case.")
+            owner[file.resolve()] = f"that of {case}"
+    return problems
 
 
 def _other_cases(raw_folder: Path, dataset_json: dict) -> list[tuple[str, Path, set[str]]]:

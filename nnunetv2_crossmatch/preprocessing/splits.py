@@ -1,5 +1,6 @@
 """Cross-validation splits that keep a patient's scans together."""
 
+import os
 from collections import defaultdict
 from pathlib import Path
 
@@ -7,12 +8,20 @@ from batchgenerators.utilities.file_and_folder_operations import load_json, save
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 PATIENTS = "patients.json"  # in the raw dataset folder: {case id: patient}
+SPLITS = "splits_final.json"
 
 
-def patient_of(raw_folder: Path | None) -> dict[str, str]:
-    """Patient of each case as far as known; empty without a patients.json."""
-    file = raw_folder / PATIENTS if raw_folder is not None else None
-    return load_json(str(file)) if file is not None and file.exists() else {}
+def known_patients(raw_folder: Path | None, preprocessed_folder: Path) -> dict[str, str]:
+    """Patient of each case as far as known; empty without a patients.json.
+
+    The raw folder's file is copied to the preprocessed folder, which then is enough alone.
+    """
+    copy = preprocessed_folder / PATIENTS
+    if raw_folder is not None and (raw_folder / PATIENTS).exists():
+        patients = load_json(str(raw_folder / PATIENTS))
+        if not copy.exists() or load_json(str(copy)) != patients:
+            _save(patients, copy)
+    return load_json(str(copy)) if copy.exists() else {}
 
 
 def ensure_splits(preprocessed_folder: Path, cases: list[str], patients: dict[str, str]) -> None:
@@ -20,16 +29,44 @@ def ensure_splits(preprocessed_folder: Path, cases: list[str], patients: dict[st
 
     A case without a known patient is its own patient, and then the folds are nnU-Net's own.
     """
-    file = preprocessed_folder / "splits_final.json"
     by_patient: dict[str, list[str]] = defaultdict(list)
     for case in sorted(cases):
         by_patient[patients.get(case, case)].append(case)
-    if file.exists() or len(by_patient) < 2:
+    if (preprocessed_folder / SPLITS).exists() or len(by_patient) < 2:
         return
     splits = generate_crossval_split(sorted(by_patient), seed=12345, n_splits=min(5, len(by_patient)))
     expanded = [
         {part: [case for patient in split[part] for case in by_patient[patient]] for part in ("train", "val")}
         for split in splits
     ]
-    preprocessed_folder.mkdir(parents=True, exist_ok=True)
-    save_json(expanded, str(file))
+    _save(expanded, preprocessed_folder / SPLITS)
+
+
+def validation_patients(preprocessed_folder: Path, fold: int | str, patients: dict[str, str]) -> set[str]:
+    """Patients held out by a fold; none for fold ``all``.
+
+    Raises:
+        ValueError: there is no such fold (nnU-Net would draw cases at random), or it has a patient on both sides.
+    """
+    if fold == "all":
+        return set()
+    file = preprocessed_folder / SPLITS
+    if not file.exists():
+        raise ValueError(f"One labelled patient cannot be cross-validated: there is no {file}. Train fold all.")
+    splits = load_json(str(file))
+    if int(fold) >= len(splits):
+        raise ValueError(f"{file} has folds 0 to {len(splits) - 1}, not {fold}. Train one of these, or fold all.")
+    train, val = ({patients.get(case, case) for case in splits[int(fold)][part]} for part in ("train", "val"))
+    if train & val:
+        raise ValueError(
+            f"{file}: {', '.join(sorted(train & val))} trains and validates in fold {fold}. Remove the file; "
+            "a split by patient is made anew."
+        )
+    return val
+
+
+def _save(content: dict | list, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    save_json(content, str(temporary))
+    os.replace(temporary, file)

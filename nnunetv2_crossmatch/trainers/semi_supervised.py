@@ -2,13 +2,12 @@
 
 import json
 import os
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from os.path import join
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,8 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_crossmatch.data.loading import Augmenter, UnlabeledDataset, augment, labeled_loader, unlabeled_loader
 from nnunetv2_crossmatch.methods import Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
-from nnunetv2_crossmatch.preprocessing.listing import labeled_cases
-from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, patient_of
+from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients, validation_patients
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
 from nnunetv2_crossmatch.trainers.curves import EpochRatios, log_curves, plot_curves
 
@@ -33,7 +31,7 @@ GRADIENT_CLIP = 12  # nnU-Net's, a literal in its train_step
 METHOD_STATE = "semi_supervised_method"  # our one key in nnU-Net's checkpoint
 
 
-class nnUNetTrainerSemiSupervised(nnUNetTrainer):
+class nnUNetTrainerSemiSupervised(nnUNetTrainer, ABC):
     """nnU-Net plus unlabelled batches; a subclass says what learns from them (:meth:`build_method`).
 
     Each step takes nnU-Net's labelled batch with nnU-Net's loss, and as large an unlabelled batch. The
@@ -78,8 +76,11 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         self.method = self.build_method(network).to(self.device)
         if self._do_i_compile():
             # nnU-Net compiles the whole network; halves called on their own would run eagerly beside it
-            self._split_network.encoder.compile()
-            self._split_network.decoder.compile()
+            for module in (network, *self.method.modules()):
+                if SplitUNet.can_split(module):
+                    split = SplitUNet(module)
+                    split.encoder.compile()
+                    split.decoder.compile()
 
     @property
     def _plain_network(self) -> nn.Module:
@@ -94,6 +95,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         return autocast("cuda") if self.device.type == "cuda" else nullcontext()
 
     def on_train_start(self):
+        if not self.was_initialized:
+            self.initialize()
         self._unlabeled_cases = self._prepare_unlabeled()  # under DDP the first process works, the others wait
         super().on_train_start()
         if self.local_rank == 0:
@@ -105,17 +108,21 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         name = self.plans_manager.dataset_name
         raw = Path(nnUNet_raw) / name if nnUNet_raw.is_set() and (Path(nnUNet_raw) / name).is_dir() else None
         preprocessed = Path(self.preprocessed_dataset_folder_base)
-        if raw is not None:
-            ensure_splits(preprocessed, labeled_cases(raw, self.dataset_json), patient_of(raw))
-        if self.fold != "all" and not (preprocessed / "splits_final.json").exists():
-            raise RuntimeError(f"{name} cannot be cross-validated with so few labelled patients. Train fold all.")
-        return unlabeled_cases_for_training(
+        patients = known_patients(raw, preprocessed)
+        ensure_splits(preprocessed, self.dataset_class.get_identifiers(self.preprocessed_dataset_folder), patients)
+        held_out = validation_patients(preprocessed, self.fold, patients)
+        cases = unlabeled_cases_for_training(
             raw, preprocessed, self.plans_manager, self.configuration_name, default_num_processes
         )
+        used = [case for case in cases if patients.get(case) not in held_out]
+        self.print_to_log_file(
+            f"{len(used)} unlabelled cases; {len(cases) - len(used)} more belong to patients of the validation set"
+        )
+        return used
 
     def get_dataloaders(self):
         workers = get_allowed_n_proc_DA()
-        # the unlabelled loader takes its third (geometry alone is cheap) out of nnU-Net's worker budget
+        # the unlabelled loader (geometry alone, cheap) takes a third of nnU-Net's worker budget, one at least
         unlabeled_workers = max(1, workers // 3) if workers else 0
         with _environment(nnUNet_n_proc_DA=str(max(1, workers - unlabeled_workers) if workers else 0)):
             train, val = super().get_dataloaders()
@@ -158,15 +165,16 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         )
         with self._autocast():
             loss = self.loss(self.network(data), target)
-        with _record_gradients(parameters) as labeled_gradients:
+        with _record_gradients(parameters) as labeled_norms:
             self._scaled(loss).backward()
         ratios["loss_supervised"] = (loss, 1)
-        ratios["gradient_norm_labeled"] = (self._unscaled(_norm(labeled_gradients)), 1)
+        ratios["gradient_norm_labeled"] = (self._unscaled(torch.stack(labeled_norms).norm()), 1)
 
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
-        ratios["clipped_share"] = (norm > GRADIENT_CLIP, 1)
+        # a step that overflowed is skipped, not clipped: nan is not counted
+        ratios["clipped_share"] = (torch.where(norm.isfinite(), (norm > GRADIENT_CLIP).float(), torch.nan), 1)
         if self.grad_scaler is not None:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
@@ -224,19 +232,17 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
             torch.save({**checkpoint, METHOD_STATE: state}, temporary)
         os.replace(temporary, filename)
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         super().load_checkpoint(filename_or_checkpoint)
-        checkpoint: dict[str, Any] = (
-            torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
-            if isinstance(filename_or_checkpoint, str)
-            else filename_or_checkpoint
-        )
-        self.method.load_state_dict(checkpoint.get(METHOD_STATE, {}))
+        if self.method.state_dict():
+            # weights_only: as above, nnU-Net's checkpoint holds NumPy scalars
+            checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
+            self.method.load_state_dict(checkpoint[METHOD_STATE])
 
 
 def _norm(gradients: Iterable[Tensor | None]) -> Tensor:
-    """Norm of all gradients (or of their norms) together; parameters without one do not count."""
-    return torch.stack([g.norm() for g in gradients if g is not None]).norm()
+    """Norm of all gradients together; parameters without one do not count."""
+    return torch.stack(torch._foreach_norm([g for g in gradients if g is not None])).norm()
 
 
 @contextmanager

@@ -112,7 +112,16 @@ def test_nifti_copies_no_unlabelled_image_and_nests_the_labelled(base, tmp_path)
     assert len(unlabeled) == 4 and not (few / "imagesUn").exists()
     assert all(Path(entry["images"][0]).parent == source / "imagesTr" for entry in unlabeled.values())
     assert names(few / "labelsUn") == sorted(unlabeled)
-    assert json.loads((few / "dataset.json").read_text())["labels"] == {"background": 0, "class1": 1, "class2": 2}
+    assert json.loads((few / "dataset.json").read_text())["labels"] == {"background": 0, "shell": 1, "core": 2}
+    (source / "dataset.json").write_text('{"modality": {"0": "CT"}, "labels": {"0": "background", "1": "a", "2": "b"}}')
+    main(["convert", "nifti", str(source), "-d", "5", "--labeled", "2"])
+    described = json.loads((base / "raw" / "Dataset005_Myscans" / "dataset.json").read_text())
+    assert described["channel_names"] == {"0": "CT"}
+    assert described["labels"] == {"background": 0, "a": 1, "b": 2}
+    (source / "dataset.json").unlink()
+    main(["convert", "nifti", str(source), "-d", "6", "--labeled", "2"])
+    described = json.loads((base / "raw" / "Dataset006_Myscans" / "dataset.json").read_text())
+    assert described["labels"] == {"background": 0, "class1": 1, "class2": 2}
     with pytest.raises(SystemExit):
         main(["convert", "nifti", str(source), "-d", "2", "--labeled", "2"])  # exists
 

@@ -54,6 +54,7 @@ def test_relay_gradients_equal_those_of_one_big_graph(network, image):
     with split.relay(image) as leaves:
         network.decoder(leaves)[0].square().mean().backward()
         network.decoder(drop_channels(leaves, masks))[0].square().mean().backward()
+    assert leaves == [], "the features must not outlive their stream"
     for parameter, gradient in zip(parameters, expected, strict=True):
         if gradient is None:
             assert parameter.grad is None

@@ -65,6 +65,29 @@ def test_a_bad_list_is_one_clear_error(raw, content, complaint):
     assert "unlabeled.json" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ('{"a": {"images": ["imagesTs/test0_0000.nii.gz"]}}', "a is the same file as .*imagesTs/test0_0000"),
+        ('{"a": {"images": ["imagesUn/../imagesTr/case0_0000.nii.gz"]}}', "a is the same file as .*case0_0000"),
+        (
+            '{"a": {"images": ["imagesUn/scan0_0000.nii.gz"]}, "b": {"images": ["imagesUn/scan0_0000.nii.gz"]}}',
+            "b is the same file as that of a",
+        ),
+    ],
+)
+def test_a_file_may_not_be_used_twice(raw, content, complaint):
+    (raw / "unlabeled.json").write_text(content)
+    with pytest.raises(UnlabeledDataError, match=complaint):
+        list_unlabeled(raw, dataset_json(raw))
+
+
+def test_a_missing_channel_is_named(raw):
+    (raw / "imagesUn" / "scan0_0000.nii.gz").unlink()
+    with pytest.raises(UnlabeledDataError, match="scan0_0001.nii.gz: a channel before it is missing"):
+        list_unlabeled(raw, dataset_json(raw))
+
+
 def test_an_empty_folder_is_an_error(raw):
     for file in (raw / "imagesUn").iterdir():
         file.unlink()

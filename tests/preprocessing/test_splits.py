@@ -1,7 +1,8 @@
+import pytest
 from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from nnunetv2_crossmatch.preprocessing.splits import ensure_splits
+from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients, validation_patients
 
 
 def test_without_patients_the_file_is_nnunets_own_byte_for_byte(tmp_path):
@@ -28,3 +29,28 @@ def test_one_patient_makes_no_split_and_an_existing_file_is_kept(tmp_path):
     (tmp_path / "splits_final.json").write_text("mine")
     ensure_splits(tmp_path, ["a", "b"], {})
     assert (tmp_path / "splits_final.json").read_text() == "mine"
+
+
+def test_patients_are_copied_so_that_the_preprocessed_folder_is_enough(tmp_path):
+    raw, preprocessed = tmp_path / "raw", tmp_path / "preprocessed"
+    raw.mkdir()
+    assert known_patients(raw, preprocessed) == {}
+    save_json({"a_1": "a"}, str(raw / "patients.json"))
+    assert known_patients(raw, preprocessed) == known_patients(None, preprocessed) == {"a_1": "a"}
+    save_json({"a_1": "b"}, str(raw / "patients.json"))
+    assert known_patients(raw, preprocessed) == known_patients(None, preprocessed) == {"a_1": "b"}
+
+
+def test_a_fold_that_is_not_there_or_divides_a_patient_is_refused(tmp_path):
+    patients = {f"p{i}_{j}": f"p{i}" for i in range(3) for j in (1, 2)}
+    with pytest.raises(ValueError, match="Train fold all"):
+        validation_patients(tmp_path, 0, patients)
+    ensure_splits(tmp_path, list(patients), patients)
+    held_out = [validation_patients(tmp_path, fold, patients) for fold in range(3)]
+    assert set.union(*held_out) == {"p0", "p1", "p2"} and all(len(h) == 1 for h in held_out)
+    assert validation_patients(tmp_path, "all", patients) == set()
+    with pytest.raises(ValueError, match="has folds 0 to 2, not 3"):
+        validation_patients(tmp_path, 3, patients)
+    save_json([{"train": ["p0_1", "p1_1"], "val": ["p0_2"]}], str(tmp_path / "splits_final.json"))
+    with pytest.raises(ValueError, match="p0 trains and validates in fold 0"):
+        validation_patients(tmp_path, 0, patients)

@@ -1,7 +1,6 @@
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import nnunetv2
 import pytest
@@ -58,10 +57,10 @@ def test_looking_up_a_stock_trainer_imports_none_of_our_methods():
 
 
 def test_an_external_folder_with_one_file_serves_an_nnunet_without_our_module(tmp_path, monkeypatch):
-    """What a cloned, editable nnU-Net needs: nnUNet_extTrainer names a folder that holds a copy of our registration."""
-    import nnunetv2_crossmatch.registration as registration
-
-    (tmp_path / "crossmatch.py").write_text(Path(registration.__file__).read_text())
+    """What a cloned, editable nnU-Net needs: nnUNet_extTrainer names a folder with the README's one line."""
+    line = "from nnunetv2_crossmatch.trainers import __getattr__"
+    assert line in (REPOSITORY / "README.md").read_text()
+    (tmp_path / "crossmatch.py").write_text(line)
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
     bare = tmp_path / "bare"  # an nnU-Net trainer folder without our module in it
     bare.mkdir()
@@ -79,3 +78,12 @@ def test_the_readmes_subclass_is_found_in_an_external_folder(tmp_path, monkeypat
     trainer = recursive_find_trainer_class_by_name("nnUNetTrainerCrossMatchSure")
     assert trainer.constants.threshold == 0.99
     assert trainer.epochs == recursive_find_trainer_class_by_name("nnUNetTrainerCrossMatch").epochs
+
+
+def test_without_this_package_the_registration_that_is_left_hides_no_stock_trainer():
+    code = (
+        "import sys; sys.modules['nnunetv2_crossmatch.trainers'] = None\n"
+        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
+        "find('nnUNetTrainer_5epochs')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -246,22 +246,34 @@ def test_a_cascade_is_refused_at_once(make_trainer):
         make_trainer(Smoke, "3d_cascade_fullres", edit=cascade)
 
 
-def test_a_network_without_encoder_and_decoder_is_refused_before_training(make_trainer):
+def test_a_network_without_encoder_and_decoder_is_refused_at_once(make_trainer, dataset):
     class Transformer(Smoke):
         @staticmethod
         def build_network_architecture(*args, **kwargs):
             return torch.nn.Conv3d(1, 3, 1)
 
     with pytest.raises(TypeError, match="Conv3d has no encoder and decoder"):
-        make_trainer(Transformer).initialize()
+        make_trainer(Transformer).on_train_start()
+    assert not list(dataset.glob("preprocessed/*/*_unlabeled"))
 
 
 def test_one_labelled_patient_recommends_fold_all(make_trainer, dataset):
     raw = dataset / "raw" / "Dataset901_Balls"
     (raw / "patients.json").write_text(json.dumps({f"case{i}": "same" for i in range(5)}))
-    with pytest.raises(RuntimeError, match="Train fold all"):
+    with pytest.raises(ValueError, match="Train fold all"):
         make_trainer(Smoke, fold=0).on_train_start()
     make_trainer(Smoke, fold="all").on_train_start()
+
+
+def test_unlabelled_scans_of_validation_patients_are_left_out(make_trainer, dataset):
+    patients = {"case0": "a", "scan0": "a", "case1": "b", "scan1": "b", "scan2": "c"}
+    (dataset / "raw" / "Dataset901_Balls" / "patients.json").write_text(json.dumps(patients))
+    trainer = start(make_trainer(Smoke, fold=0))
+    val = json.loads((dataset / "preprocessed" / "Dataset901_Balls" / "splits_final.json").read_text())[0]["val"]
+    held_out = {patients.get(case) for case in val} - {None}
+    expected = [f"scan{i}" for i in range(4) if patients.get(f"scan{i}") not in held_out]
+    assert trainer.dataloader_unlabeled.data_loader.indices == expected
+    assert ("case0" in val) != ("scan0" in expected)
 
 
 def test_loader_workers_share_nnunets_budget(make_trainer, monkeypatch):
