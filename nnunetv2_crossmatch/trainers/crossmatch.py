@@ -24,6 +24,16 @@ class nnUNetTrainerCrossMatchEMA(nnUNetTrainerCrossMatch):
 
 
 class nnUNetTrainerCrossMatchPaper(nnUNetTrainerCrossMatch):
-    """CrossMatch as published: hard pseudo-labels from the first step, Dice over all classes."""
+    """CrossMatch with the paper's losses and weights: no warm-up, Dice over all classes, ACDC's threshold."""
 
-    constants = replace(nnUNetTrainerCrossMatch.constants, warmup=0.0, present_only=False)
+    constants = CrossMatchConstants(
+        threshold=0.95,
+        lambda_ip=2.0,
+        lambda_kd=2.0,
+        eta=0.3,
+        p_weak=0.25,
+        p_strong=0.75,
+        warmup=0.0,
+        present_only=False,
+        ema_decay=None,
+    )

@@ -18,7 +18,6 @@ CONSTANTS = CrossMatchConstants(
     eta=0.3,
     warmup=0.0,
     present_only=True,
-    cross_entropy=0.0,
     lambda_ip=1.0,
     lambda_kd=2.0,
     ema_decay=None,
@@ -240,7 +239,7 @@ def test_warm_up_then_full_weights():
 
 
 def test_nothing_confident_is_a_step_without_gradient(network):
-    values = step(CrossMatch(replace(CONSTANTS, threshold=1.1), network), network, unlabeled_batch())
+    values = step(CrossMatch(replace(CONSTANTS, threshold=1.0), network), network, unlabeled_batch())
     assert set(values.values()) == {0.0}
     assert all((p.grad == 0).all() for p in network.parameters() if p.grad is not None)
 
@@ -276,6 +275,15 @@ def test_an_ema_teacher_labels_in_the_networks_place(network):
     assert not torch.equal(next(network.parameters()), next(method.teacher.network.parameters()))
     method.after_step(network)
     assert torch.equal(next(network.parameters()), next(method.teacher.network.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("threshold", 1.5), ("eta", -0.1), ("p_strong", 1.0), ("warmup", 1.0), ("lambda_kd", -1.0), ("ema_decay", 1.0)],
+)
+def test_a_constant_out_of_range_is_refused_with_its_value(name, value):
+    with pytest.raises(ValueError, match=f"{name} must .*{value}"):
+        replace(CONSTANTS, **{name: value})
 
 
 def test_regions_are_binary_per_channel(network):

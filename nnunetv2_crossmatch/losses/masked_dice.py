@@ -1,8 +1,7 @@
-"""Losses of a prediction against a hard pseudo-label, over the voxels that are kept."""
+"""Soft Dice of a prediction against a hard pseudo-label, over the voxels that are kept."""
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def masked_dice_loss(
@@ -36,19 +35,6 @@ def masked_dice_loss(
         return loss.mean()
     present = (target_size > 0).to(loss.dtype)
     return (loss * present).sum() / present.sum().clamp(min=1)
-
-
-def masked_cross_entropy(logits: Tensor, label: Tensor, kept: Tensor) -> Tensor:
-    """Mean cross entropy over kept voxels (per channel and binary if ``label`` has the logits' channels).
-
-    Shapes as in :func:`masked_dice_loss`. Returns 0 with finite gradients when no voxel is kept.
-    """
-    if label.shape == logits.shape:
-        loss = F.binary_cross_entropy_with_logits(logits, label.to(logits.dtype), reduction="none")
-    else:
-        loss = F.cross_entropy(logits, label[:, 0].long(), reduction="none")[:, None]
-    weight = kept.to(loss.dtype).expand_as(loss)
-    return (loss * weight).sum() / weight.sum().clamp(min=1)
 
 
 def _one_hot(label: Tensor, like: Tensor) -> Tensor:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_crossmatch.losses.masked import masked_cross_entropy, masked_dice_loss
+from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
 
 EPS = 1e-5
 
@@ -49,39 +49,21 @@ def test_dice_of_regions_masks_and_scores_every_channel_by_itself(example):
     assert fast.item() == pytest.approx(slow_dice(logits.sigmoid().numpy(), regions.numpy(), kept.numpy(), True))
 
 
-def test_cross_entropy_is_the_mean_over_kept_voxels(example):
-    logits, label, kept = example
-    log_p = logits.log_softmax(1).numpy()
-    terms = [-log_p[(i[0], label.numpy()[i], *i[2:])] for i in np.ndindex(label.shape) if kept.numpy()[i]]
-    assert masked_cross_entropy(logits, label, kept).item() == pytest.approx(np.mean(terms))
-
-
-def test_cross_entropy_of_regions_is_binary_per_channel(example):
-    logits, _, _ = example
-    regions, kept = logits > 0.3, logits < 1
-    p = logits.sigmoid().numpy()
-    terms = [-np.log(p[i] if regions[i] else 1 - p[i]) for i in np.ndindex(p.shape) if kept[i]]
-    assert masked_cross_entropy(logits, regions, kept).item() == pytest.approx(np.mean(terms))
-
-
 @pytest.mark.parametrize("present_only", [True, False])
 def test_nothing_kept_costs_nothing_and_gradients_stay_finite(example, present_only):
     logits, label, kept = example
     logits = logits.clone().requires_grad_()
     nothing = torch.zeros_like(kept)
     dice = masked_dice_loss(logits.softmax(1), label, nothing, present_only=present_only)
-    entropy = masked_cross_entropy(logits, label, nothing)
-    (dice + entropy).backward()
-    assert dice.item() == entropy.item() == 0
+    dice.backward()
+    assert dice.item() == 0
     assert (logits.grad == 0).all()
 
 
 def test_voxels_that_are_not_kept_get_no_gradient(example):
     logits, label, kept = example
     logits = logits.clone().requires_grad_()
-    (
-        masked_dice_loss(logits.softmax(1), label, kept, present_only=False) + masked_cross_entropy(logits, label, kept)
-    ).backward()
+    masked_dice_loss(logits.softmax(1), label, kept, present_only=False).backward()
     inside = kept.expand_as(logits)
     assert (logits.grad[~inside] == 0).all()
     assert (logits.grad[inside] != 0).any()
