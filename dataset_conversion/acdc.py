@@ -10,7 +10,7 @@ import h5py
 import SimpleITK as sitk
 
 from nnunetv2_crossmatch.dataset_conversion.common import Case, Conversion, image_from_array, present, require
-from nnunetv2_crossmatch.preprocessing.listing import UnlabeledDataError
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 
 SPACING = (10.0, 1.5, 1.5)  # mm, z y x, nominal; not in the files
 LABELED = ("patient099", "patient038", "patient050", "patient021", "patient049", "patient058", "patient100")
@@ -24,16 +24,16 @@ def convert(source: Path, labeled: int) -> Conversion:
         source: the folder of the lists, with the volumes in ``data``.
 
     Raises:
-        UnlabeledDataError: no list, a labelled volume is missing, or another number of patients. Missing
+        DatasetError: no list, a labelled volume is missing, or another number of patients. Missing
             unlabelled, validation and test volumes are named and left out.
     """
     if labeled not in PUBLISHED:
-        raise UnlabeledDataError([f"--labeled {labeled}: ACDC's published lists have {PUBLISHED} labelled patients."])
+        raise DatasetError([f"--labeled {labeled}: ACDC's published lists have {PUBLISHED} labelled patients."])
     require([source / "train.list"], "list of the training volumes")
     parts = {part: _volumes(source, part) for part in ("train", "val", "test")}
     absent = set(LABELED[:labeled]) - {_patient(f) for f in parts["train"]}
     if absent:
-        raise UnlabeledDataError([f"{source / 'train.list'} does not name the labelled {', '.join(sorted(absent))}."])
+        raise DatasetError([f"{source / 'train.list'} does not name the labelled {', '.join(sorted(absent))}."])
     labeled_files = [f for f in parts["train"] if _patient(f) in LABELED[:labeled]]
     require(labeled_files, "labelled volume")
     unlabeled_files = [f for f in parts["train"] if f not in labeled_files]

@@ -13,7 +13,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from tqdm import tqdm
 
-from nnunetv2_crossmatch.preprocessing.listing import UnlabeledDataError
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, ensure_splits, known_patients
 
 FILE_ENDING = ".nii.gz"
@@ -106,10 +106,10 @@ def _write_folder(conversion: Conversion, folder: Path, patients: dict[str, str]
 
 
 def require(paths: Iterable[Path], what: str) -> None:
-    """Raise UnlabeledDataError that names every missing path."""
+    """Raise DatasetError that names every missing path."""
     missing = [f"{path} is missing ({what})." for path in paths if not path.exists()]
     if missing:
-        raise UnlabeledDataError(missing)
+        raise DatasetError(missing)
 
 
 def present(paths: Iterable[Path], what: str) -> Iterator[Path]:
@@ -131,7 +131,7 @@ def image_from_array(array: np.ndarray, spacing_zyx: tuple[float, float, float])
 def _integer_label(label: sitk.Image, case: str) -> sitk.Image:
     array = sitk.GetArrayFromImage(label)
     if not np.array_equal(array, array.astype(np.uint8)):
-        raise UnlabeledDataError([f"{case}: the label holds values that are no integers from 0 to 255."])
+        raise DatasetError([f"{case}: the label holds values that are no integers from 0 to 255."])
     integer = sitk.GetImageFromArray(array.astype(np.uint8))
     integer.CopyInformation(label)
     return integer

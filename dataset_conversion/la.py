@@ -11,7 +11,7 @@ import h5py
 import SimpleITK as sitk
 
 from nnunetv2_crossmatch.dataset_conversion.common import Case, Conversion, image_from_array, present, require
-from nnunetv2_crossmatch.preprocessing.listing import UnlabeledDataError
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 
 SPACING = (0.625, 0.625, 0.625)  # mm, isotropic; not in the files
 
@@ -23,13 +23,13 @@ def convert(source: Path, labeled: int) -> Conversion:
         source: the folder of train.list and test.list, with one folder per scan.
 
     Raises:
-        UnlabeledDataError: no list, a labelled scan is missing, or nothing would be left unlabelled.
+        DatasetError: no list, a labelled scan is missing, or nothing would be left unlabelled.
             Missing unlabelled and test scans are named and left out.
     """
     require([source / "train.list"], "list of the training scans")
     train = sorted((source / "train.list").read_text().split())
     if not 0 < labeled < len(train):
-        raise UnlabeledDataError([f"--labeled {labeled}: train.list has {len(train)} scans."])
+        raise DatasetError([f"--labeled {labeled}: train.list has {len(train)} scans."])
     test = (source / "test.list").read_text().split() if (source / "test.list").exists() else []
 
     def files(ids: list[str]) -> list[Path]:

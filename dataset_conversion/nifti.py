@@ -7,7 +7,7 @@ import SimpleITK as sitk
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.dataset_conversion.common import FILE_ENDING, Case, Conversion, require
-from nnunetv2_crossmatch.preprocessing.listing import UnlabeledDataError
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 
 SEED = 0  # of the draw; the same order for any number, so 4 labelled cases are among 10
 
@@ -20,20 +20,20 @@ def convert(source: Path, labeled: int, test: int = 0) -> Conversion:
             come from its dataset.json; without one it is MRI with class1, class2, ...
 
     Raises:
-        UnlabeledDataError: missing files, several channels, or fewer cases than asked for.
+        DatasetError: missing files, several channels, or fewer cases than asked for.
     """
     source = source.resolve()
     require([source / "imagesTr", source / "labelsTr"], "NIfTI scans and their labels")
     images = sorted(f for f in (source / "imagesTr").glob("*" + FILE_ENDING) if not f.name.startswith("."))
     require([source / "labelsTr" / f.name for f in images], "label of a scan in imagesTr")
     if labeled < 1 or test < 0 or labeled + test >= len(images):
-        raise UnlabeledDataError(
+        raise DatasetError(
             [f"{source} has {len(images)} cases; {labeled} labelled and {test} test cases cannot be drawn from them."]
         )
     described = load_json(str(source / "dataset.json")) if (source / "dataset.json").exists() else {}
     channels = list((described.get("modality") or described.get("channel_names") or {"0": "MRI"}).values())
     if len(channels) > 1:
-        raise UnlabeledDataError([f"{source} has {len(channels)} channels in one file; nnU-Net wants one file each."])
+        raise DatasetError([f"{source} has {len(channels)} channels in one file; nnU-Net wants one file each."])
     random.Random(SEED).shuffle(images)
     cases = [_case(image, source / "labelsTr" / image.name) for image in images]
     return Conversion(

@@ -11,8 +11,8 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 HELD_OUT = ("imagesTs", "imagesVal")
 
 
-class UnlabeledDataError(ValueError):
-    """What is wrong with the unlabelled scans, all of it at once, each line naming the file and the fix."""
+class DatasetError(ValueError):
+    """What is wrong with a dataset, all of it at once, each line naming the file and the fix."""
 
     def __init__(self, problems: Iterable[str]):
         super().__init__("\n".join(("", *problems)))
@@ -25,7 +25,7 @@ def list_unlabeled(raw_folder: Path, dataset_json: dict) -> dict[str, list[Path]
         {case id: files}, sorted by id; None where the dataset has neither a list nor the folder.
 
     Raises:
-        UnlabeledDataError: an empty or malformed list, missing files, an id or a file that is also a
+        DatasetError: an empty or malformed list, missing files, an id or a file that is also a
             training or held-out case or another unlabelled one.
     """
     list_file, folder = raw_folder / "unlabeled.json", raw_folder / "imagesUn"
@@ -37,7 +37,7 @@ def list_unlabeled(raw_folder: Path, dataset_json: dict) -> dict[str, list[Path]
         return None
     source = list_file if list_file.exists() else folder
     if not cases:
-        raise UnlabeledDataError([f"{source} names no scan. Put the unlabelled scans there, or train nnUNetTrainer."])
+        raise DatasetError([f"{source} names no scan. Put the unlabelled scans there, or train nnUNetTrainer."])
 
     problems = [
         f"{source}: {case} is also a {kind} case ({where}). Rename or remove one of the two."
@@ -52,7 +52,7 @@ def list_unlabeled(raw_folder: Path, dataset_json: dict) -> dict[str, list[Path]
         if not file.is_file()
     ]
     if problems:
-        raise UnlabeledDataError(problems)
+        raise DatasetError(problems)
     return dict(sorted(cases.items()))
 
 
@@ -67,7 +67,7 @@ def group_channels(folder: Path, file_ending: str) -> dict[str, list[Path]]:
     """Files named CASE_0000.nii.gz, CASE_0001.nii.gz, ... by case.
 
     Raises:
-        UnlabeledDataError: files with the dataset's ending but without a channel number; missing channels.
+        DatasetError: files with the dataset's ending but without a channel number; missing channels.
     """
     pattern = re.compile(rf"(?P<case>.+)_(?P<channel>\d{{4}}){re.escape(file_ending)}")
     cases: dict[str, list[Path]] = {}
@@ -83,7 +83,7 @@ def group_channels(folder: Path, file_ending: str) -> dict[str, list[Path]]:
             stem = file.name.removesuffix(file_ending)
             problems.append(f"{file} has no channel number. Rename it to {stem}_0000{file_ending}.")
     if problems:
-        raise UnlabeledDataError(problems)
+        raise DatasetError(problems)
     return cases
 
 
@@ -119,7 +119,7 @@ def _from_json(list_file: Path) -> dict[str, list[Path]]:
     try:
         entries = load_json(str(list_file))
     except json.JSONDecodeError as e:
-        raise UnlabeledDataError([f"{list_file} is not valid JSON: {e}"]) from None
+        raise DatasetError([f"{list_file} is not valid JSON: {e}"]) from None
     cases, problems = {}, []
     for case, entry in entries.items() if isinstance(entries, dict) else [("", None)]:
         images = entry.get("images") if isinstance(entry, dict) else None
@@ -131,5 +131,5 @@ def _from_json(list_file: Path) -> dict[str, list[Path]]:
             # like nnU-Net's "dataset": relative to the dataset folder, environment variables allowed
             cases[case] = [list_file.parent / os.path.expandvars(image) for image in images]
     if problems:
-        raise UnlabeledDataError(problems)
+        raise DatasetError(problems)
     return cases

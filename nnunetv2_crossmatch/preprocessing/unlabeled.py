@@ -13,7 +13,7 @@ from filelock import FileLock
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
-from nnunetv2_crossmatch.preprocessing.listing import UnlabeledDataError, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError, list_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, Manifest, plans_stamp
 from nnunetv2_crossmatch.preprocessing.scan import INCOMING, BadScan, preprocess_scan
 
@@ -35,13 +35,13 @@ def unlabeled_cases_for_training(
     """Ids of the preprocessed unlabelled cases; preprocesses what is missing while the raw folder is there.
 
     Raises:
-        UnlabeledDataError: no unlabelled scan anywhere, bad scans, incomplete data or data of other plans.
+        DatasetError: no unlabelled scan anywhere, bad scans, incomplete data or data of other plans.
     """
     configuration = plans.get_configuration(configuration_name)
     manifest = Manifest.read(unlabeled_folder(preprocessed_folder, configuration))
     command = f"nnUNetv2_crossmatch preprocess -d {plans.dataset_name} -c {configuration_name} -p {plans.plans_name}"
     if manifest.cases and manifest.plans != plans_stamp(plans, configuration):
-        raise UnlabeledDataError(
+        raise DatasetError(
             [f"{manifest.folder} was preprocessed with other plans than {plans.plans_name}. Run: {command}"]
         )
     dataset_json = load_json(str(preprocessed_folder / "dataset.json"))
@@ -49,14 +49,14 @@ def unlabeled_cases_for_training(
     if listed is not None:
         return _bring_up_to_date(listed, manifest.folder, plans, configuration_name, dataset_json, num_processes)
     if not manifest.cases:
-        raise UnlabeledDataError(
+        raise DatasetError(
             [
                 f"{plans.dataset_name} has no unlabelled scans. Put them in {raw_folder or 'nnUNet_raw/...'}/imagesUn "
                 f"(or list them in unlabeled.json), or train nnUNetTrainer."
             ]
         )
     if not manifest.complete or not all(map(manifest.is_whole, manifest.cases)):
-        raise UnlabeledDataError(
+        raise DatasetError(
             [f"{manifest.folder} is incomplete. Where the raw scans are, run: {command} (then copy the folder again)."]
         )
     return sorted(manifest.cases)
@@ -74,13 +74,13 @@ def preprocess_unlabeled(
         Ids of all unlabelled cases.
 
     Raises:
-        UnlabeledDataError: names every scan that could not be used, after the others have been done.
+        DatasetError: names every scan that could not be used, after the others have been done.
         OSError: the disk is full.
     """
     dataset_json = load_json(str(preprocessed_folder / "dataset.json"))
     listed = list_unlabeled(raw_folder, dataset_json)
     if listed is None:
-        raise UnlabeledDataError([f"{raw_folder} has neither unlabeled.json nor imagesUn."])
+        raise DatasetError([f"{raw_folder} has neither unlabeled.json nor imagesUn."])
     folder = unlabeled_folder(preprocessed_folder, plans.get_configuration(configuration_name))
     return _bring_up_to_date(listed, folder, plans, configuration_name, dataset_json, num_processes)
 
@@ -164,4 +164,4 @@ def _preprocess_stale(
         pool.shutdown(cancel_futures=True)
         manifest.write()
     if problems:
-        raise UnlabeledDataError(sorted(problems))
+        raise DatasetError(sorted(problems))

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from nnunetv2_crossmatch.preprocessing.listing import UnlabeledDataError, group_channels, labeled_cases, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError, group_channels, labeled_cases, list_unlabeled
 from tests.conftest import make_raw_dataset
 
 
@@ -60,7 +60,7 @@ def test_labeled_cases_from_the_folder_or_from_dataset_json(raw):
 )
 def test_a_bad_list_is_one_clear_error(raw, content, complaint):
     (raw / "unlabeled.json").write_text(content)
-    with pytest.raises(UnlabeledDataError, match=complaint) as error:
+    with pytest.raises(DatasetError, match=complaint) as error:
         list_unlabeled(raw, dataset_json(raw))
     assert "unlabeled.json" in str(error.value)
 
@@ -78,38 +78,38 @@ def test_a_bad_list_is_one_clear_error(raw, content, complaint):
 )
 def test_a_file_may_not_be_used_twice(raw, content, complaint):
     (raw / "unlabeled.json").write_text(content)
-    with pytest.raises(UnlabeledDataError, match=complaint):
+    with pytest.raises(DatasetError, match=complaint):
         list_unlabeled(raw, dataset_json(raw))
 
 
 def test_a_missing_channel_is_named(raw):
     (raw / "imagesUn" / "scan0_0000.nii.gz").unlink()
-    with pytest.raises(UnlabeledDataError, match="scan0_0001.nii.gz: a channel before it is missing"):
+    with pytest.raises(DatasetError, match="scan0_0001.nii.gz: a channel before it is missing"):
         list_unlabeled(raw, dataset_json(raw))
 
 
 def test_an_empty_folder_is_an_error(raw):
     for file in (raw / "imagesUn").iterdir():
         file.unlink()
-    with pytest.raises(UnlabeledDataError, match="imagesUn names no scan"):
+    with pytest.raises(DatasetError, match="imagesUn names no scan"):
         list_unlabeled(raw, dataset_json(raw))
 
 
 def test_validation_cases_may_not_be_unlabelled(raw):
     (raw / "imagesTs").rename(raw / "imagesVal")
     (raw / "unlabeled.json").write_text('{"test0": {"images": ["imagesUn/scan0_0000.nii.gz"]}}')
-    with pytest.raises(UnlabeledDataError, match="test0 is also a validation case"):
+    with pytest.raises(DatasetError, match="test0 is also a validation case"):
         list_unlabeled(raw, dataset_json(raw))
 
 
 def test_files_without_a_channel_number_are_named_with_the_fix(raw):
     (raw / "imagesUn" / "odd.nii.gz").touch()
-    with pytest.raises(UnlabeledDataError, match="odd.nii.gz has no channel number. Rename it to odd_0000.nii.gz"):
+    with pytest.raises(DatasetError, match="odd.nii.gz has no channel number. Rename it to odd_0000.nii.gz"):
         group_channels(raw / "imagesUn", ".nii.gz")
 
 
 def test_all_problems_come_at_once(raw):
     (raw / "unlabeled.json").write_text(json.dumps({f"c{i}": {"images": [f"gone{i}"]} for i in range(3)}))
-    with pytest.raises(UnlabeledDataError) as error:
+    with pytest.raises(DatasetError) as error:
         list_unlabeled(raw, dataset_json(raw))
     assert all(f"gone{i}" in str(error.value) for i in range(3))

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from batchgenerators.utilities.file_and_folder_operations import load_json, load_pickle
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_crossmatch.preprocessing.listing import UnlabeledDataError
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled, unlabeled_cases_for_training
 from tests.conftest import DATASET, write_image
 
@@ -110,7 +110,7 @@ def test_other_plans_are_an_error_for_training_and_work_for_preprocess(place):
     plans = json.loads(file.read_text())
     plans["configurations"]["3d_fullres"]["spacing"] = [2.0, 2.0, 2.0]
     file.write_text(json.dumps(plans))
-    with pytest.raises(UnlabeledDataError, match="preprocessed with other plans .*nnUNetv2_crossmatch preprocess -d"):
+    with pytest.raises(DatasetError, match="preprocessed with other plans .*nnUNetv2_crossmatch preprocess -d"):
         place.for_training()
     place.preprocess()
     assert place.for_training() == [f"scan{i}" for i in range(4)]
@@ -134,14 +134,14 @@ def test_the_preprocessed_folder_alone_is_enough(place):
 
 def test_an_incomplete_folder_without_the_raw_scans_is_an_error(place):
     (place.folder / "scan2_seg.b2nd").unlink()
-    with pytest.raises(UnlabeledDataError, match="is incomplete"):
+    with pytest.raises(DatasetError, match="is incomplete"):
         place.for_training(raw=False)
     place.preprocess()
     place.for_training(raw=False)
     break_scan(place.scans / "scan1_0000.nii.gz", "nan")
-    with pytest.raises(UnlabeledDataError, match="NaN"):
+    with pytest.raises(DatasetError, match="NaN"):
         place.preprocess()
-    with pytest.raises(UnlabeledDataError, match="is incomplete"):
+    with pytest.raises(DatasetError, match="is incomplete"):
         place.for_training(raw=False)
 
 
@@ -154,7 +154,7 @@ def test_training_does_it_by_itself(place):
 def test_no_unlabelled_scans_anywhere(place):
     shutil.rmtree(place.folder)
     shutil.rmtree(place.scans)
-    with pytest.raises(UnlabeledDataError, match="has no unlabelled scans. Put them in .*imagesUn"):
+    with pytest.raises(DatasetError, match="has no unlabelled scans. Put them in .*imagesUn"):
         place.for_training()
 
 
@@ -186,7 +186,7 @@ def break_scan(file: Path, how: str) -> None:
 def test_a_bad_scan_is_named_and_the_others_are_done(place, how, complaint):
     shutil.rmtree(place.folder)
     break_scan(place.scans / "scan1_0000.nii.gz", how)
-    with pytest.raises(UnlabeledDataError, match=complaint) as error:
+    with pytest.raises(DatasetError, match=complaint) as error:
         place.for_training()
     assert "scan1_0000.nii.gz" in str(error.value) and "remove the case" in str(error.value)
     assert sorted(json.loads((place.folder / "manifest.json").read_text())["cases"]) == ["scan0", "scan2", "scan3"]
@@ -196,7 +196,7 @@ def test_a_bad_scan_is_named_and_the_others_are_done(place, how, complaint):
 def test_several_bad_scans_are_one_error(place):
     for i, how in enumerate(("truncated", "nan", "constant")):
         break_scan(place.scans / f"scan{i}_0000.nii.gz", how)
-    with pytest.raises(UnlabeledDataError) as error:
+    with pytest.raises(DatasetError) as error:
         place.preprocess()
     assert all(f"scan{i}_0000.nii.gz" in str(error.value) for i in range(3))
     assert "scan3" not in str(error.value)
