@@ -28,13 +28,13 @@ class CrossMatchConstants:
     threshold: confidence from which a voxel of a pseudo-label counts, in [0, 1]. Paper 0.95 on ACDC, 0.85
         on LA (there times ln 2, so nearly everything counts). Chosen among 0, 0.75 and 0.95.
     lambda_ip, lambda_kd: weights, >= 0. With nnU-Net's loss as L_sup the paper's ratio is (2, 2), the
-        authors' later code has (1, 1) for ACDC and (1, 2) for LA. Chosen among (1, 1) and (2, 2).
+        authors' later code has (1, 1) for ACDC, taken here, and (1, 2) for LA.
     eta: share of L_dkd in the distillation, in [0, 1]. Paper.
     p_weak, p_strong: share of feature maps dropped, in [0, 1). Paper: 0.5 -+ gamma/2, gamma = 0.5.
-    warmup: share of the training before the unlabelled losses come in, in [0, 1). Paper 0. Chosen among 0,
-        0.05 and 0.15: hard labels of a network that knows nothing yet teach it background, and it may never
-        recover a class.
+    warmup: share of the training before the unlabelled losses come in, in [0, 1). Paper 0. Chosen: hard
+        labels of a network that knows nothing yet teach it background, and with 0 it lost a class.
     present_only: Dice over the classes of the kept pseudo-label instead of over all. Paper: all. Chosen.
+        The background stays in: without it a class was lost.
     ema_decay: None labels the weak view with the network itself (paper); a decay in [0, 1) with a moving
         average of its weights (Mean Teacher, arXiv 1703.01780, has 0.99 early in training).
     """
