@@ -49,8 +49,8 @@ def convert(source: Path, labeled: int) -> Conversion:
 
 
 def _volumes(source: Path, part: str) -> list[Path]:
-    names = source / f"{part}.list"
-    return [source / "data" / f"{name}.h5" for name in sorted(names.read_text().split())] if names.exists() else []
+    lists = present([source / f"{part}.list"], f"{part} list")
+    return [source / "data" / f"{name}.h5" for file in lists for name in sorted(file.read_text().split())]
 
 
 def _patient(file: Path) -> str:

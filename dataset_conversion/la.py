@@ -30,7 +30,7 @@ def convert(source: Path, labeled: int) -> Conversion:
     train = sorted((source / "train.list").read_text().split())
     if not 0 < labeled < len(train):
         raise DatasetError([f"--labeled {labeled}: train.list has {len(train)} scans."])
-    test = (source / "test.list").read_text().split() if (source / "test.list").exists() else []
+    test = [name for file in present([source / "test.list"], "test list") for name in file.read_text().split()]
 
     def files(ids: list[str]) -> list[Path]:
         return [source / scan / "mri_norm2.h5" for scan in ids]

@@ -152,6 +152,8 @@ def main() -> None:
     recipe = RECIPES[kind]
 
     base = arguments.folder.resolve() / kind
+    if source is not None and Path(source).resolve().is_relative_to(base):
+        parser.error(f"{source} lies in {base}, which is made anew; move it first")
     shutil.rmtree(base, ignore_errors=True)
     for name in ("raw", "preprocessed", "results"):
         (base / name).mkdir(parents=True)

@@ -60,6 +60,8 @@ def labeled_cases(raw_folder: Path, dataset_json: dict) -> list[str]:
     """Ids of the training cases, from dataset.json's ``dataset`` or else from ``imagesTr``."""
     if "dataset" in dataset_json:
         return sorted(dataset_json["dataset"])
+    if not (raw_folder / "imagesTr").is_dir():
+        raise DatasetError([f"{raw_folder / 'imagesTr'} is missing. Supply it, or hide the raw dataset folder."])
     return sorted(group_channels(raw_folder / "imagesTr", dataset_json["file_ending"]))
 
 
@@ -110,7 +112,9 @@ def _other_cases(raw_folder: Path, dataset_json: dict) -> list[tuple[str, Path, 
     found = [("training", raw_folder / "imagesTr", set(labeled_cases(raw_folder, dataset_json)))]
     for name in HELD_OUT:
         if (raw_folder / name).is_dir():
-            ids = set(group_channels(raw_folder / name, dataset_json["file_ending"]))
+            # leniently: nnU-Net does not mind what else lies there
+            ending = dataset_json["file_ending"]
+            ids = {re.sub(r"_\d{4}$", "", f.name.removesuffix(ending)) for f in (raw_folder / name).iterdir()}
             found.append(("validation" if name == "imagesVal" else "test", raw_folder / name, ids))
     return found
 

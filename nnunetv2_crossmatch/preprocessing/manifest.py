@@ -19,7 +19,7 @@ class Manifest:
 
     plans: hash of what decides the arrays' content, see :func:`plans_stamp`.
     complete: whether the last preprocessing got through the whole list.
-    cases: id -> {"source": :func:`source_stamp`, "sha256": of the decoded voxels}.
+    cases: id -> {"source": :func:`source_stamp`, "sha256": of the decoded voxels and the spacing}.
     """
 
     folder: Path
@@ -36,8 +36,11 @@ class Manifest:
         """Whole or not at all."""
         temporary = self.folder / (_FILE + ".tmp")
         content = {"plans": self.plans, "complete": self.complete, "cases": self.cases}
-        temporary.write_text(json.dumps(content, indent=1))
-        os.replace(temporary, self.folder / _FILE)
+        try:
+            temporary.write_text(json.dumps(content, indent=1))
+            os.replace(temporary, self.folder / _FILE)
+        finally:
+            temporary.unlink(missing_ok=True)  # left by a full disk
 
     def is_whole(self, case: str) -> bool:
         return case in self.cases and all((self.folder / (case + suffix)).exists() for suffix in ARRAY_SUFFIXES)

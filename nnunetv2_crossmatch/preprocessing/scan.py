@@ -22,7 +22,7 @@ class BadScan(ValueError):
 
 
 class _Unchanged(Exception):
-    """The voxels are those that were preprocessed already."""
+    """Voxels and spacing are those that were preprocessed already."""
 
 
 def preprocess_scan(
@@ -37,7 +37,7 @@ def preprocess_scan(
     """Preprocess one case into ``folder``, whole or not at all.
 
     Args:
-        known_sha256: of the voxels whose arrays are in the folder; with the same ones nothing is written.
+        known_sha256: of the voxels and spacing whose arrays are in the folder; with the same nothing is written.
 
     Returns:
         The manifest's entry of the case.
@@ -52,13 +52,14 @@ def preprocess_scan(
     sha256 = ""
 
     class CheckingPreprocessor(configuration.preprocessor_class):  # type: ignore[name-defined]
-        def run_case_npy(self, data, *args, **kwargs):
+        def run_case_npy(self, data, seg, properties, *args, **kwargs):
             nonlocal sha256
             _check_voxels(data, dataset_json, named)
-            sha256 = hashlib.sha256(np.ascontiguousarray(data).data).hexdigest()
+            geometry = repr((data.shape, data.dtype.str, [float(s) for s in properties["spacing"]]))
+            sha256 = hashlib.sha256(geometry.encode() + np.ascontiguousarray(data).tobytes()).hexdigest()
             if sha256 == known_sha256:
                 raise _Unchanged
-            return super().run_case_npy(data, *args, **kwargs)
+            return super().run_case_npy(data, seg, properties, *args, **kwargs)
 
     source = source_stamp(files)
     incoming = Path(tempfile.mkdtemp(prefix=INCOMING, dir=folder))
@@ -97,7 +98,8 @@ def _short(e: Exception) -> str:
 def _check_nifti(file: Path) -> None:
     """SimpleITK fills up a truncated NIfTI file and turns NaN into 0 without a word, so look at it raw."""
     try:
-        data = np.asanyarray(nibabel.load(file).dataobj)
+        stored = nibabel.load(file).dataobj
+        data = stored.get_unscaled()  # integers stay integers: a scaled copy would be float64
     except MemoryError:
         raise
     except Exception as e:
@@ -107,7 +109,7 @@ def _check_nifti(file: Path) -> None:
 
 
 def _check_voxels(data: np.ndarray, dataset_json: dict, named: str) -> None:
-    channels = dataset_json["channel_names"]
+    channels = dataset_json.get("channel_names") or dataset_json["modality"]  # as nnU-Net: older files say modality
     if len(data) != len(channels):
         raise BadScan(
             f"{named}: {len(data)} channels, but the dataset has {len(channels)} "

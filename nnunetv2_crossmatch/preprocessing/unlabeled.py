@@ -158,7 +158,8 @@ def _preprocess_stale(
         manifest.complete = not problems
     except BrokenProcessPool:
         raise RuntimeError(
-            "A preprocessing worker was killed, most likely for lack of memory. Use fewer (-np)."
+            "A preprocessing worker was killed, most likely for lack of memory. Use fewer (-np, or in training "
+            "nnUNet_def_n_proc)."
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -102,6 +102,18 @@ def test_validation_cases_may_not_be_unlabelled(raw):
         list_unlabeled(raw, dataset_json(raw))
 
 
+def test_what_else_lies_among_the_test_scans_does_not_matter(raw):
+    (raw / "imagesTs" / "odd.nii.gz").touch()
+    (raw / "imagesTs" / "notes.txt").touch()
+    assert len(list_unlabeled(raw, dataset_json(raw))) == 2
+
+
+def test_a_missing_imagestr_is_named(raw):
+    (raw / "imagesTr").rename(raw / "elsewhere")
+    with pytest.raises(DatasetError, match="imagesTr is missing"):
+        list_unlabeled(raw, dataset_json(raw))
+
+
 def test_files_without_a_channel_number_are_named_with_the_fix(raw):
     (raw / "imagesUn" / "odd.nii.gz").touch()
     with pytest.raises(DatasetError, match="odd.nii.gz has no channel number. Rename it to odd_0000.nii.gz"):

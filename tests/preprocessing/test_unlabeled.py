@@ -84,6 +84,15 @@ def test_the_same_voxels_with_another_time_are_not_preprocessed_again(place):
     assert not (place.folder / ".lock").exists()
 
 
+def test_a_corrected_spacing_is_noticed(place):
+    file = place.scans / "scan1_0000.nii.gz"
+    image = sitk.ReadImage(str(file))
+    image.SetSpacing((2.0, 2.0, 2.0))
+    sitk.WriteImage(image, str(file))
+    place.preprocess()
+    assert blosc2.open(str(place.folder / "scan1.b2nd")).shape == (1, 32, 48, 48)
+
+
 def test_only_what_is_missing_changed_or_unlisted_is_touched(place):
     before = place.times()
     (place.folder / "scan0.pkl").unlink()
