@@ -115,6 +115,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer, ABC):
             raw, preprocessed, self.plans_manager, self.configuration_name, default_num_processes
         )
         used = [case for case in cases if patients.get(case) not in held_out]
+        if not used:
+            raise ValueError(f"Every unlabelled scan is of a patient that fold {self.fold} validates. Train fold all.")
         self.print_to_log_file(
             f"{len(used)} unlabelled cases; {len(cases) - len(used)} more belong to patients of the validation set"
         )

@@ -274,6 +274,13 @@ def test_unlabelled_scans_of_validation_patients_are_left_out(make_trainer, data
     expected = [f"scan{i}" for i in range(4) if patients.get(f"scan{i}") not in held_out]
     assert trainer.dataloader_unlabeled.data_loader.indices == expected
     assert ("case0" in val) != ("scan0" in expected)
+    everyones = {f"{kind}{i}": f"p{i % 2}" for kind in ("case", "scan") for i in range(5)}
+    everyones |= {f"scan{i}": everyones[val[0]] for i in range(4)}
+    (dataset / "raw" / "Dataset901_Balls" / "patients.json").write_text(json.dumps(everyones))
+    (dataset / "preprocessed" / "Dataset901_Balls" / "splits_final.json").unlink()
+    with pytest.raises(ValueError, match="Every unlabelled scan"):
+        for fold in range(2):
+            make_trainer(Smoke, fold=fold).on_train_start()
 
 
 def test_loader_workers_share_nnunets_budget(make_trainer, monkeypatch):
