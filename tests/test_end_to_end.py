@@ -134,7 +134,7 @@ def test_training_continues_with_c(trained):
     epoch = torch.load(fold / "checkpoint_latest.pth", weights_only=False)["current_epoch"]
     result = run("nnUNetv2_train", "901", "3d_fullres", "0", "-tr", TRAINER, "--c", *COMMON)
     assert (fold / "checkpoint_final.pth").exists()
-    assert [f"Epoch {e} " in result.stdout for e in range(2)] == [e >= epoch for e in range(2)]
+    assert [f"Epoch {e}\n" in result.stdout for e in range(2)] == [e >= epoch for e in range(2)]
 
 
 def test_bad_input_stops_training_with_one_line_and_no_epoch(trained, tmp_path, monkeypatch):
