@@ -1,48 +1,77 @@
 """Shared by all converters: raw cases in, a semi-supervised nnU-Net dataset out."""
 
+import fnmatch
 import json
+import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
+import h5py
 import numpy as np
 import SimpleITK as sitk
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, ensure_splits, known_patients
 
-FILE_ENDING = ".nii.gz"
+LISTS = Path(__file__).parent / "lists"
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One scan. ``load`` reads image and label (None if there is none) when they are wanted.
+    """One scan. ``image`` and ``label`` (None: there is none) are read when they are wanted, the image first.
 
-    original: the image file, if nnU-Net can read it as it is; unlabelled images are then not copied.
+    original: the image file, if nnU-Net can read it as it is; an unlabelled image is then neither read nor copied.
     """
 
     id: str
-    load: Callable[[], tuple[sitk.Image, sitk.Image | None]]
+    image: Callable[[], sitk.Image]
+    label: Callable[[], sitk.Image] | None = None
     patient: str | None = None
     original: Path | None = None
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a converter found. ``labels`` as in dataset.json, background first."""
+    """What a converter found. ``labels`` as in dataset.json, background first.
+
+    stored: {value in the source's label files: value of ``labels``}; None where they are the same.
+    official: test cases of the benchmark's organisers, beside those of the published lists.
+    """
 
     name: str
-    channel: str
-    labels: dict[str, int]
+    channels: tuple[str, ...]
+    labels: Mapping[str, int | list[int]]
     labeled: list[Case]
     unlabeled: list[Case]
     validation: list[Case] = field(default_factory=list)
     test: list[Case] = field(default_factory=list)
+    official: list[Case] = field(default_factory=list)
+    stored: Mapping[int, int] | None = None
+    file_ending: str = ".nii.gz"
+
+    @property
+    def parts(self) -> dict[str, list[Case]]:
+        """Cases by the ending of their folders' names (imagesTr, labelsTr, ...)."""
+        return {
+            "Tr": self.labeled,
+            "Un": self.unlabeled,
+            "Val": self.validation,
+            "Ts": self.test,
+            "Ts_official": self.official,
+        }
 
 
 def write_dataset(conversion: Conversion, dataset_id: int) -> Path:
@@ -50,59 +79,186 @@ def write_dataset(conversion: Conversion, dataset_id: int) -> Path:
 
     Labelled cases go to imagesTr/labelsTr, unlabelled ones to imagesUn or, where the originals can be
     read, into unlabeled.json; their labels are hidden in labelsUn, which training never reads. Validation
-    and test cases go to imagesVal/labelsVal and imagesTs/labelsTs.
+    and test cases go to imagesVal/labelsVal and imagesTs/labelsTs, the organisers' own test cases to
+    imagesTs_official/labelsTs_official.
+
+    Raises:
+        FileExistsError: a dataset with this id is there already.
+        DatasetError: a file that cannot be read, a label of another size than its image or with values
+            outside the map. Nothing is left behind.
+    """
+    with new_dataset(dataset_id, conversion.name) as folder:
+        _write_folder(conversion, folder)
+    return folder
+
+
+@contextmanager
+def new_dataset(dataset_id: int, name: str) -> Iterator[Path]:
+    """A new raw dataset folder to write into, and then its patient-wise splits; removed if the writing fails.
 
     Raises:
         FileExistsError: a dataset with this id is there already.
     """
+    folder = Path(nnUNet_raw) / f"Dataset{dataset_id:03d}_{name}"
+    unfinished = folder / ".unfinished"
+    if unfinished.exists():  # of a run that was killed
+        shutil.rmtree(folder)
     if len(taken := find_candidate_datasets(dataset_id)):
         raise FileExistsError(
             f"Dataset id {dataset_id} is taken by {', '.join(taken)} in nnUNet_raw, nnUNet_preprocessed or "
             "nnUNet_results. Remove it there or choose another -d."
         )
-    folder = Path(nnUNet_raw) / f"Dataset{dataset_id:03d}_{conversion.name}"
-    incoming = folder.with_name(f".{folder.name}")
-    shutil.rmtree(incoming, ignore_errors=True)  # of a run that was killed
-    patients = {
-        case.id: case.patient
-        for case in (*conversion.labeled, *conversion.unlabeled, *conversion.validation, *conversion.test)
-        if case.patient is not None
-    }
-    _write_folder(conversion, incoming, patients)
-    incoming.rename(folder)
+    folder.mkdir(parents=True)
+    unfinished.touch()
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    unfinished.unlink()
     # now, because nnU-Net's own split would put a patient's scans on both sides, and fails with few cases
     preprocessed = Path(nnUNet_preprocessed) / folder.name
-    ensure_splits(preprocessed, [case.id for case in conversion.labeled], known_patients(folder, preprocessed))
-    return folder
+    cases = list(get_filenames_of_train_images_and_targets(str(folder)))
+    ensure_splits(preprocessed, cases, known_patients(folder, preprocessed))
 
 
-def _write_folder(conversion: Conversion, folder: Path, patients: dict[str, str]) -> None:
-    parts = {"Tr": conversion.labeled, "Un": conversion.unlabeled, "Val": conversion.validation, "Ts": conversion.test}
+def _write_folder(conversion: Conversion, folder: Path) -> None:
+    parts, ending = conversion.parts, conversion.file_ending
+    values = np.hstack(list(conversion.labels.values())).tolist()  # a region of nnU-Net has several
+    stored = conversion.stored or {value: value for value in values}
     originals = {}
     with tqdm(total=sum(map(len, parts.values())), desc=folder.name, disable=not sys.stderr.isatty()) as progress:
-        for part, cases in parts.items():
-            for case in cases:
-                image, label = case.load()
-                if part == "Un" and case.original is not None:
-                    originals[case.id] = {"images": [str(case.original.resolve())]}
-                else:
-                    _write(image, folder / f"images{part}" / f"{case.id}_0000{FILE_ENDING}")
-                if label is not None:
-                    _write(_integer_label(label, case.id), folder / f"labels{part}" / f"{case.id}{FILE_ENDING}")
-                progress.update()
+        for part, case in ((part, case) for part, cases in parts.items() for case in cases):
+            original = case.original if part == "Un" else None
+            grid = _read(case, "image", partial(_header, original) if original else case.image)
+            if original:
+                originals[case.id] = {"images": [str(original.resolve())]}
+            else:
+                _write(grid, folder / f"images{part}" / f"{case.id}_0000{ending}")
+            if case.label is not None:
+                label = on_grid(_read(case, "label", case.label), grid, case.id)
+                _write(_mapped(label, stored, case.id), folder / f"labels{part}" / f"{case.id}{ending}")
+            progress.update()
     if originals:
         _write_json(originals, folder / "unlabeled.json")
-    if patients:
+    if patients := {case.id: case.patient for case in chain(*parts.values()) if case.patient is not None}:
         _write_json(patients, folder / PATIENTS)
     _write_json(
         {
-            "channel_names": {"0": conversion.channel},
+            "channel_names": {str(index): name for index, name in enumerate(conversion.channels)},
             "labels": conversion.labels,
             "numTraining": len(conversion.labeled),
-            "file_ending": FILE_ENDING,
+            "file_ending": ending,
         },
         folder / "dataset.json",
     )
+
+
+def on_grid(label: sitk.Image, grid: sitk.Image | sitk.ImageFileReader, case: str) -> sitk.Image:
+    """The label on the image's voxel grid.
+
+    A label whose header describes the image's grid in another order of axes is reordered. Otherwise its
+    voxels are taken in stored order, because headers of labels are often wrong, and get the image's geometry.
+
+    Raises:
+        DatasetError: the sizes differ.
+    """
+    if label.GetDimension() == 3 and not np.allclose(label.GetDirection(), grid.GetDirection(), atol=1e-3):
+        orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(grid.GetDirection())
+        reordered = sitk.DICOMOrient(label, orientation)
+        tolerance = 0.1 * min(grid.GetSpacing())
+        if reordered.GetSize() == grid.GetSize() and all(
+            np.allclose(getattr(reordered, get)(), getattr(grid, get)(), atol=tolerance)
+            for get in ("GetSpacing", "GetOrigin")
+        ):
+            label = reordered
+    if label.GetSize() != grid.GetSize():
+        raise DatasetError([f"{case}: the image has {grid.GetSize()} voxels (x, y, z), its label {label.GetSize()}."])
+    placed = sitk.Image(label)
+    placed.SetSpacing(grid.GetSpacing())
+    placed.SetOrigin(grid.GetOrigin())
+    placed.SetDirection(grid.GetDirection())
+    return placed
+
+
+def _mapped(label: sitk.Image, stored: Mapping[int, int], case: str) -> sitk.Image:
+    array = sitk.GetArrayViewFromImage(label)
+    mapped = np.full(array.shape, 255, np.uint8)
+    for value, target in stored.items():
+        mapped[array == value] = target
+    if (foreign := ~np.isin(array, list(stored))).any():
+        values = ", ".join(f"{value:g}" for value in np.unique(array[foreign])[:10])
+        raise DatasetError([f"{case}: the label has the values {values}; only {sorted(stored)} are expected."])
+    image = sitk.GetImageFromArray(mapped)
+    image.CopyInformation(label)
+    return image
+
+
+def _read(case: Case, what: str, read: Callable[[], sitk.Image | sitk.ImageFileReader]):
+    try:
+        return read()
+    except (RuntimeError, OSError, KeyError) as e:  # SimpleITK's, h5py's and a missing h5 key
+        raise DatasetError([f"{case.id}: the {what} cannot be read ({' '.join(str(e).split())[-300:]})."]) from e
+
+
+def _header(file: Path) -> sitk.ImageFileReader:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    reader.ReadImageInformation()
+    return reader
+
+
+def read_image(file: Path) -> sitk.Image:
+    return sitk.ReadImage(str(file))
+
+
+def read_h5(file: Path, key: str, axes: str, spacing: tuple[float, float, float]) -> sitk.Image:
+    """A volume of the community's h5 files, whose axes are "xyz" or "zyx"; spacing in mm, x y z."""
+    with h5py.File(file) as content:
+        array = content[key][()]
+    image = sitk.GetImageFromArray(array.T if axes == "xyz" else array)
+    image.SetSpacing(spacing)
+    return image
+
+
+def below(source: Path, pattern: str) -> list[Path]:
+    """Files and folders with such a name anywhere below, through links too, sorted."""
+    return sorted(
+        Path(place) / name
+        for place, folders, files in os.walk(source, followlinks=True)
+        for name in fnmatch.filter([*folders, *files], pattern)
+    )
+
+
+def nifti_file(folder: Path, stem: str) -> Path:
+    """``stem.nii.gz`` or ``stem.nii``, whichever exists; the former where neither does."""
+    files = [folder / f"{stem}{ending}" for ending in NIFTI_ENDINGS]
+    return next((file for file in files if file.exists()), files[0])
+
+
+def listed(name: str) -> list[str]:
+    """The names of a published list."""
+    return (LISTS / f"{name}.txt").read_text().split()
+
+
+def take_labeled(train: Sequence[T], labeled: int) -> tuple[Sequence[T], Sequence[T]]:
+    """The first ``labeled`` of a list, and the rest.
+
+    Raises:
+        DatasetError: none would be labelled, or none unlabelled.
+    """
+    if not 0 < labeled < len(train):
+        raise DatasetError([f"--labeled {labeled}: there are {len(train)} training scans."])
+    return train[:labeled], train[labeled:]
+
+
+def wrong_folder(source: Path, expected: str) -> DatasetError:
+    """What was expected in the folder and what is there."""
+    if not source.is_dir():
+        return DatasetError([f"{source} is no folder. Expected: {expected}."])
+    names = sorted(f.name + "/" * f.is_dir() for f in source.iterdir() if not f.name.startswith("."))
+    found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    return DatasetError([f"{source}: expected {expected}. Found: {found or 'nothing'}."])
 
 
 def require(paths: Iterable[Path], what: str) -> None:
@@ -119,22 +275,6 @@ def present(paths: Iterable[Path], what: str) -> Iterator[Path]:
             yield path
         else:
             print(f"missing, left out: {path} ({what})", file=sys.stderr)
-
-
-def image_from_array(array: np.ndarray, spacing_zyx: tuple[float, float, float]) -> sitk.Image:
-    """An image from an array with axes z, y, x."""
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(spacing_zyx[::-1])
-    return image
-
-
-def _integer_label(label: sitk.Image, case: str) -> sitk.Image:
-    array = sitk.GetArrayFromImage(label)
-    if not np.array_equal(array, array.astype(np.uint8)):
-        raise DatasetError([f"{case}: the label holds values that are no integers from 0 to 255."])
-    integer = sitk.GetImageFromArray(array.astype(np.uint8))
-    integer.CopyInformation(label)
-    return integer
 
 
 def _write(image: sitk.Image, file: Path) -> None:

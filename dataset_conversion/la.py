@@ -1,54 +1,81 @@
-"""2018 Atrial Segmentation Challenge in the community's h5 files (``<ID>/mri_norm2.h5``).
+"""2018 Atrial Segmentation Challenge: gadolinium-enhanced MR of the left atrium, 0.625 mm isotropic.
 
-Published lists: 80 training scans (train.list), 20 test scans (test.list); the labelled ones are the
-first 4, 8 or 16 names of the sorted train.list. The files train_N_unlabel.list are not used:
-train_16_unlabel.list names 12 of the 16 labelled scans.
+Two forms, told apart by their files:
+- the challenge's folders: ``<ID>/lgemri.nrrd`` and ``<ID>/laendo.nrrd`` (0 and 255), whole scans;
+- the community's ``<ID>/mri_norm2.h5``, axes x, y, z, without spacing. Their makers cropped every scan, test
+  scans included, around the ground truth (UA-MT, yulequan/UA-MT, code/dataloaders/la_heart_processing.py).
+Where both lie in the folder, the challenge's are taken.
+
+Published lists: 80 training and 20 test scans of the challenge's 100 training scans; the labelled ones are the
+first 4, 8 or 16 names of the sorted training list. The community's train_16_unlabel.list names 12 of the 16
+labelled scans and is not used. Other scans (the challenge's own test set) are not listed and not converted.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import h5py
-import SimpleITK as sitk
+from nnunetv2_crossmatch.dataset_conversion.common import (
+    Case,
+    Conversion,
+    below,
+    listed,
+    present,
+    read_h5,
+    read_image,
+    require,
+    take_labeled,
+    wrong_folder,
+)
 
-from nnunetv2_crossmatch.dataset_conversion.common import Case, Conversion, image_from_array, present, require
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
-
-SPACING = (0.625, 0.625, 0.625)  # mm, isotropic; not in the files
+SPACING = (0.625, 0.625, 0.625)  # mm; not in the h5 files
 
 
 def convert(source: Path, labeled: int) -> Conversion:
     """``labeled`` of the 80 training scans keep their labels.
 
     Args:
-        source: the folder of train.list and test.list, with one folder per scan.
+        source: the folder of the scans' folders, or one above it.
 
     Raises:
-        DatasetError: no list, a labelled scan is missing, or nothing would be left unlabelled.
+        DatasetError: neither form, a labelled scan is missing, or nothing would be left unlabelled.
             Missing unlabelled and test scans are named and left out.
     """
-    require([source / "train.list"], "list of the training scans")
-    train = sorted((source / "train.list").read_text().split())
-    if not 0 < labeled < len(train):
-        raise DatasetError([f"--labeled {labeled}: train.list has {len(train)} scans."])
-    test = [name for file in present([source / "test.list"], "test list") for name in file.read_text().split()]
+    names = ("lgemri.nrrd", "mri_norm2.h5")
+    found = {name: {file.parent.name: file for file in below(source, name)} for name in names}
+    name = next((name for name in names if found[name]), None)
+    if name is None:
+        raise wrong_folder(source, f"folders <ID> with {' or '.join(names)}, e.g. {listed('la_train')[0]}/{names[0]}")
 
-    def files(ids: list[str]) -> list[Path]:
-        return [source / scan / "mri_norm2.h5" for scan in ids]
+    def files(ids: Sequence[str]) -> list[Path]:
+        return [found[name].get(scan, source / scan / name) for scan in ids]
 
-    require(files(train[:labeled]), "labelled scan")
+    labeled_ids, unlabeled_ids = take_labeled(listed("la_train"), labeled)
+    require(files(labeled_ids), "labelled scan")
+    if name == "lgemri.nrrd":
+        require([file.with_name("laendo.nrrd") for file in files(labeled_ids)], "label of a labelled scan")
+    case = _original if name == "lgemri.nrrd" else _community
     return Conversion(
         name="LA",
-        channel="MRI",
+        channels=("MRI",),
         labels={"background": 0, "left_atrium": 1},
-        labeled=[_case(file) for file in files(train[:labeled])],
-        unlabeled=[_case(file) for file in present(files(train[labeled:]), "unlabelled scan")],
-        test=[_case(file) for file in present(files(test), "test scan")],
+        stored={0: 0, 255: 1} if name == "lgemri.nrrd" else None,
+        labeled=[case(file) for file in files(labeled_ids)],
+        unlabeled=[case(file) for file in present(files(unlabeled_ids), "unlabelled scan")],
+        test=[case(file) for file in present(files(listed("la_test")), "test scan")],
     )
 
 
-def _case(file: Path) -> Case:
-    def load() -> tuple[sitk.Image, sitk.Image]:
-        with h5py.File(file) as content:  # axes x, y, z
-            return tuple(image_from_array(content[key][()].T, SPACING) for key in ("image", "label"))
+def _original(file: Path) -> Case:
+    label = file.with_name("laendo.nrrd")
+    return Case(
+        id=file.parent.name,
+        image=partial(read_image, file),
+        label=partial(read_image, label) if label.exists() else None,
+        original=file,
+    )
 
-    return Case(id=file.parent.name, load=load)
+
+def _community(file: Path) -> Case:
+    image, label = (partial(read_h5, file, key, "xyz", SPACING) for key in ("image", "label"))
+    return Case(id=file.parent.name, image=image, label=label)

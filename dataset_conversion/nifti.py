@@ -1,14 +1,16 @@
 """A folder of NIfTI scans as the Medical Segmentation Decathlon lays them out (imagesTr, labelsTr, dataset.json)."""
 
 import random
+from functools import partial
 from pathlib import Path
 
 import SimpleITK as sitk
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
-from nnunetv2_crossmatch.dataset_conversion.common import FILE_ENDING, Case, Conversion, require
+from nnunetv2_crossmatch.dataset_conversion.common import Case, Conversion, read_image, require, wrong_folder
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 
+FILE_ENDING = ".nii.gz"
 SEED = 0  # of the draw; the same order for any number, so 4 labelled cases are among 10
 
 
@@ -23,7 +25,8 @@ def convert(source: Path, labeled: int, test: int = 0) -> Conversion:
         DatasetError: missing files, several channels, or fewer cases than asked for.
     """
     source = source.resolve()
-    require([source / "imagesTr", source / "labelsTr"], "NIfTI scans and their labels")
+    if not (source / "imagesTr").is_dir() or not (source / "labelsTr").is_dir():
+        raise wrong_folder(source, f"imagesTr and labelsTr with {FILE_ENDING} files")
     images = sorted(f for f in (source / "imagesTr").glob("*" + FILE_ENDING) if not f.name.startswith("."))
     require([source / "labelsTr" / f.name for f in images], "label of a scan in imagesTr")
     if labeled < 1 or test < 0 or labeled + test >= len(images):
@@ -38,7 +41,7 @@ def convert(source: Path, labeled: int, test: int = 0) -> Conversion:
     cases = [_case(image, source / "labelsTr" / image.name) for image in images]
     return Conversion(
         name="".join(c for c in source.name if c.isalnum()),
-        channel=channels[0],
+        channels=(channels[0],),
         labels=_labels(source / "labelsTr", described.get("labels", {})),
         test=cases[:test],
         labeled=cases[test : test + labeled],
@@ -49,8 +52,9 @@ def convert(source: Path, labeled: int, test: int = 0) -> Conversion:
 def _case(image: Path, label: Path) -> Case:
     return Case(
         id=image.name.removesuffix(FILE_ENDING),
+        image=partial(read_image, image),
+        label=partial(read_image, label),
         original=image,
-        load=lambda: (sitk.ReadImage(str(image)), sitk.ReadImage(str(label))),
     )
 
 

@@ -2,14 +2,20 @@
 
 import argparse
 import sys
+from importlib import import_module
 from pathlib import Path
+
+from nnunetv2_crossmatch.evaluation.published import benchmarks
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="nnUNetv2_crossmatch", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_preprocess(commands)
+    _add_check(commands)
     _add_convert(commands)
+    _add_hide_labels(commands)
+    _add_evaluate(commands)
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
@@ -32,23 +38,69 @@ def _add_preprocess(commands) -> None:
 
 
 def _preprocess(arguments: argparse.Namespace) -> None:
-    from batchgenerators.utilities.file_and_folder_operations import load_json
-    from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunetv2_crossmatch.preprocessing.listing import labeled_cases
+    from nnunetv2_crossmatch.preprocessing.listing import labeled_scans
     from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients
     from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 
-    name = maybe_convert_to_dataset_name(arguments.d)
-    raw, preprocessed = Path(nnUNet_raw) / name, Path(nnUNet_preprocessed) / name
+    raw, preprocessed, dataset_json = _dataset(arguments.d)
     plans = PlansManager(str(preprocessed / f"{arguments.p}.json"))
-    dataset_json = load_json(str(raw / "dataset.json"))
-    ensure_splits(preprocessed, labeled_cases(raw, dataset_json), known_patients(raw, preprocessed))
+    ensure_splits(preprocessed, list(labeled_scans(raw, dataset_json)), known_patients(raw, preprocessed))
     for configuration in arguments.c:
         cases = preprocess_unlabeled(raw, preprocessed, plans, configuration, arguments.np)
-        print(f"{name} {configuration}: {len(cases)} unlabelled cases are ready")
+        print(f"{raw.name} {configuration}: {len(cases)} unlabelled cases are ready")
+    _report(raw, preprocessed, dataset_json, arguments.np)
+
+
+def _add_check(commands) -> None:
+    command = commands.add_parser(
+        "check",
+        help="look for unreadable scans, the same scan or patient in training and test, scans unlike the labelled ones",
+        epilog="example: nnUNetv2_crossmatch check -d 4",
+    )
+    command.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
+    command.add_argument("-np", type=int, default=8, metavar="N", help="worker processes (default: %(default)s)")
+    command.add_argument(
+        "--accept", action="store_true", help="train in spite of the leaks that are found now; they become warnings"
+    )
+    command.set_defaults(run=_check)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    _report(*_dataset(arguments.d), arguments.np, accept=arguments.accept)
+
+
+def _report(raw: Path, preprocessed: Path, dataset_json: dict, num_processes: int, accept: bool = False) -> None:
+    """Print what the check finds; an error ends the program unless it is accepted."""
+    from nnunetv2_crossmatch.preprocessing.check import accept_leaks, check_dataset
+    from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+
+    content, findings = check_dataset(raw, preprocessed, dataset_json, num_processes)
+    if accept:
+        accept_leaks(preprocessed, findings)
+        content, findings = check_dataset(raw, preprocessed, dataset_json, num_processes)
+    errors = [finding.message for finding in findings if finding.is_error]
+    for finding in findings:
+        if not finding.is_error:
+            print(f"warning: {finding.message}", file=sys.stderr)
+    print(f"{raw}: " + ", ".join(f"{len(cases)} scans in {part}" for part, cases in content.items()))
+    if errors:
+        raise DatasetError(errors)
+
+
+def _dataset(name_or_id: str) -> tuple[Path, Path, dict]:
+    """Raw folder, preprocessed folder and dataset.json."""
+    from batchgenerators.utilities.file_and_folder_operations import load_json
+    from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    name = maybe_convert_to_dataset_name(name_or_id)
+    return (
+        Path(nnUNet_raw) / name,
+        Path(nnUNet_preprocessed) / name,
+        load_json(str(Path(nnUNet_raw) / name / "dataset.json")),
+    )
 
 
 def _add_convert(commands) -> None:
@@ -57,7 +109,7 @@ def _add_convert(commands) -> None:
         help="make a semi-supervised dataset of a benchmark or of a folder of labelled scans",
         epilog="example: nnUNetv2_crossmatch convert acdc Downloads/ACDC -d 27 --labeled 3",
     )
-    command.add_argument("kind", choices=["la", "acdc", "nifti"], help="how the source is laid out")
+    command.add_argument("kind", choices=["la", "acdc", "pancreas", "isic", "lits", "nifti"], help="the benchmark")
     command.add_argument("source", type=Path, metavar="SRC", help="folder of the download")
     command.add_argument("-d", type=int, required=True, metavar="ID", help="dataset id of the new dataset")
     command.add_argument(
@@ -68,19 +120,97 @@ def _add_convert(commands) -> None:
         help="labelled scans (acdc: patients) that keep their labels; the rest are hidden",
     )
     command.add_argument("--test", type=int, default=0, metavar="N", help="nifti: hold out N scans for testing")
+    command.add_argument(
+        "--duplicates", action="store_true", help="pancreas: keep scans 25 and 70, which are the same as scan 2"
+    )
     command.set_defaults(run=_convert)
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from nnunetv2_crossmatch.dataset_conversion import acdc, la, nifti
+    from nnunetv2.configuration import default_num_processes
+
     from nnunetv2_crossmatch.dataset_conversion.common import write_dataset
 
-    if arguments.kind == "nifti":
-        conversion = nifti.convert(arguments.source, arguments.labeled, arguments.test)
-    else:
-        conversion = {"la": la, "acdc": acdc}[arguments.kind].convert(arguments.source, arguments.labeled)
+    options = {"nifti": {"test": arguments.test}, "pancreas": {"duplicates": arguments.duplicates}}
+    converter = import_module(f"nnunetv2_crossmatch.dataset_conversion.{arguments.kind}")
+    conversion = converter.convert(arguments.source, arguments.labeled, **options.get(arguments.kind, {}))
     folder = write_dataset(conversion, arguments.d)
-    print(
-        f"{folder}: {len(conversion.labeled)} labelled, {len(conversion.unlabeled)} unlabelled, "
-        f"{len(conversion.validation)} validation, {len(conversion.test)} test scans"
+    _report(*_dataset(folder.name), default_num_processes)
+
+
+def _add_hide_labels(commands) -> None:
+    command = commands.add_parser(
+        "hide-labels",
+        help="make a semi-supervised dataset of a labelled one: what if only some of the labels were there?",
+        epilog="example: nnUNetv2_crossmatch hide-labels -d 4 -o 104 --labeled 10%%",
     )
+    command.add_argument("-d", required=True, metavar="SRC", help="id or name of the labelled dataset")
+    command.add_argument("-o", type=int, required=True, metavar="DST", help="dataset id of the new dataset")
+    command.add_argument(
+        "--labeled",
+        required=True,
+        metavar="N",
+        help="how many keep their labels, or a share such as 10%%; patients where they are known, else cases",
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    command.add_argument(
+        "--group-by",
+        metavar="REGEX",
+        help="cases of one patient: those whose ids have the same match, or the same first group, e.g. patient\\d+ "
+        "(default: patients.json)",
+    )
+    command.set_defaults(run=_hide_labels)
+
+
+def _hide_labels(arguments: argparse.Namespace) -> None:
+    from nnunetv2.configuration import default_num_processes
+
+    from nnunetv2_crossmatch.dataset_conversion.hide_labels import hide_labels
+
+    source, _, _ = _dataset(arguments.d)
+    folder = hide_labels(source, arguments.o, arguments.labeled, arguments.seed, arguments.group_by)
+    _report(*_dataset(folder.name), default_num_processes)
+
+
+def _add_evaluate(commands) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        help="Dice, Jaccard, 95HD and ASD of predictions, per class and case",
+        epilog="example: nnUNetv2_crossmatch evaluate nnUNet_raw/Dataset027_ACDC/labelsTs predicted --benchmark acdc-3",
+    )
+    command.add_argument("reference", type=Path, metavar="REFERENCE", help="folder of reference masks, e.g. labelsTs")
+    command.add_argument("prediction", type=Path, metavar="PREDICTION", help="folder that nnUNetv2_predict wrote")
+    command.add_argument("-djfile", type=Path, metavar="FILE", help="dataset.json (default: that of the predictions)")
+    command.add_argument(
+        "-o", type=Path, metavar="FOLDER", help="for evaluation.json and evaluation.csv (default: PREDICTION)"
+    )
+    command.add_argument(
+        "--benchmark", choices=benchmarks(), metavar="KEY", help=f"show published rows: {', '.join(benchmarks())}"
+    )
+    command.add_argument("-np", type=int, default=8, metavar="N", help="worker processes (default: %(default)s)")
+    command.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
+    from nnunetv2_crossmatch.evaluation.report import (
+        foreground_cells,
+        format_benchmark,
+        format_summary,
+        write_csv,
+        write_json,
+    )
+    from nnunetv2_crossmatch.evaluation.summary import summarise
+
+    evaluation = evaluate_folders(arguments.reference, arguments.prediction, arguments.djfile, arguments.np)
+    summaries = summarise(evaluation)
+    folder = arguments.o or arguments.prediction
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(evaluation, summaries, folder / "evaluation.json")
+    write_csv(evaluation, folder / "evaluation.csv")
+    print(format_summary(summaries))
+    if arguments.benchmark:
+        print("", format_benchmark(arguments.benchmark, {"this result": foreground_cells(summaries)}), sep="\n")
+    if evaluation.extra:
+        print(f"Not evaluated, having no reference: {', '.join(evaluation.extra)}")
+    print(f"Written: {folder / 'evaluation.json'}, {folder / 'evaluation.csv'}")

@@ -10,8 +10,9 @@ example: python scripts/experiment.py -d 4 -p nnUNetPlansSmall --seed 0 --steps 
 import argparse
 import ast
 import json
+import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,34 +29,87 @@ from nnunetv2_crossmatch.preprocessing.listing import group_channels, list_unlab
 STEPS_PER_EPOCH = 250
 
 
-def make_trainer(arguments: argparse.Namespace, constants: dict) -> type:
-    """The named trainer with seed, length, constants and momentum of this run; its folder carries the tag."""
-    base = recursive_find_trainer_class_by_name(arguments.tr)
+class OutOfTime(Exception):
+    """The deadline is near; all is saved, and the same call goes on another time."""
 
-    class Run(base):
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a fold ``all`` or of a number, in the results folder of the trainer class ``name``."""
+
+    dataset: str
+    plans: str
+    configuration: str
+    trainer: str
+    name: str
+    seed: int
+    epochs: int
+    fold: str = "all"
+    constants: dict = field(default_factory=dict)
+    momentum: float = 0.99
+    device: str = "cpu"
+
+
+def build_trainer(run: Run, deadline: float = math.inf):
+    """The trainer, initialised. With a deadline (time.monotonic) it saves and raises OutOfTime before it."""
+    base = recursive_find_trainer_class_by_name(run.trainer)
+
+    class Trainer(base):
         def __init__(self, plans, configuration, fold, dataset_json, device):
             super().__init__(plans, configuration, fold, dataset_json, device)
-            self.num_epochs = arguments.steps // STEPS_PER_EPOCH
+            self.num_epochs = run.epochs
 
         def initialize(self):
             super().initialize()
-            if len(self.configuration_manager.patch_size) == 3:  # a quarter faster on a CPU
+            if run.device == "cpu" and len(self.configuration_manager.patch_size) == 3:  # a quarter faster
                 self.network.to(memory_format=torch.channels_last_3d)
 
         def configure_optimizers(self):
             optimizer, scheduler = super().configure_optimizers()
-            optimizer.param_groups[0]["momentum"] = arguments.momentum
+            optimizer.param_groups[0]["momentum"] = run.momentum
             return optimizer, scheduler
 
-    if constants:
-        Run.constants = replace(base.constants, **constants)
-    Run.__name__ = f"{arguments.tr}_{arguments.tag}_seed{arguments.seed}"
-    return Run
+        def on_epoch_end(self):
+            took = time.time() - self.logger.get_value("epoch_start_timestamps", step=-1)
+            near = time.monotonic() + 2 * took > deadline  # twice: epochs differ, and the checkpoint takes a while
+            if near:
+                self.save_every = 1
+            super().on_epoch_end()
+            if near and self.current_epoch < self.num_epochs:
+                raise OutOfTime
+
+    if run.constants:
+        Trainer.constants = replace(base.constants, **run.constants)
+    Trainer.__name__ = run.name
+    preprocessed = Path(nnUNet_preprocessed) / run.dataset
+    trainer = Trainer(
+        {**load_json(str(preprocessed / f"{run.plans}.json")), "continue_training": False},
+        run.configuration,
+        run.fold if run.fold == "all" else int(run.fold),
+        load_json(str(preprocessed / "dataset.json")),
+        torch.device(run.device),
+    )
+    trainer.initialize()
+    return trainer
 
 
-def dice(trainer, cases: dict[str, list[Path]], labels: Path) -> dict[str, list[float]]:
-    """Dice of every foreground class, case by case."""
-    predictor = nnUNetPredictor(use_mirroring=False, device=trainer.device, allow_tqdm=False)
+def set_seed(seed: int) -> None:
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def predict(trainer, cases: dict[str, list[Path]], output: Path, mirroring: bool, deadline: float = math.inf) -> None:
+    """Masks of all cases that have none yet, of one at least, with the trainer's network as it is.
+
+    Raises:
+        OutOfTime: another case would take longer than there is time.
+    """
+    predictor = nnUNetPredictor(
+        use_mirroring=mirroring,
+        device=trainer.device,
+        perform_everything_on_device=trainer.device.type == "cuda",
+        allow_tqdm=False,
+    )
     trainer.set_deep_supervision_enabled(False)
     network = getattr(trainer.network, "_orig_mod", trainer.network)  # without torch.compile's wrapper
     predictor.manual_initialization(
@@ -67,23 +121,38 @@ def dice(trainer, cases: dict[str, list[Path]], labels: Path) -> dict[str, list[
         type(trainer).__name__,
         trainer.inference_allowed_mirroring_axes,
     )
-    output = Path(trainer.output_folder) / labels.name
     output.mkdir(exist_ok=True)
-    scores = {}
+    longest = 0.0
     for case, files in cases.items():
-        ending = trainer.dataset_json["file_ending"]
-        target = output / f"{case}{ending}"
-        predictor.predict_from_files_sequential(
-            [[str(f) for f in files]], [str(target.with_name(case))], overwrite=True
-        )
+        target = output / f"{case}{trainer.dataset_json['file_ending']}"
+        if target.exists():
+            continue
+        start = time.monotonic()
+        if longest and start + 2 * longest > deadline:
+            raise OutOfTime
+        unfinished = output / f".{case}"  # renamed when whole
+        predictor.predict_from_files_sequential([[str(f) for f in files]], [str(unfinished)], overwrite=True)
+        unfinished.with_name(unfinished.name + trainer.dataset_json["file_ending"]).rename(target)
+        longest = max(longest, time.monotonic() - start)
+
+
+def dice(trainer, cases: dict[str, list[Path]], labels: Path) -> np.ndarray:
+    """Dice (cases, foreground classes) of predictions made now."""
+    output = Path(trainer.output_folder) / labels.name
+    for old in output.glob("*"):
+        old.unlink()
+    predict(trainer, cases, output, mirroring=False)
+    scores = []
+    for case in cases:
+        name = f"{case}{trainer.dataset_json['file_ending']}"
         metrics = compute_metrics(
-            str(labels / target.name),
-            str(target),
+            str(labels / name),
+            str(output / name),
             trainer.plans_manager.image_reader_writer_class(),
             trainer.label_manager.foreground_labels,
         )["metrics"]
-        scores[case] = [metrics[label]["Dice"] for label in trainer.label_manager.foreground_labels]
-    return scores
+        scores.append([metrics[label]["Dice"] for label in trainer.label_manager.foreground_labels])
+    return np.array(scores)
 
 
 def main() -> None:
@@ -104,46 +173,46 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("experiments.jsonl"))
     arguments = parser.parse_args()
     constants = {name: ast.literal_eval(value) for name, value in (item.split("=") for item in arguments.set)}
-    arguments.tag = arguments.tag or "_".join([f"{arguments.steps}steps", *(s.replace("=", "") for s in arguments.set)])
+    tag = arguments.tag or "_".join([f"{arguments.steps}steps", *(s.replace("=", "") for s in arguments.set)])
 
-    np.random.seed(arguments.seed)
-    torch.manual_seed(arguments.seed)
+    set_seed(arguments.seed)
     if arguments.device == "cpu":
         torch.set_num_threads(1)
-    name = maybe_convert_to_dataset_name(arguments.d)
-    raw, preprocessed = Path(nnUNet_raw) / name, Path(nnUNet_preprocessed) / name
-    dataset_json = load_json(str(preprocessed / "dataset.json"))
-    trainer = make_trainer(arguments, constants)(
-        {**load_json(str(preprocessed / f"{arguments.p}.json")), "continue_training": False},
-        arguments.c,
-        arguments.f if arguments.f == "all" else int(arguments.f),
-        dataset_json,
-        torch.device(arguments.device),
+    run = Run(
+        dataset=maybe_convert_to_dataset_name(arguments.d),
+        plans=arguments.p,
+        configuration=arguments.c,
+        trainer=arguments.tr,
+        name=f"{arguments.tr}_{tag}_seed{arguments.seed}",
+        seed=arguments.seed,
+        epochs=arguments.steps // STEPS_PER_EPOCH,
+        fold=arguments.f,
+        constants=constants,
+        momentum=arguments.momentum,
+        device=arguments.device,
     )
+    trainer = build_trainer(run)
     start = time.perf_counter()
     trainer.run_training()
     seconds = time.perf_counter() - start
 
-    held_out = group_channels(raw / f"images{arguments.held_out}", dataset_json["file_ending"])
-    hidden = dict(list(list_unlabeled(raw, dataset_json).items())[: arguments.hidden])
+    raw = Path(nnUNet_raw) / run.dataset
+    held_out = group_channels(raw / f"images{arguments.held_out}", trainer.dataset_json["file_ending"])
+    hidden = dict(list(list_unlabeled(raw, trainer.dataset_json).items())[: arguments.hidden])
     result = {
-        "dataset": name,
-        "trainer": arguments.tr,
-        "tag": arguments.tag,
-        "seed": arguments.seed,
+        "dataset": run.dataset,
+        "trainer": run.trainer,
+        "tag": tag,
+        "seed": run.seed,
         "steps": arguments.steps,
-        "momentum": arguments.momentum,
+        "momentum": run.momentum,
         "constants": constants,
         "seconds": round(seconds),
-        "device": arguments.device,
+        "device": run.device,
         "torch": torch.__version__,
     }
-    for key, cases in (("hidden", hidden), ("test", held_out)):
-        scores = np.array(
-            list(
-                dice(trainer, cases, raw / ("labelsUn" if key == "hidden" else f"labels{arguments.held_out}")).values()
-            )
-        )
+    for key, cases, labels in (("hidden", hidden, "labelsUn"), ("test", held_out, f"labels{arguments.held_out}")):
+        scores = dice(trainer, cases, raw / labels)
         result[key] = round(float(np.nanmean(scores)), 4)
         result[f"{key}_per_class"] = np.nanmean(scores, 0).round(4).tolist()
     with arguments.out.open("a") as f:

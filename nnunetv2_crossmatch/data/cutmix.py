@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor
 
-P_CUTMIX = 0.5
 VOLUME = (0.02, 0.4)  # share of the patch
 ASPECT = (0.3, 1 / 0.3)  # between the last two axes, relative to the patch
 
 
-def draw_boxes(batch: int, spatial: tuple[int, ...], device: torch.device) -> Tensor:
-    """One box per sample as a bool mask (batch, 1, *spatial); empty with probability 1 - P_CUTMIX.
+def draw_boxes(batch: int, spatial: tuple[int, ...], p: float, device: torch.device) -> Tensor:
+    """One box per sample as a bool mask (batch, 1, *spatial); empty with probability 1 - p.
 
     The volume is U(VOLUME) of the patch, the aspect of the last two axes U(ASPECT) as far as the box
     fits; a third axis gets the cube root's share.
@@ -21,7 +20,7 @@ def draw_boxes(batch: int, spatial: tuple[int, ...], device: torch.device) -> Te
     aspect = torch.empty(batch, device=device).uniform_(*ASPECT).clamp(min=area, max=1 / area)
     edges = [edge] * (dimensions - 2) + [(area * aspect).sqrt(), (area / aspect).sqrt()]
 
-    mask = (torch.rand(batch, device=device) < P_CUTMIX).reshape(batch, *[1] * (dimensions + 1))
+    mask = (torch.rand(batch, device=device) < p).reshape(batch, *[1] * (dimensions + 1))
     for axis, (size, relative) in enumerate(zip(spatial, edges, strict=True)):
         length = (relative * size).round()
         start = (torch.rand(batch, device=device) * (size - length + 1)).floor()

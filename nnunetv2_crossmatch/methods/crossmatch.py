@@ -23,7 +23,7 @@ class CrossMatchConstants:
     """Constants of the loss L = L_nnU-Net + lambda_ip L_ip + lambda_kd [(1 - eta) L_tkd + eta L_dkd].
 
     "Chosen" means: on Hippocampus with 4 labelled cases, by hidden labels of unlabelled ones, see the README.
-    The strong view and CutMix have theirs in data/views.py and data/cutmix.py.
+    The strong view and CutMix's boxes have theirs in data/views.py and data/cutmix.py.
 
     threshold: confidence from which a voxel of a pseudo-label counts, in [0, 1]. Paper 0.95 on ACDC, 0.85
         on LA (there times ln 2, so nearly everything counts). Chosen among 0, 0.75 and 0.95.
@@ -31,6 +31,8 @@ class CrossMatchConstants:
         authors' later code has (1, 1) for ACDC, taken here, and (1, 2) for LA.
     eta: share of L_dkd in the distillation, in [0, 1]. Paper.
     p_weak, p_strong: share of feature maps dropped, in [0, 1). Paper: 0.5 -+ gamma/2, gamma = 0.5.
+    strong_views: 2 (paper), or 1: without the first, which learns from image perturbation alone.
+    p_cutmix: share of the strong views with a pasted box, in [0, 1]. Paper.
     warmup: share of the training before the unlabelled losses come in, in [0, 1). Paper 0. Chosen: hard
         labels of a network that knows nothing yet teach it background, and with 0 it lost a class.
     present_only: Dice over the classes of the kept pseudo-label instead of over all. Paper: all. Chosen.
@@ -45,12 +47,16 @@ class CrossMatchConstants:
     eta: float = 0.3
     p_weak: float = 0.25
     p_strong: float = 0.75
+    strong_views: int = 2
+    p_cutmix: float = 0.5
     warmup: float = 0.15
     present_only: bool = True
     ema_decay: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "eta"):
+        if self.strong_views not in (1, 2):
+            raise ValueError(f"strong_views must be 1 or 2, got {self.strong_views}")
+        for name in ("threshold", "eta", "p_cutmix"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("p_weak", "p_strong", "warmup", "ema_decay"):
@@ -105,7 +111,7 @@ class CrossMatch(Method):
             torch.where(unlabeled.valid, apply_strong(weak, draw_strong(batch, channels, weak.device)), weak)
             for _ in range(2)
         )
-        box1, box2 = (draw_boxes(batch, tuple(spatial), weak.device) for _ in range(2))
+        box1, box2 = (draw_boxes(batch, tuple(spatial), c.p_cutmix, weak.device) for _ in range(2))
 
         # the weak view: plain (the teacher of all), then through weak and strong feature dropout
         with network.relay(weak) as features:
@@ -121,16 +127,17 @@ class CrossMatch(Method):
 
         # the first strong view: image perturbation alone
         partner_n = self._partner_label("n", label_n)
-        target1 = _paste_label(box1, label_n, partner_n)
-        logits = network.decode(network.encode(paste(box1, strong1, self._partner.of("strong1", strong1))))
-        yield {"ip": self._learn("strong_view", logits, target1) / 2}
+        if c.strong_views == 2:
+            target1 = _paste_label(box1, label_n, partner_n)
+            logits = network.decode(network.encode(paste(box1, strong1, self._partner.of("strong1", strong1))))
+            yield {"ip": self._learn("strong_view", logits, target1) / 2}
 
         # the second strong view: plain, then both perturbations at once
         target2 = _paste_label(box2, label_n, partner_n)
         target_w = _paste_label(box2, label_w, self._partner_label("w", label_w))
         target_s = _paste_label(box2, label_s, self._partner_label("s", label_s))
         with network.relay(paste(box2, strong2, self._partner.of("strong2", strong2))) as features:
-            yield {"ip": self._learn("strong_view", network.decode(features), target2) / 2}
+            yield {"ip": self._learn("strong_view", network.decode(features), target2) / c.strong_views}
 
             for p, target in ((c.p_weak, target_w), (c.p_strong, target_s)):
                 logits = self._decode_dropped(network, features, p)

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
-HELD_OUT = ("imagesTs", "imagesVal")
-
 
 class DatasetError(ValueError):
     """What is wrong with a dataset, all of it at once, each line naming the file and the fix."""
@@ -40,9 +38,9 @@ def list_unlabeled(raw_folder: Path, dataset_json: dict) -> dict[str, list[Path]
         raise DatasetError([f"{source} names no scan. Put the unlabelled scans there, or train nnUNetTrainer."])
 
     problems = [
-        f"{source}: {case} is also a {kind} case ({where}). Rename or remove one of the two."
-        for kind, where, ids in _other_cases(raw_folder, dataset_json)
-        for case in sorted(cases.keys() & ids)
+        f"{source}: {case} is also in {raw_folder / part}. Rename or remove one of the two."
+        for part, scans in labeled_and_held_out(raw_folder, dataset_json).items()
+        for case in sorted(cases.keys() & scans)
     ]
     problems += _reused_files(source, cases, raw_folder, dataset_json)
     problems += [
@@ -56,13 +54,25 @@ def list_unlabeled(raw_folder: Path, dataset_json: dict) -> dict[str, list[Path]
     return dict(sorted(cases.items()))
 
 
-def labeled_cases(raw_folder: Path, dataset_json: dict) -> list[str]:
-    """Ids of the training cases, from dataset.json's ``dataset`` or else from ``imagesTr``."""
+def labeled_scans(raw_folder: Path, dataset_json: dict) -> dict[str, list[Path]]:
+    """Image files of the training cases, from dataset.json's ``dataset`` or else from ``imagesTr``."""
     if "dataset" in dataset_json:
-        return sorted(dataset_json["dataset"])
+        return {case: _resolve(raw_folder, entry["images"]) for case, entry in sorted(dataset_json["dataset"].items())}
     if not (raw_folder / "imagesTr").is_dir():
         raise DatasetError([f"{raw_folder / 'imagesTr'} is missing. Supply it, or hide the raw dataset folder."])
-    return sorted(group_channels(raw_folder / "imagesTr", dataset_json["file_ending"]))
+    return group_channels(raw_folder / "imagesTr", dataset_json["file_ending"])
+
+
+def labeled_and_held_out(raw_folder: Path, dataset_json: dict) -> dict[str, dict[str, list[Path]]]:
+    """{"imagesTr": labelled scans, "imagesTs": test scans, ...}; every other folder ``images*`` is held out too."""
+    ending = dataset_json["file_ending"]
+    parts = {"imagesTr": labeled_scans(raw_folder, dataset_json)}
+    for folder in sorted(raw_folder.glob("images*")):
+        if folder.is_dir() and folder.name not in ("imagesTr", "imagesUn"):
+            scans = parts.setdefault(folder.name, {})
+            for file in sorted(folder.glob("[!.]*" + ending)):  # leniently: nnU-Net does not mind what else lies there
+                scans.setdefault(re.sub(r"_\d{4}$", "", file.name.removesuffix(ending)), []).append(file)
+    return parts
 
 
 def group_channels(folder: Path, file_ending: str) -> dict[str, list[Path]]:
@@ -93,12 +103,10 @@ def _reused_files(source: Path, cases: dict[str, list[Path]], raw_folder: Path, 
     """The same file under two unlabelled ids, or listed although it is a labelled or held-out scan."""
     owner = {
         file.resolve(): str(file)
-        for name in ("imagesTr", *HELD_OUT)
-        if (raw_folder / name).is_dir()
-        for file in (raw_folder / name).iterdir()
+        for scans in labeled_and_held_out(raw_folder, dataset_json).values()
+        for files in scans.values()
+        for file in files
     }
-    for entry in dataset_json.get("dataset", {}).values():
-        owner |= {(raw_folder / os.path.expandvars(image)).resolve(): image for image in entry["images"]}
     problems = []
     for case, files in cases.items():
         for file in files:
@@ -108,15 +116,9 @@ def _reused_files(source: Path, cases: dict[str, list[Path]], raw_folder: Path, 
     return problems
 
 
-def _other_cases(raw_folder: Path, dataset_json: dict) -> list[tuple[str, Path, set[str]]]:
-    found = [("training", raw_folder / "imagesTr", set(labeled_cases(raw_folder, dataset_json)))]
-    for name in HELD_OUT:
-        if (raw_folder / name).is_dir():
-            # leniently: nnU-Net does not mind what else lies there
-            ending = dataset_json["file_ending"]
-            ids = {re.sub(r"_\d{4}$", "", f.name.removesuffix(ending)) for f in (raw_folder / name).iterdir()}
-            found.append(("validation" if name == "imagesVal" else "test", raw_folder / name, ids))
-    return found
+def _resolve(folder: Path, images: list[str]) -> list[Path]:
+    """As nnU-Net in "dataset": relative to the dataset folder or absolute, environment variables allowed."""
+    return [folder / os.path.expandvars(image) for image in images]
 
 
 def _from_json(list_file: Path) -> dict[str, list[Path]]:
@@ -132,8 +134,7 @@ def _from_json(list_file: Path) -> dict[str, list[Path]]:
                 f'{list_file}: entry {case!r} is not of the form {{"case id": {{"images": ["path", ...]}}}}.'
             )
         else:
-            # like nnU-Net's "dataset": relative to the dataset folder, environment variables allowed
-            cases[case] = [list_file.parent / os.path.expandvars(image) for image in images]
+            cases[case] = _resolve(list_file.parent, images)
     if problems:
         raise DatasetError(problems)
     return cases

@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunetv2_crossmatch.preprocessing.files import write_json
+
 ARRAY_SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # what nnU-Net's run_case_save writes
-_FILE = "manifest.json"
+MANIFEST = "manifest.json"
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Manifest:
 
     plans: hash of what decides the arrays' content, see :func:`plans_stamp`.
     complete: whether the last preprocessing got through the whole list.
-    cases: id -> {"source": :func:`source_stamp`, "sha256": of the decoded voxels and the spacing}.
+    cases: id -> {"source": :func:`source_stamp`, **:func:`~nnunetv2_crossmatch.preprocessing.scan.describe`}.
     """
 
     folder: Path
@@ -29,18 +30,13 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        file = folder / _FILE
+        file = folder / MANIFEST
         return cls(folder, **load_json(str(file))) if file.exists() else cls(folder)
 
     def write(self) -> None:
         """Whole or not at all."""
-        temporary = self.folder / (_FILE + ".tmp")
         content = {"plans": self.plans, "complete": self.complete, "cases": self.cases}
-        try:
-            temporary.write_text(json.dumps(content, indent=1))
-            os.replace(temporary, self.folder / _FILE)
-        finally:
-            temporary.unlink(missing_ok=True)  # left by a full disk
+        write_json(content, self.folder / MANIFEST)
 
     def is_whole(self, case: str) -> bool:
         return case in self.cases and all((self.folder / (case + suffix)).exists() for suffix in ARRAY_SUFFIXES)

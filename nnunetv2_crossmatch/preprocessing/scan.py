@@ -1,18 +1,21 @@
-"""One unlabelled scan: checked, then through nnU-Net's own preprocessor."""
+"""One scan: read and checked, and if it is unlabelled then taken through nnU-Net's own preprocessor."""
 
 import errno
 import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import nibabel
 import numpy as np
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, source_stamp
 
+PERCENTILES = (1, 25, 50, 75, 99)
 INCOMING = ".incoming_"  # prefix of the folders in which cases are written before they are moved into place
 _DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
@@ -26,21 +29,21 @@ class _Unchanged(Exception):
 
 
 def preprocess_scan(
-    case: str,
     files: list[Path],
-    folder: Path,
+    target: Path,
     plans_json: dict,
     configuration_name: str,
     dataset_json: dict,
-    known_sha256: str | None,
+    known: dict | None,
 ) -> dict:
-    """Preprocess one case into ``folder``, whole or not at all.
+    """Preprocess one case, whole or not at all.
 
     Args:
-        known_sha256: of the voxels and spacing whose arrays are in the folder; with the same nothing is written.
+        target: folder and id of the case.
+        known: manifest entry of the arrays that are there; if voxels and spacing are the same nothing is written.
 
     Returns:
-        The manifest's entry of the case.
+        The manifest's entry of the case: its source stamp and :func:`describe`.
 
     Raises:
         BadScan: unreadable, truncated, NaN, infinite, constant, wrong number of channels.
@@ -48,30 +51,25 @@ def preprocess_scan(
     """
     plans = PlansManager(plans_json)
     configuration = plans.get_configuration(configuration_name)
-    named = ", ".join(map(str, files))
-    sha256 = ""
+    folder = target.parent
+    entry: dict = {}
 
     class CheckingPreprocessor(configuration.preprocessor_class):  # type: ignore[name-defined]
-        def run_case_npy(self, data, seg, properties, *args, **kwargs):
-            nonlocal sha256
-            _check_voxels(data, dataset_json, named)
-            geometry = repr((data.shape, data.dtype.str, [float(s) for s in properties["spacing"]]))
-            sha256 = hashlib.sha256(geometry.encode() + np.ascontiguousarray(data).tobytes()).hexdigest()
-            if sha256 == known_sha256:
+        def run_case(self, image_files, seg_file, *args, **kwargs):
+            data, properties = read_scan(files, plans.image_reader_writer_class(), dataset_json)
+            entry.update(describe(data, properties["spacing"]))
+            if known is not None and all(known[key] == entry[key] for key in ("sha256", "spacing")):
                 raise _Unchanged
-            return super().run_case_npy(data, seg, properties, *args, **kwargs)
+            return self.run_case_npy(data, None, properties, *args, **kwargs)
 
     source = source_stamp(files)
     incoming = Path(tempfile.mkdtemp(prefix=INCOMING, dir=folder))
     try:
-        for file in files:
-            if file.name.endswith((".nii", ".nii.gz")):
-                _check_nifti(file)
         CheckingPreprocessor(verbose=False).run_case_save(
-            str(incoming / case), [str(f) for f in files], None, plans, configuration, dataset_json
+            str(incoming / target.name), [], None, plans, configuration, dataset_json
         )
         for suffix in ARRAY_SUFFIXES:
-            os.replace(incoming / (case + suffix), folder / (case + suffix))
+            os.replace(incoming / (target.name + suffix), folder / (target.name + suffix))
     except _Unchanged:
         pass
     except (BadScan, MemoryError):
@@ -80,12 +78,53 @@ def preprocess_scan(
         # a compressor reports a full disk in words of its own
         if getattr(e, "errno", None) in _DISK_FULL or shutil.disk_usage(folder).free < 1 << 20:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from e
-        if sha256 and isinstance(e, OSError):  # read and checked: the output is the trouble
+        if isinstance(e, OSError):  # the scan was read and checked: the output is the trouble
             raise
-        raise BadScan(f"{named} cannot be {'preprocessed' if sha256 else 'read'} ({_short(e)}). {_REPLACE}") from e
+        raise BadScan(f"{', '.join(map(str, files))} cannot be preprocessed ({_short(e)}). {_REPLACE}") from e
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
-    return {"source": source, "sha256": sha256}
+    return {"source": source, **entry}
+
+
+def read_scan(files: list[Path], reader: BaseReaderWriter, dataset_json: dict) -> tuple[np.ndarray, dict]:
+    """Image (channels, z, y, x) and properties as nnU-Net's reader gives them.
+
+    Raises:
+        BadScan: see :func:`preprocess_scan`.
+    """
+    named = ", ".join(map(str, files))
+    for file in files:
+        if file.name.endswith((".nii", ".nii.gz")):
+            _check_nifti(file)
+    try:
+        data, properties = reader.read_images([str(file) for file in files])
+    except MemoryError:
+        raise
+    except Exception as e:
+        raise BadScan(f"{named} cannot be read ({_short(e)}). {_REPLACE}") from e
+    _check_voxels(data, dataset_json, named)
+    return data, properties
+
+
+def describe(data: np.ndarray, spacing: Iterable[float]) -> dict:
+    """Figures by which scans are compared.
+
+    Args:
+        data: (channels, z, y, x).
+        spacing: z, y, x in mm.
+
+    Returns:
+        sha256 of shape and voxels (not of the file: one saved anew has the same), shape, spacing, and
+        per channel the intensities at :data:`PERCENTILES` of the voxels that are not 0.
+    """
+    few = data[(slice(None), *(slice(None, None, 1 + size // 128) for size in data.shape[1:]))]
+    foreground = [channel[channel != 0] for channel in few]
+    return {
+        "sha256": hashlib.sha256(repr(data.shape).encode() + np.ascontiguousarray(data).tobytes()).hexdigest(),
+        "shape": list(data.shape[1:]),
+        "spacing": [float(s) for s in spacing],
+        "intensities": [np.percentile(f, PERCENTILES).tolist() if f.size else None for f in foreground],
+    }
 
 
 _REPLACE = "Replace the file or remove the case."

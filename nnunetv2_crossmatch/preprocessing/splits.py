@@ -1,11 +1,12 @@
 """Cross-validation splits that keep a patient's scans together."""
 
-import os
 from collections import defaultdict
 from pathlib import Path
 
-from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
+from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+from nnunetv2_crossmatch.preprocessing.files import write_json
 
 PATIENTS = "patients.json"  # in the raw dataset folder: {case id: patient}
 SPLITS = "splits_final.json"
@@ -20,7 +21,7 @@ def known_patients(raw_folder: Path | None, preprocessed_folder: Path) -> dict[s
     if raw_folder is not None and (raw_folder / PATIENTS).exists():
         patients = load_json(str(raw_folder / PATIENTS))
         if not copy.exists() or load_json(str(copy)) != patients:
-            _save(patients, copy)
+            write_json(patients, copy)
     return load_json(str(copy)) if copy.exists() else {}
 
 
@@ -39,7 +40,7 @@ def ensure_splits(preprocessed_folder: Path, cases: list[str], patients: dict[st
         {part: [case for patient in split[part] for case in by_patient[patient]] for part in ("train", "val")}
         for split in splits
     ]
-    _save(expanded, preprocessed_folder / SPLITS)
+    write_json(expanded, preprocessed_folder / SPLITS)
 
 
 def validation_patients(preprocessed_folder: Path, fold: int | str, patients: dict[str, str]) -> set[str]:
@@ -63,10 +64,3 @@ def validation_patients(preprocessed_folder: Path, fold: int | str, patients: di
             "a split by patient is made anew."
         )
     return val
-
-
-def _save(content: dict | list, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    save_json(content, str(temporary))
-    os.replace(temporary, file)

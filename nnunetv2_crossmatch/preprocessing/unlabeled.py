@@ -1,21 +1,18 @@
 """Unlabelled cases through nnU-Net's own preprocessor, with the plans of the labelled ones."""
 
-import multiprocessing
 import shutil
-import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from filelock import FileLock
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from tqdm import tqdm
 
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError, list_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, Manifest, plans_stamp
 from nnunetv2_crossmatch.preprocessing.scan import INCOMING, BadScan, preprocess_scan
+from nnunetv2_crossmatch.preprocessing.workers import run_in_workers
 
 _SECONDS_BETWEEN_MANIFESTS = 10  # what a kill costs at most
 
@@ -128,41 +125,30 @@ def _preprocess_stale(
     dataset_json: dict,
     num_processes: int,
 ) -> None:
-    stale = {case: files for case, files in listed.items() if not manifest.is_current(case, files)}
+    jobs = {
+        case: (
+            files, manifest.folder / case, plans.plans, configuration_name, dataset_json,
+            manifest.cases[case] if manifest.is_whole(case) else None,
+        )
+        for case, files in listed.items()
+        if not manifest.is_current(case, files)
+    }  # fmt: skip
     problems = []
     written = time.monotonic()
-    pool = ProcessPoolExecutor(max(1, min(num_processes, len(stale))), multiprocessing.get_context("spawn"))
     try:
-        futures = {
-            pool.submit(
-                preprocess_scan, case, files, manifest.folder, plans.plans, configuration_name, dataset_json,
-                manifest.cases[case]["sha256"] if manifest.is_whole(case) else None,
-            ): case
-            for case, files in stale.items()
-        }  # fmt: skip
-        for future in tqdm(
-            as_completed(futures),
-            total=len(futures),
-            desc=f"Preprocessing unlabelled {configuration_name}",
-            disable=not sys.stderr.isatty(),
-        ):
-            case = futures[future]
-            try:
-                manifest.cases[case] = future.result()
-            except BadScan as e:
-                manifest.cases.pop(case, None)
-                problems.append(str(e))
-            if time.monotonic() - written > _SECONDS_BETWEEN_MANIFESTS:
-                manifest.write()
-                written = time.monotonic()
+        description = f"Preprocessing unlabelled {configuration_name}"
+        with closing(run_in_workers(preprocess_scan, jobs, num_processes, description)) as done:
+            for case, future in done:
+                try:
+                    manifest.cases[case] = future.result()
+                except BadScan as e:
+                    manifest.cases.pop(case, None)
+                    problems.append(str(e))
+                if time.monotonic() - written > _SECONDS_BETWEEN_MANIFESTS:
+                    manifest.write()
+                    written = time.monotonic()
         manifest.complete = not problems
-    except BrokenProcessPool:
-        raise RuntimeError(
-            "A preprocessing worker was killed, most likely for lack of memory. Use fewer (-np, or in training "
-            "nnUNet_def_n_proc)."
-        ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
         manifest.write()
     if problems:
         raise DatasetError(sorted(problems))

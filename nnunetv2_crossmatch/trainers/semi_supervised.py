@@ -23,11 +23,14 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_crossmatch.data.loading import Augmenter, UnlabeledDataset, augment, labeled_loader, unlabeled_loader
 from nnunetv2_crossmatch.methods import Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+from nnunetv2_crossmatch.preprocessing.check import check_dataset
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients, validation_patients
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
 from nnunetv2_crossmatch.trainers.curves import EpochRatios, log_curves, plot_curves
 
 GRADIENT_CLIP = 12  # nnU-Net's, a literal in its train_step
+WARNINGS_IN_LOG = 10
 METHOD_STATE = "semi_supervised_method"  # our one key in nnU-Net's checkpoint
 
 
@@ -106,7 +109,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer, ABC):
     def _prepare_unlabeled(self) -> list[str]:
         """Splits and unlabelled cases, made now if no command made them; every complaint comes from here."""
         name = self.plans_manager.dataset_name
-        raw = Path(nnUNet_raw) / name if nnUNet_raw.is_set() and (Path(nnUNet_raw) / name).is_dir() else None
+        raw = Path(nnUNet_raw) / name if nnUNet_raw.is_set() else None
+        if raw is not None and not (raw / "dataset.json").exists():  # perhaps only test scans are here
+            raw = None
         preprocessed = Path(self.preprocessed_dataset_folder_base)
         patients = known_patients(raw, preprocessed)
         ensure_splits(preprocessed, self.dataset_class.get_identifiers(self.preprocessed_dataset_folder), patients)
@@ -117,10 +122,21 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer, ABC):
         used = [case for case in cases if patients.get(case) not in held_out]
         if not used:
             raise ValueError(f"Every unlabelled scan is of a patient that fold {self.fold} validates. Train fold all.")
+        self._check(raw, preprocessed)
         self.print_to_log_file(
             f"{len(used)} unlabelled cases; {len(cases) - len(used)} more belong to patients of the validation set"
         )
         return used
+
+    def _check(self, raw: Path | None, preprocessed: Path) -> None:
+        _, findings = check_dataset(raw, preprocessed, self.dataset_json, default_num_processes)
+        command = f"nnUNetv2_crossmatch check -d {self.plans_manager.dataset_name}"
+        if errors := [finding.message for finding in findings if finding.is_error]:
+            raise DatasetError([*errors, f"To train all the same: {command} --accept"])
+        for finding in findings[:WARNINGS_IN_LOG]:
+            self.print_to_log_file("warning:", finding.message)
+        if len(findings) > WARNINGS_IN_LOG:
+            self.print_to_log_file(f"{len(findings) - WARNINGS_IN_LOG} more warnings: {command}")
 
     def get_dataloaders(self):
         workers = get_allowed_n_proc_DA()

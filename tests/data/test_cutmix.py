@@ -7,13 +7,13 @@ from nnunetv2_crossmatch.data.cutmix import CutMixPartner, draw_boxes, paste
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("spatial", [(40, 48), (24, 32, 40)], ids=["2d", "3d"])
-def test_boxes_are_solid_have_the_stated_volume_and_come_half_the_time(spatial):
+@pytest.mark.parametrize(("spatial", "p"), [((40, 48), 0.5), ((24, 32, 40), 0.8)], ids=["2d", "3d"])
+def test_boxes_are_solid_have_the_stated_volume_and_come_as_often_as_stated(spatial, p):
     torch.manual_seed(0)
-    boxes = draw_boxes(2000, spatial, CPU)
+    boxes = draw_boxes(2000, spatial, p, CPU)
     assert boxes.shape == (2000, 1, *spatial) and boxes.dtype == torch.bool
     drawn = [box[0] for box in boxes if box.any()]
-    assert len(drawn) / 2000 == pytest.approx(cutmix.P_CUTMIX, abs=0.04)
+    assert len(drawn) / 2000 == pytest.approx(p, abs=0.04)
     volumes = []
     for box in drawn:
         index = box.nonzero()
@@ -26,7 +26,7 @@ def test_boxes_are_solid_have_the_stated_volume_and_come_half_the_time(spatial):
 
 def test_boxes_reach_every_corner():
     torch.manual_seed(0)
-    hit = draw_boxes(3000, (12, 12, 12), CPU).any(0)[0]
+    hit = draw_boxes(3000, (12, 12, 12), 0.5, CPU).any(0)[0]
     assert hit.all()
 
 
@@ -56,6 +56,6 @@ def test_a_single_sample_is_mixed_with_the_previous_step():
 
 def test_paste_takes_the_partner_inside_the_box_only():
     torch.manual_seed(0)
-    box = draw_boxes(4, (6, 7), CPU)
+    box = draw_boxes(4, (6, 7), 0.5, CPU)
     own, other = torch.zeros(4, 2, 6, 7), torch.ones(4, 2, 6, 7)
     assert torch.equal(paste(box, own, other), box.expand_as(own).float())

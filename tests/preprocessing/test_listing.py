@@ -1,8 +1,9 @@
 import json
+from pathlib import Path
 
 import pytest
 
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError, group_channels, labeled_cases, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError, group_channels, labeled_scans, list_unlabeled
 from tests.conftest import make_raw_dataset
 
 
@@ -40,9 +41,13 @@ def test_without_list_and_folder_there_is_nothing(raw):
     assert list_unlabeled(raw, dataset_json(raw)) is None
 
 
-def test_labeled_cases_from_the_folder_or_from_dataset_json(raw):
-    assert labeled_cases(raw, dataset_json(raw)) == ["case0", "case1"]
-    assert labeled_cases(raw, {**dataset_json(raw), "dataset": {"x": {}, "b": {}}}) == ["b", "x"]
+def test_labeled_scans_from_the_folder_or_from_dataset_json(raw):
+    assert list(labeled_scans(raw, dataset_json(raw))) == ["case0", "case1"]
+    named = {"x": {"images": ["/there/x.nii.gz"]}, "b": {"images": ["here/b_0000.nii.gz"]}}
+    assert labeled_scans(raw, {**dataset_json(raw), "dataset": named}) == {
+        "b": [raw / "here" / "b_0000.nii.gz"],
+        "x": [Path("/there/x.nii.gz")],
+    }
 
 
 @pytest.mark.parametrize(
@@ -54,8 +59,8 @@ def test_labeled_cases_from_the_folder_or_from_dataset_json(raw):
         ('{"a": {"images": []}}', "entry 'a' is not of the form"),
         ('{"a": {"images": [3]}}', "entry 'a' is not of the form"),
         ('{"a": {"images": ["nowhere_0000.nii.gz"]}}', "a names .*nowhere_0000.nii.gz, which does not exist"),
-        ('{"case1": {"images": ["imagesUn/scan0_0000.nii.gz"]}}', "case1 is also a training case .*imagesTr"),
-        ('{"test0": {"images": ["imagesUn/scan0_0000.nii.gz"]}}', "test0 is also a test case .*imagesTs"),
+        ('{"case1": {"images": ["imagesUn/scan0_0000.nii.gz"]}}', "case1 is also in .*imagesTr"),
+        ('{"test0": {"images": ["imagesUn/scan0_0000.nii.gz"]}}', "test0 is also in .*imagesTs"),
     ],
 )
 def test_a_bad_list_is_one_clear_error(raw, content, complaint):
@@ -98,7 +103,7 @@ def test_an_empty_folder_is_an_error(raw):
 def test_validation_cases_may_not_be_unlabelled(raw):
     (raw / "imagesTs").rename(raw / "imagesVal")
     (raw / "unlabeled.json").write_text('{"test0": {"images": ["imagesUn/scan0_0000.nii.gz"]}}')
-    with pytest.raises(DatasetError, match="test0 is also a validation case"):
+    with pytest.raises(DatasetError, match="test0 is also in .*imagesVal"):
         list_unlabeled(raw, dataset_json(raw))
 
 

@@ -28,8 +28,8 @@ class Place:
     def plans(self) -> PlansManager:
         return PlansManager(str(self.preprocessed / "nnUNetPlansSmall.json"))
 
-    def preprocess(self) -> list[str]:
-        return preprocess_unlabeled(self.raw, self.preprocessed, self.plans, "3d_fullres", 1)
+    def preprocess(self, num_processes: int = 1) -> list[str]:
+        return preprocess_unlabeled(self.raw, self.preprocessed, self.plans, "3d_fullres", num_processes)
 
     def for_training(self, raw=True) -> list[str]:
         return unlabeled_cases_for_training(self.raw if raw else None, self.preprocessed, self.plans, "3d_fullres", 1)
@@ -233,7 +233,7 @@ def test_a_full_disk_leaves_nothing_half_written(place):
         pytest.skip("mounting is not allowed here")
     try:
         with pytest.raises(OSError, match="No space left"):
-            place.preprocess()
+            place.preprocess(num_processes=2)
         listed = json.loads((place.folder / "manifest.json").read_text())["cases"]
         whole = {f.name for case in listed for f in place.folder.glob(f"{case}*")}
         assert {f.name for f in place.folder.iterdir()} - {".lock", "manifest.json"} == whole

@@ -1,0 +1,91 @@
+"""Any labelled nnU-Net dataset as a semi-supervised one: what if only some of the labels were there?"""
+
+import random
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunetv2_crossmatch.dataset_conversion.common import new_dataset
+from nnunetv2_crossmatch.preprocessing.files import write_json
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.splits import PATIENTS
+
+
+def hide_labels(source: Path, dataset_id: int, labeled: str, seed: int = 0, group_by: str | None = None) -> Path:
+    """Write a dataset in which ``labeled`` training cases of ``source`` have labels and the others do not.
+
+    No image is copied: dataset.json and unlabeled.json name the source's files, held-out folders
+    (imagesTs, labelsTs, ...) and the hidden labels in labelsUn are links. Unlabelled scans of the source stay so.
+
+    Args:
+        source: a raw dataset folder.
+        labeled: a number or, with %, a share; of patients where they are known, of cases otherwise.
+        seed: of the draw; the same order for any number, so 4 labelled ones are among 10.
+        group_by: regular expression; cases with the same match (its first group, if it has one) are one patient.
+            Without it the source's patients.json counts.
+
+    Returns:
+        The new raw dataset folder.
+
+    Raises:
+        DatasetError: a number out of range; a case that the expression does not match.
+        FileExistsError: a dataset with this id is there already.
+    """
+    dataset_json = load_json(str(source / "dataset.json"))
+    cases = get_filenames_of_train_images_and_targets(str(source), dataset_json)
+    unlabeled = list_unlabeled(source, dataset_json) or {}
+    if group_by:
+        patients = _grouped([*cases, *unlabeled], group_by)
+    else:
+        patients = load_json(str(source / PATIENTS)) if (source / PATIENTS).exists() else {}
+    chosen = _draw(sorted(cases), patients, labeled, seed)
+
+    with new_dataset(dataset_id, source.name.split("_", 1)[1]) as folder:
+        for case in sorted(set(cases) - chosen):
+            unlabeled[case] = [Path(image) for image in cases[case]["images"]]
+            _link(Path(cases[case]["label"]), folder / "labelsUn" / f"{case}{dataset_json['file_ending']}")
+        write_json(
+            {case: {"images": [str(f.resolve()) for f in files]} for case, files in sorted(unlabeled.items())},
+            folder / "unlabeled.json",
+        )
+        entries = {case: cases[case] for case in sorted(chosen)}
+        write_json({**dataset_json, "numTraining": len(chosen), "dataset": entries}, folder / "dataset.json")
+        if patients:
+            write_json(patients, folder / PATIENTS)
+        for held_out in source.iterdir():
+            if re.fullmatch(r"(images|labels)(?!Tr|Un).+", held_out.name) and held_out.is_dir():
+                _link(held_out, folder / held_out.name)
+    return folder
+
+
+def _grouped(cases: list[str], group_by: str) -> dict[str, str]:
+    matches = {case: re.search(group_by, case) for case in cases}
+    if unmatched := sorted(case for case, match in matches.items() if match is None):
+        raise DatasetError([f"--group-by {group_by!r} does not match {', '.join(unmatched)}."])
+    return {case: match[1] if match.re.groups else match[0] for case, match in matches.items() if match}
+
+
+def _draw(cases: list[str], patients: dict[str, str], labeled: str, seed: int) -> set[str]:
+    by_patient = defaultdict(list)
+    for case in cases:
+        by_patient[patients.get(case, case)].append(case)
+    names = sorted(by_patient)
+    try:
+        number = max(1, round(float(labeled[:-1]) / 100 * len(names))) if labeled.endswith("%") else int(labeled)
+    except ValueError:
+        raise DatasetError([f"--labeled {labeled}: give a number, or a share such as 10%."]) from None
+    if not 0 < number < len(names):
+        what = "patients" if patients else "cases"
+        raise DatasetError(
+            [f"--labeled {labeled}: there are {len(names)} labelled {what}, and some must be left over."]
+        )
+    random.Random(seed).shuffle(names)
+    return {case for name in names[:number] for case in by_patient[name]}
+
+
+def _link(target: Path, link: Path) -> None:
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target.resolve(), target.is_dir())

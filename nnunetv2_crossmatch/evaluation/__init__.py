@@ -1,0 +1,1 @@
+"""How good a segmentation is, in the field's metrics, and beside what others published."""

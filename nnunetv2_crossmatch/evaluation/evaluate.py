@@ -1,0 +1,88 @@
+"""A folder of predictions against a folder of references."""
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_crossmatch.evaluation.case import BadMask, Labels, measure_case
+from nnunetv2_crossmatch.evaluation.summary import Evaluation
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.preprocessing.workers import run_in_workers
+
+
+def evaluate_folders(
+    reference: Path, prediction: Path, dataset_json: Path | None = None, num_processes: int = 8
+) -> Evaluation:
+    """Measure every reference's prediction, files of the same name being a pair.
+
+    Args:
+        reference: masks such as ``labelsTs``.
+        prediction: what nnUNetv2_predict wrote. The reader is that of its ``plans.json``, or without one the
+            reader that nnU-Net would choose.
+        dataset_json: labels, regions and file ending; by default ``dataset.json`` of the predictions.
+
+    Raises:
+        DatasetError: no dataset.json, an empty folder, missing predictions; masks of another size or spacing than
+            their reference, with labels outside the map or unreadable (all of them, after the others were measured).
+        RuntimeError: a worker was killed.
+    """
+    labels_file = dataset_json or prediction / "dataset.json"
+    if not labels_file.is_file():
+        raise DatasetError([f"{labels_file} is missing. Name the dataset's own with -djfile."])
+    dataset = load_json(str(labels_file))
+    references, predictions = (_masks(folder, dataset["file_ending"]) for folder in (reference, prediction))
+    if missing := references.keys() - predictions.keys():
+        raise DatasetError(
+            f"{prediction / references[case].name} is missing, the prediction for {references[case]}."
+            for case in sorted(missing)
+        )
+
+    reader, labels = _reader(prediction, dataset, next(iter(references.values()))), read_labels(dataset)
+    measured, problems = {}, []
+    jobs = {case: (references[case], predictions[case], reader, labels) for case in references}
+    with closing(run_in_workers(measure_case, jobs, num_processes, "Evaluating")) as done:
+        for case, future in done:
+            try:
+                measured[case] = future.result()
+            except BadMask as e:
+                problems.append(str(e))
+    if problems:
+        raise DatasetError(sorted(problems))
+    return Evaluation(
+        cases=list(references),
+        classes=list(labels.classes),
+        values=np.stack([measured[case][0] for case in references]),
+        missed=np.stack([measured[case][1] for case in references]),
+        extra=sorted(predictions.keys() - references.keys()),
+    )
+
+
+def read_labels(dataset: dict) -> Labels:
+    """Foreground classes, or regions where the dataset has them, as nnU-Net reads ``dataset.json``."""
+    manager = LabelManager(dataset["labels"], regions_class_order=None, force_use_labels=True)
+    values = {name: tuple(np.atleast_1d(value).tolist()) for name, value in dataset["labels"].items()}
+    return Labels(
+        classes={name: value for name, value in values.items() if name != "ignore" and any(value)},
+        known=tuple(int(label) for label in manager.all_labels),
+        ignore=manager.ignore_label,
+    )
+
+
+def _masks(folder: Path, file_ending: str) -> dict[str, Path]:
+    files = sorted(file for file in folder.glob("*" + file_ending) if not file.name.startswith("."))
+    if not files:
+        raise DatasetError([f"{folder} holds no {file_ending} file, which is the ending that dataset.json names."])
+    return {file.name.removesuffix(file_ending): file for file in files}
+
+
+def _reader(prediction: Path, dataset: dict, example: Path) -> BaseReaderWriter:
+    plans = prediction / "plans.json"
+    if plans.is_file():
+        return PlansManager(str(plans)).image_reader_writer_class()
+    return determine_reader_writer_from_dataset_json(dataset, str(example), verbose=False)()

@@ -1,0 +1,54 @@
+"""Published results of the benchmarks (``published.csv``), each with what is known of its protocol."""
+
+import csv
+from dataclasses import dataclass
+from importlib.resources import files
+
+FOOTNOTES = {
+    "crop": "The volumes were cropped around the ground truth, test scans included (the community's h5 files).",
+    "validation-list": "The released test script reads the validation list of 10 patients, not the 20 test patients.",
+    "best-checkpoint": "The checkpoint is the one that was best on validation and test scans.",
+    "last-checkpoint": "The checkpoint is the last one.",
+    "overlapping-lists": "The released list of unlabelled scans holds 12 of the 16 labelled ones.",
+    "empty-reference": "The released metric gives Dice 1 to a prediction where the reference is empty.",
+}
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """One line of a published table.
+
+    Attributes:
+        values: Dice and Jaccard in per cent, 95HD and ASD in voxels, with the digits printed; None where not published.
+        source: who published it.
+        marks: keys of ``FOOTNOTES``; none where nothing is known of the protocol.
+    """
+
+    method: str
+    values: tuple[str | None, ...]
+    source: str
+    marks: tuple[str, ...]
+
+
+def benchmarks() -> list[str]:
+    """Benchmarks with published rows, such as ``la-8``: the data set and how many scans or patients are labelled."""
+    return list(dict.fromkeys(line["benchmark"] for line in _lines()))
+
+
+def published_rows(benchmark: str) -> list[PublishedRow]:
+    """Rows of one benchmark; none where nothing is on record."""
+    return [
+        PublishedRow(
+            line["method"],
+            tuple(line[key] or None for key in ("dice", "jaccard", "hd95", "asd")),
+            line["source"],
+            tuple(line["marks"].split()),
+        )
+        for line in _lines()
+        if line["benchmark"] == benchmark
+    ]
+
+
+def _lines() -> list[dict[str, str]]:
+    with (files(__package__) / "published.csv").open(encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))

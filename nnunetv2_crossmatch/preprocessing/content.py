@@ -1,0 +1,104 @@
+"""What is in the raw scans of a dataset, labelled, unlabelled and held out: hashes and a few figures of each."""
+
+from contextlib import closing, redirect_stderr
+from io import StringIO
+from pathlib import Path
+
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from filelock import FileLock
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+from nnunetv2_crossmatch.preprocessing.files import write_json
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError, labeled_and_held_out, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, source_stamp
+from nnunetv2_crossmatch.preprocessing.scan import BadScan, describe, read_scan
+from nnunetv2_crossmatch.preprocessing.workers import run_in_workers
+
+LABELED = "imagesTr"
+UNLABELED = "unlabeled"  # wherever they are; held-out parts are called as their folders, imagesTs, ...
+FILE = "content.json"
+
+Content = dict[str, dict[str, dict]]  # part -> case -> manifest entry
+
+
+def read_content(preprocessed_folder: Path) -> Content:
+    """What the last :func:`update_content` saw; empty before the first."""
+    file = preprocessed_folder / FILE
+    return load_json(str(file)) if file.exists() else {}
+
+
+def update_content(
+    raw_folder: Path, preprocessed_folder: Path, dataset_json: dict, num_processes: int
+) -> tuple[Content, dict[str, list[str]]]:
+    """Look at every raw scan that is new or changed; write ``content.json`` to the preprocessed folder.
+
+    Unlabelled scans that were looked at while they were preprocessed are not read again.
+
+    Returns:
+        The content, and for each part what is wrong with its scans.
+
+    Raises:
+        DatasetError: see :func:`~nnunetv2_crossmatch.preprocessing.listing.list_unlabeled`.
+    """
+    parts = labeled_and_held_out(raw_folder, dataset_json)
+    if unlabeled := list_unlabeled(raw_folder, dataset_json):
+        parts[UNLABELED] = unlabeled
+    content, unseen, problems = _known(parts, preprocessed_folder)
+    if unseen:
+        preprocessed_folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(preprocessed_folder / f".{FILE}.lock"):  # a second process waits and finds all done
+            content, unseen, problems = _known(parts, preprocessed_folder)
+            reader = _reader(dataset_json, next(iter(parts[LABELED].values()), None))
+            jobs = {key: (files, reader, dataset_json) for key, files in unseen.items()}
+            with closing(run_in_workers(_look_at, jobs, num_processes, "Looking at the scans")) as done:
+                for (part, case), future in done:
+                    try:
+                        content[part][case] = future.result()
+                    except BadScan as e:
+                        problems[part].append(str(e))
+    content = {part: dict(sorted(cases.items())) for part, cases in content.items()}
+    if content != read_content(preprocessed_folder):
+        write_json(content, preprocessed_folder / FILE)
+    return content, problems
+
+
+def _known(
+    parts: dict[str, dict[str, list[Path]]], preprocessed_folder: Path
+) -> tuple[Content, dict[tuple[str, str], list[Path]], dict[str, list[str]]]:
+    """What was seen of the files as they are now, what was not, and which do not exist."""
+    seen = [read_content(preprocessed_folder)]
+    seen += [{UNLABELED: load_json(str(m))["cases"]} for m in sorted(preprocessed_folder.glob(f"*/{MANIFEST}"))]
+    content: Content = {part: {} for part in parts}
+    unseen = {}
+    problems: dict[str, list[str]] = {part: [] for part in parts}
+    for part, scans in parts.items():
+        for case, files in scans.items():
+            if missing := [str(file) for file in files if not file.is_file()]:
+                problems[part].append(f"{', '.join(missing)} ({case}) does not exist. Supply it or remove the case.")
+                continue
+            source = source_stamp(files)
+            entries = (of_parts.get(part, {}).get(case, {}) for of_parts in seen)
+            entry = next((e for e in entries if e.get("source") == source), None)
+            if entry is None:
+                unseen[part, case] = files
+            else:
+                content[part][case] = entry
+    return content, unseen, problems
+
+
+def _reader(dataset_json: dict, example: list[Path] | None) -> type[BaseReaderWriter]:
+    """The reader that nnU-Net will plan with: the first that can read a labelled scan."""
+    with redirect_stderr(StringIO()):  # it prints every failure
+        for file in (*(map(str, example or [])), None):  # None: by the ending alone, if that scan is broken
+            try:
+                return determine_reader_writer_from_dataset_json(dataset_json, file, verbose=False)
+            except RuntimeError as e:
+                reason = e
+    raise DatasetError([str(reason)])
+
+
+def _look_at(files: list[Path], reader: type[BaseReaderWriter], dataset_json: dict) -> dict:
+    source = source_stamp(files)
+    data, properties = read_scan(files, reader(), dataset_json)
+    return {"source": source, **describe(data, properties["spacing"])}

@@ -1,0 +1,201 @@
+"""A benchmark's whole protocol, from the download to a table beside the published rows, in slices of time.
+
+Converts the data, plans, preprocesses, trains every trainer RUNS times on all labelled cases (fold "all"),
+predicts the test list once with the last checkpoint and evaluates. What is done is not done again: a call stops
+by itself, with all saved, before SLICE_MINUTES are over, and the same call made again goes on; the last prints the
+table. Raw and preprocessed data lie where nnU-Net has them, run K has its own folder in nnUNet_results. With a
+raw and preprocessed dataset that were copied here, SRC is not needed.
+
+example: python scripts/reproduce.py la-8 "2018LA_Seg_Training Set" --trainers nnUNetTrainer nnUNetTrainerCrossMatch \\
+             --runs 3 --epochs 150 --slice-minutes 9
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from experiment import OutOfTime, Run, build_trainer, predict, set_seed
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+
+from nnunetv2_crossmatch.cli import main as crossmatch
+from nnunetv2_crossmatch.evaluation.case import METRICS
+from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
+from nnunetv2_crossmatch.evaluation.report import format_benchmark, write_csv, write_json
+from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, summarise
+from nnunetv2_crossmatch.preprocessing.listing import group_channels
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What to convert, and the configuration in which the papers train."""
+
+    dataset_id: int
+    convert: tuple[str, ...]
+    configuration: str
+
+
+BENCHMARKS = {
+    **{f"la-{n}": Benchmark(700 + n, ("la", "--labeled", str(n)), "3d_fullres") for n in (4, 8, 16)},
+    **{f"acdc-{n}": Benchmark(720 + n, ("acdc", "--labeled", str(n)), "2d") for n in (1, 3, 7)},
+    **{f"pancreas-{n}": Benchmark(740 + n, ("pancreas", "--labeled", str(n)), "3d_fullres") for n in (6, 12)},
+    **{f"lits-{n}": Benchmark(760 + n, ("lits", "--labeled", str(n)), "3d_fullres") for n in (1, 5, 10)},
+    **{f"isic-{n}": Benchmark(300 + n, ("isic", "--labeled", str(n)), "2d") for n in (103, 207, 415)},
+    **{
+        f"hippocampus-{n}": Benchmark(780 + n, ("nifti", "--labeled", str(n), "--test", "40"), "3d_fullres")
+        for n in (4, 10)
+    },
+}
+ABLATION: dict[str, dict] = {
+    "without_ip": {"lambda_ip": 0.0},
+    "without_tkd": {"lambda_kd": 0.3, "eta": 1.0},  # L_dkd keeps its weight
+    "without_dkd": {"lambda_kd": 0.7, "eta": 0.0},  # L_tkd keeps its weight
+    "without_feature_dropout": {"p_weak": 0.0, "p_strong": 0.0},
+    "without_cutmix": {"p_cutmix": 0.0},
+    "one_strong_view": {"strong_views": 1},
+    **{f"threshold_{t:g}": {"threshold": t} for t in (0.0, 0.75, 0.85, 0.99)},
+    **{f"eta_{e:g}": {"eta": e} for e in (0.1, 0.5, 0.7, 0.9)},
+}
+
+
+def prepare(benchmark: Benchmark, source: Path | None, plans: str) -> str:
+    """Convert, plan and preprocess what is not there yet; the dataset's name."""
+    d, c = str(benchmark.dataset_id), benchmark.configuration
+    names = list(find_candidate_datasets(benchmark.dataset_id))
+    if not (names and (Path(nnUNet_preprocessed) / names[0] / f"{plans}.json").exists()):
+        if not (names and (Path(nnUNet_raw) / names[0] / "dataset.json").exists()):
+            if source is None:
+                sys.exit(f"Dataset {d} is neither in nnUNet_raw nor in nnUNet_preprocessed: name SRC, the download.")
+            crossmatch(["convert", benchmark.convert[0], str(source), "-d", d, *benchmark.convert[1:]])
+            names = list(find_candidate_datasets(benchmark.dataset_id))
+        command = ["nnUNetv2_plan_and_preprocess", "-d", d, "-c", c, "--verify_dataset_integrity"]
+        subprocess.run([Path(sys.executable).parent / command[0], *command[1:]], check=True)
+        crossmatch(["preprocess", "-d", d, "-c", c, "-p", plans])
+    return names[0]
+
+
+def carry_out(run: Run, deadline: float) -> dict:
+    """Train, predict, evaluate, as far as it is not done; the run's result.
+
+    Raises:
+        OutOfTime: all is saved, call it again.
+    """
+    raw = Path(nnUNet_raw) / run.dataset
+    folder = Path(nnUNet_results) / run.dataset / f"{run.name}__{run.plans}__{run.configuration}" / f"fold_{run.fold}"
+    if (folder / "result.json").exists():
+        return load_json(str(folder / "result.json"))
+    trainer = build_trainer(run, deadline)
+    final, latest = folder / "checkpoint_final.pth", folder / "checkpoint_latest.pth"
+    if final.exists():
+        trainer.load_checkpoint(str(final))
+    else:
+        if latest.exists():
+            trainer.load_checkpoint(str(latest))
+        set_seed(1000 * run.seed + trainer.current_epoch)
+        trainer.run_training()
+        if time.monotonic() > deadline:
+            raise OutOfTime
+
+    for part in ("imagesTs", "labelsTs"):
+        if not (raw / part).is_dir():
+            sys.exit(f"{raw / part} is missing: copy it here, or convert a source that has the test scans.")
+    test = group_channels(raw / "imagesTs", trainer.dataset_json["file_ending"])
+    predict(trainer, test, folder / "predictions", mirroring=True, deadline=deadline)
+    evaluation = evaluate_folders(
+        raw / "labelsTs",
+        folder / "predictions",
+        Path(nnUNet_preprocessed) / run.dataset / "dataset.json",
+        default_num_processes,
+    )
+    summaries = summarise(evaluation)
+    write_json(evaluation, summaries, folder / "evaluation.json")
+    write_csv(evaluation, folder / "evaluation.csv")
+    start, end = (trainer.logger.get_value(f"epoch_{t}_timestamps", step=None) for t in ("start", "end"))
+    result = {
+        **asdict(run),
+        "test": {metric: summaries[FOREGROUND].statistics[metric].mean for metric in METRICS},
+        "cases": len(evaluation.cases),
+        "training_hours": sum(np.subtract(end, start)) / 3600,
+        "hardware": torch.cuda.get_device_name() if run.device == "cuda" else "CPU",
+        "torch": torch.__version__,
+        "date": date.today().isoformat(),
+    }
+    (folder / "result.json").write_text(json.dumps(result, indent=2))
+    return result
+
+
+def table(benchmark: str, results: list[dict]) -> str:
+    """Mean and standard deviation over the runs of each trainer, above the published rows."""
+    lines = {}
+    for name in dict.fromkeys(result["name"] for result in results):
+        runs = [result["test"] for result in results if result["name"] == name]
+        values = np.array([[run[metric] for metric in METRICS[:4]] for run in runs]) * (100, 100, 1, 1)
+        spread = values.std(0, ddof=1) if len(runs) > 1 else np.full(4, math.nan)
+        lines[name] = tuple(
+            f"{mean:.2f}" if len(runs) == 1 else f"{mean:.2f}+-{std:.2f}"
+            for mean, std in zip(values.mean(0), spread, strict=True)
+        )
+    return format_benchmark(benchmark, lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmark", choices=BENCHMARKS, metavar="BENCHMARK", help=", ".join(BENCHMARKS))
+    parser.add_argument("source", type=Path, nargs="?", metavar="SRC", help="folder of the download")
+    parser.add_argument("--trainers", nargs="+", default=["nnUNetTrainer", "nnUNetTrainerCrossMatch"], metavar="TR")
+    parser.add_argument("--runs", type=int, default=1, help="repetitions, run K with seed K (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, required=True, help="of 250 steps, for every trainer")
+    parser.add_argument("--slice-minutes", type=float, default=math.inf, help="stop, with all saved, before that")
+    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans (default: %(default)s)")
+    parser.add_argument(
+        "--ablation", action="store_true", help="each trainer also without one term at a time, and over a grid"
+    )
+    arguments = parser.parse_args()
+    deadline = time.monotonic() + 60 * arguments.slice_minutes
+    benchmark = BENCHMARKS[arguments.benchmark]
+    dataset = prepare(benchmark, arguments.source, arguments.p)
+
+    variants: dict[str, dict] = {"": {}, **(ABLATION if arguments.ablation else {})}
+    runs = [
+        Run(
+            dataset=dataset,
+            plans=arguments.p,
+            configuration=benchmark.configuration,
+            trainer=trainer,
+            name="_".join(filter(None, (trainer, f"{arguments.epochs}epochs", variant))),
+            seed=seed,
+            epochs=arguments.epochs,
+            constants=constants,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+        )
+        for seed in range(arguments.runs)
+        for trainer in arguments.trainers
+        for variant, constants in variants.items()
+    ]
+    results_folder = Path(nnUNet_results)
+    results = []
+    for i, run in enumerate(runs):
+        os.environ["nnUNet_results"] = str(results_folder / f"{arguments.benchmark}_run{run.seed}")
+        try:
+            if time.monotonic() > deadline:
+                raise OutOfTime
+            results.append(carry_out(run, deadline))
+        except OutOfTime:
+            print(f"{i} of {len(runs)} runs are done; the slice is over. Make the same call again to go on.")
+            return
+    print(table(arguments.benchmark, results))
+
+
+if __name__ == "__main__":
+    main()

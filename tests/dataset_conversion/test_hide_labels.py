@@ -1,0 +1,113 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from batchgenerators.utilities.file_and_folder_operations import load_json
+
+from nnunetv2_crossmatch.cli import main
+from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
+from tests.conftest import make_raw_dataset, run, use_folders
+
+SOURCE = "Dataset004_Balls"
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch) -> Path:
+    use_folders(tmp_path, monkeypatch.setenv)
+    make_raw_dataset(tmp_path / "raw" / SOURCE, labeled=10, unlabeled=2, test=2)
+    return tmp_path
+
+
+def hide(base: Path, target: int, *options: str) -> tuple[Path, set[str], set[str]]:
+    """The new dataset, its labelled and its unlabelled cases."""
+    main(["hide-labels", "-d", "4", "-o", str(target), *options])
+    folder = base / "raw" / f"Dataset{target:03d}_Balls"
+    return (
+        folder,
+        set(load_json(str(folder / "dataset.json"))["dataset"]),
+        set(load_json(str(folder / "unlabeled.json"))),
+    )
+
+
+def test_no_image_is_copied_and_all_cases_are_there(base):
+    folder, labeled, unlabeled = hide(base, 5, "--labeled", "30%")
+    assert len(labeled) == 3
+    assert labeled | unlabeled == {*(f"case{i}" for i in range(10)), "scan0", "scan1"}
+    assert not labeled & unlabeled
+    assert {p for p in folder.rglob("*.nii.gz") if p.is_file() and not p.is_symlink()} == set()
+    assert {f.name for f in (folder / "labelsUn").iterdir()} == {
+        f"{case}.nii.gz" for case in unlabeled if "case" in case
+    }
+    truth = base / "raw" / SOURCE / "labelsTr"
+    for file in (folder / "labelsUn").iterdir():
+        assert file.resolve() == truth / file.name
+    assert (folder / "imagesTs" / "test1_0000.nii.gz").exists() and (folder / "labelsTs" / "test1.nii.gz").exists()
+    described = load_json(str(folder / "dataset.json"))
+    assert described["numTraining"] == 3
+    assert list(described["labels"]) == ["background", "shell", "core"], "regions depend on this order"
+
+
+def test_stock_planning_reads_it(base):
+    folder, labeled, _ = hide(base, 5, "--labeled", "2")
+    run(
+        "nnUNetv2_plan_and_preprocess", "-d", "5", "-c", "3d_fullres", "-np", "1", "-npfp", "1",
+        "--verify_dataset_integrity", nnUNet_n_proc_DA="1",
+    )  # fmt: skip
+    preprocessed = base / "preprocessed" / folder.name
+    assert {f.stem for f in (preprocessed / "nnUNetPlans_3d_fullres").glob("*.pkl")} == labeled
+    main(["preprocess", "-d", "5", "-c", "3d_fullres", "-np", "1"])
+    assert len(list((preprocessed / "nnUNetPlans_3d_fullres_unlabeled").glob("*.pkl"))) == 10
+
+
+def test_more_labels_contain_fewer_and_the_seed_draws_others(base):
+    _, two, _ = hide(base, 5, "--labeled", "2")
+    _, five, _ = hide(base, 6, "--labeled", "5")
+    _, other, _ = hide(base, 7, "--labeled", "5", "--seed", "1")
+    assert two < five and other != five
+
+
+def test_patients_stay_together(base):
+    folder, labeled, _ = hide(base, 5, "--labeled", "2", "--group-by", r"case(\d)|scan\d")
+    assert len(labeled) == 2  # every case is a patient of its own: the first group
+    patients = base / "raw" / SOURCE / "patients.json"
+    patients.write_text(json.dumps({f"case{i}": f"p{i // 2}" for i in range(10)}))
+    folder, labeled, _ = hide(base, 6, "--labeled", "2")
+    assert len(labeled) == 4
+    assert len({int(case[-1]) // 2 for case in labeled}) == 2
+    assert load_json(str(folder / "patients.json")) == load_json(str(patients))
+    splits = load_json(str(base / "preprocessed" / folder.name / "splits_final.json"))
+    assert [len(split["val"]) for split in splits] == [2, 2]
+
+
+def test_a_dataset_that_is_hidden_already_can_be_hidden_further(base):
+    hide(base, 5, "--labeled", "5")
+    main(["hide-labels", "-d", "5", "-o", "6", "--labeled", "2"])
+    folder = base / "raw" / "Dataset006_Balls"
+    assert len(list_unlabeled(folder, load_json(str(folder / "dataset.json")))) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--labeled", "10"], "there are 10 labelled cases, and some must be left over"),
+        (["--labeled", "0"], "there are 10 labelled cases"),
+        (["--labeled", "few"], "give a number, or a share such as 10%"),
+        (["--labeled", "2", "--group-by", "case"], "'case' does not match scan0, scan1"),
+    ],
+)
+def test_bad_requests_are_named_and_nothing_is_written(base, capsys, options, complaint):
+    with pytest.raises(SystemExit):
+        main(["hide-labels", "-d", "4", "-o", "5", *options])
+    assert complaint in capsys.readouterr().err
+    assert not (base / "raw" / "Dataset005_Balls").exists()
+
+
+def test_a_leak_of_the_source_is_reported(base, capsys):
+    folder = base / "raw" / SOURCE
+    twin = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "imagesTs" / "test0_0000.nii.gz")))
+    sitk.WriteImage(sitk.GetImageFromArray(twin.astype(np.float64)), str(folder / "imagesTr" / "case3_0000.nii.gz"))
+    with pytest.raises(SystemExit):
+        main(["hide-labels", "-d", "4", "-o", "5", "--labeled", "2"])
+    assert "imagesTs/test0" in capsys.readouterr().err

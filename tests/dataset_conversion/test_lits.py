@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from nnunetv2_crossmatch.dataset_conversion import lits
+from nnunetv2_crossmatch.dataset_conversion.common import write_dataset
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from tests.dataset_conversion.conftest import array, counts, names, round_trip, scan, sha256, unlabeled_list, write
+
+
+def write_case(folder, number, ending=".nii"):
+    image, label = scan(number)
+    write(image, folder / f"volume-{number}{ending}")
+    write(label, folder / f"segmentation-{number}{ending}")
+
+
+def test_the_lists():
+    assert len(lits.TRAIN) == len(set(lits.TRAIN)) == 100 and set(lits.TRAIN) == set(range(100))
+    assert list(lits.TEST) == list(range(100, 131)) and len(lits.TEST) == 31
+    assert lits.TRAIN[:10] == (3, 1, 38, 37, 98, 0, 2, 4, 5, 6) and sha256(lits.TRAIN) == "4d4fb6fa2b40044c"
+
+
+def test_nested_labelled_volumes_in_batches(base, source):
+    for number in (3, 1, 38, 37, 98, 0, 57, 99, 100, 130):
+        write_case(source / f"Training Batch {1 + (number > 27)}", number)
+    for dataset_id, labeled in ((1, 1), (5, 5)):
+        folder = write_dataset(lits.convert(source, labeled), dataset_id)
+        assert names(folder / "labelsTr") == sorted(f"volume_{number:03d}" for number in lits.TRAIN[:labeled])
+    assert unlabeled_list(folder)["volume_057"] == source / "Training Batch 2" / "volume-57.nii"
+    assert names(folder / "labelsUn") == ["volume_000", "volume_057", "volume_099"]
+    assert names(folder / "labelsTs") == ["volume_100", "volume_130"]
+    np.testing.assert_array_equal(array(folder / "labelsUn" / "volume_057.nii.gz"), scan(57)[1])
+
+
+def test_round_trip(base, source):
+    for number, ending in ((3, ".nii"), (1, ".nii.gz"), (38, ".nii"), (5, ".nii"), (6, ".nii.gz")):
+        write_case(source, number, ending)
+    _, done = round_trip(lits.convert(source, 3))
+    assert done == ["volume_005", "volume_006"]
+
+
+def test_bad_input(source, capsys):
+    with pytest.raises(DatasetError, match=r"expected volume-0.nii to .* Found: nothing"):
+        lits.convert(source, 1)
+    write_case(source, 3)
+    write_case(source, 4)
+    assert counts(lits.convert(source, 1)) == [1, 1, 0, 0]
+    said = capsys.readouterr().err
+    assert "volume-0.nii (unlabelled volume)" in said and "volume-130.nii (test volume)" in said
+    with pytest.raises(DatasetError, match=r"volume-1.nii is missing \(labelled volume\)"):
+        lits.convert(source, 2)
+    (source / "segmentation-3.nii").unlink()
+    with pytest.raises(DatasetError, match=r"segmentation-3.nii is missing \(segmentation of a labelled"):
+        lits.convert(source, 1)

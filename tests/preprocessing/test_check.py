@@ -1,0 +1,128 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import SimpleITK as sitk
+
+from nnunetv2_crossmatch.cli import main
+from nnunetv2_crossmatch.preprocessing import content as content_module
+from nnunetv2_crossmatch.preprocessing.check import check_dataset
+from nnunetv2_crossmatch.preprocessing.content import update_content
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from tests.conftest import DATASET, make_raw_dataset, use_folders
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch) -> Path:
+    use_folders(tmp_path, monkeypatch.setenv)
+    make_raw_dataset(tmp_path / "raw" / DATASET, labeled=3, unlabeled=3, test=2)
+    return tmp_path / "raw" / DATASET
+
+
+@pytest.fixture
+def preprocessed(raw) -> Path:
+    return raw.parents[1] / "preprocessed" / DATASET
+
+
+def dataset_json(raw: Path) -> dict:
+    return json.loads((raw / "dataset.json").read_text())
+
+
+def look(raw: Path, preprocessed: Path):
+    return update_content(raw, preprocessed, dataset_json(raw), 1)
+
+
+def save_anew(source: Path, target: Path) -> None:
+    """The same voxels in a file that differs in every way."""
+    image = sitk.Cast(sitk.ReadImage(str(source)), sitk.sitkFloat64)
+    image.SetSpacing((2, 2, 2))
+    image.SetMetaData("descrip", "saved anew")
+    sitk.WriteImage(image, str(target))
+
+
+def test_every_scan_is_read_once(raw, preprocessed, monkeypatch):
+    content, problems = look(raw, preprocessed)
+    assert {part: list(cases) for part, cases in content.items()} == {
+        "imagesTr": ["case0", "case1", "case2"],
+        "unlabeled": ["scan0", "scan1", "scan2"],
+        "imagesTs": ["test0", "test1"],
+    }
+    assert not any(problems.values())
+    entry = content["imagesTr"]["case0"]
+    assert (entry["shape"], entry["spacing"]) == ([16, 24, 24], [1, 1, 1])
+
+    read = []
+    original = content_module.run_in_workers
+    monkeypatch.setattr(
+        content_module, "run_in_workers", lambda f, jobs, *args: (read.extend(jobs), original(f, jobs, *args))[1]
+    )
+    assert look(raw, preprocessed)[0] == content
+    assert read == []
+    shutil.copy(raw / "imagesUn" / "scan1_0000.nii.gz", raw / "imagesUn" / "scan0_0000.nii.gz")
+    changed, _ = look(raw, preprocessed)
+    assert read == [("unlabeled", "scan0")]
+    assert changed["unlabeled"]["scan0"]["sha256"] == content["unlabeled"]["scan1"]["sha256"]
+
+
+def test_what_preprocessing_saw_is_not_read_again(dataset, monkeypatch):
+    main(["preprocess", "-d", "901", "-c", "3d_fullres", "-p", "nnUNetPlansSmall", "-np", "1"])
+    raw, preprocessed = dataset / "raw" / DATASET, dataset / "preprocessed" / DATASET
+    (preprocessed / "content.json").unlink()
+    read = []
+    original = content_module.run_in_workers
+    monkeypatch.setattr(
+        content_module, "run_in_workers", lambda f, jobs, *args: (read.extend(jobs), original(f, jobs, *args))[1]
+    )
+    content, _ = look(raw, preprocessed)
+    assert len(content["unlabeled"]) == 4
+    assert {part for part, _ in read} == {"imagesTr", "imagesTs"}
+
+
+def test_a_scan_saved_anew_is_recognised_and_can_be_accepted(raw, preprocessed, capsys):
+    save_anew(raw / "imagesTs" / "test1_0000.nii.gz", raw / "imagesUn" / "other_0000.nii.gz")
+    with pytest.raises(SystemExit):
+        main(["check", "-d", "901", "-np", "1"])
+    output = capsys.readouterr()
+    assert "The same image: imagesTs/test1 = unlabeled/other." in output.err
+    assert "3 scans in imagesTr, 2 scans in imagesTs, 4 scans in unlabeled" in output.out
+
+    main(["check", "-d", "901", "-np", "1", "--accept"])
+    main(["check", "-d", "901", "-np", "1"])
+    assert "warning: The same image: imagesTs/test1 = unlabeled/other." in capsys.readouterr().err
+    save_anew(raw / "imagesTr" / "case0_0000.nii.gz", raw / "imagesUn" / "more_0000.nii.gz")
+    with pytest.raises(SystemExit):
+        main(["check", "-d", "901", "-np", "1"])  # what was not there when the other was accepted
+
+
+def test_the_preprocessed_folder_alone_is_enough(raw, preprocessed):
+    save_anew(raw / "imagesTs" / "test1_0000.nii.gz", raw / "imagesUn" / "other_0000.nii.gz")
+    look(raw, preprocessed)
+    _, findings = check_dataset(None, preprocessed, dataset_json(raw), 1)
+    assert findings[0].is_error and "unlabeled/other" in findings[0].message
+
+
+def test_bad_scans_are_errors_in_training_and_warnings_among_test_scans(raw, preprocessed):
+    for part, case in (("Tr", "case1"), ("Un", "scan1"), ("Ts", "test1")):
+        (raw / f"images{part}" / f"{case}_0000.nii.gz").write_bytes(b"no image")
+    _, findings = check_dataset(raw, preprocessed, dataset_json(raw), 1)
+    assert sorted((f.is_error, Path(f.message.split(" cannot be read")[0]).name) for f in findings) == [
+        (False, "test1_0000.nii.gz"),
+        (True, "case1_0000.nii.gz"),
+        (True, "scan1_0000.nii.gz"),
+    ]
+
+
+def test_a_labelled_scan_that_is_gone_is_named(raw, preprocessed):
+    described = dataset_json(raw)
+    described["dataset"] = {"case9": {"images": ["/nowhere/case9.nii.gz"], "label": "/nowhere/label.nii.gz"}}
+    _, findings = check_dataset(raw, preprocessed, described, 1)
+    assert findings[0].is_error and "/nowhere/case9.nii.gz (case9) does not exist" in findings[0].message
+
+
+def test_without_a_reader_the_error_says_so(raw, preprocessed):
+    (raw / "scan.xyz").touch()
+    (raw / "unlabeled.json").write_text('{"s": {"images": ["scan.xyz"]}}')
+    described = {**dataset_json(raw), "dataset": {}}
+    with pytest.raises(DatasetError, match="xyz"):
+        check_dataset(raw, preprocessed, {**described, "file_ending": ".xyz"}, 1)
