@@ -16,6 +16,7 @@ from typing import TypeVar
 import h5py
 import numpy as np
 import SimpleITK as sitk
+from filelock import FileLock
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
@@ -101,21 +102,23 @@ def new_dataset(dataset_id: int, name: str) -> Iterator[Path]:
     """
     folder = Path(nnUNet_raw) / f"Dataset{dataset_id:03d}_{name}"
     unfinished = folder / ".unfinished"
-    if unfinished.exists():  # of a run that was killed
-        shutil.rmtree(folder)
-    if len(taken := find_candidate_datasets(dataset_id)):
-        raise FileExistsError(
-            f"Dataset id {dataset_id} is taken by {', '.join(taken)} in nnUNet_raw, nnUNet_preprocessed or "
-            "nnUNet_results. Remove it there or choose another -d."
-        )
-    folder.mkdir(parents=True)
-    unfinished.touch()
-    try:
-        yield folder
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
-    unfinished.unlink()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # a second process waits, and then the id is taken
+        if unfinished.exists():  # of a run that was killed
+            shutil.rmtree(folder)
+        if len(taken := find_candidate_datasets(dataset_id)):
+            raise FileExistsError(
+                f"Dataset id {dataset_id} is taken by {', '.join(taken)} in nnUNet_raw, nnUNet_preprocessed or "
+                "nnUNet_results. Remove it there or choose another -d."
+            )
+        folder.mkdir()
+        unfinished.touch()
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+        unfinished.unlink()
     # now, because nnU-Net's own split would put a patient's scans on both sides, and fails with few cases
     preprocessed = Path(nnUNet_preprocessed) / folder.name
     cases = list(get_filenames_of_train_images_and_targets(str(folder)))
@@ -161,8 +164,10 @@ def on_grid(label: sitk.Image, grid: sitk.Image | sitk.ImageFileReader, case: st
     voxels are taken in stored order, because headers of labels are often wrong, and get the image's geometry.
 
     Raises:
-        DatasetError: the sizes differ.
+        DatasetError: the sizes differ, or the label has several channels.
     """
+    if (channels := label.GetNumberOfComponentsPerPixel()) > 1:
+        raise DatasetError([f"{case}: the label has {channels} channels (a colour image?); a mask has one."])
     if label.GetDimension() == 3 and not np.allclose(label.GetDirection(), grid.GetDirection(), atol=1e-3):
         orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(grid.GetDirection())
         reordered = sitk.DICOMOrient(label, orientation)

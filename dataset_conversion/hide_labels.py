@@ -1,5 +1,6 @@
 """Any labelled nnU-Net dataset as a semi-supervised one: what if only some of the labels were there?"""
 
+import math
 import random
 import re
 from collections import defaultdict
@@ -8,10 +9,10 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunetv2_crossmatch.dataset_conversion.common import new_dataset
+from nnunetv2_crossmatch.dataset_conversion.common import new_dataset, require
 from nnunetv2_crossmatch.preprocessing.files import write_json
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError, list_unlabeled
-from nnunetv2_crossmatch.preprocessing.splits import PATIENTS
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError, labeled_and_held_out, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, read_patients
 
 
 def hide_labels(source: Path, dataset_id: int, labeled: str, seed: int = 0, group_by: str | None = None) -> Path:
@@ -31,16 +32,22 @@ def hide_labels(source: Path, dataset_id: int, labeled: str, seed: int = 0, grou
         The new raw dataset folder.
 
     Raises:
-        DatasetError: a number out of range; a case that the expression does not match.
+        DatasetError: a number out of range; an expression that does not match a training case; missing files.
         FileExistsError: a dataset with this id is there already.
     """
+    source = source.resolve()
     dataset_json = load_json(str(source / "dataset.json"))
     cases = get_filenames_of_train_images_and_targets(str(source), dataset_json)
     unlabeled = list_unlabeled(source, dataset_json) or {}
+    require(
+        (Path(file) for entry in cases.values() for file in (*entry["images"], entry["label"])),
+        "of a labelled case",
+    )
     if group_by:
-        patients = _grouped([*cases, *unlabeled], group_by)
+        held_out = (case for scans in labeled_and_held_out(source, dataset_json).values() for case in scans)
+        patients = _grouped(group_by, {*cases, *unlabeled}, set(held_out))
     else:
-        patients = load_json(str(source / PATIENTS)) if (source / PATIENTS).exists() else {}
+        patients = read_patients(source)
     chosen = _draw(sorted(cases), patients, labeled, seed)
 
     with new_dataset(dataset_id, source.name.split("_", 1)[1]) as folder:
@@ -55,17 +62,21 @@ def hide_labels(source: Path, dataset_id: int, labeled: str, seed: int = 0, grou
         write_json({**dataset_json, "numTraining": len(chosen), "dataset": entries}, folder / "dataset.json")
         if patients:
             write_json(patients, folder / PATIENTS)
-        for held_out in source.iterdir():
-            if re.fullmatch(r"(images|labels)(?!Tr|Un).+", held_out.name) and held_out.is_dir():
-                _link(held_out, folder / held_out.name)
+        for part in source.iterdir():
+            if re.fullmatch(r"(images|labels)(?!Tr|Un).+", part.name) and part.is_dir():
+                _link(part, folder / part.name)
     return folder
 
 
-def _grouped(cases: list[str], group_by: str) -> dict[str, str]:
-    matches = {case: re.search(group_by, case) for case in cases}
-    if unmatched := sorted(case for case, match in matches.items() if match is None):
+def _grouped(group_by: str, training: set[str], held_out: set[str]) -> dict[str, str]:
+    try:
+        matches = {case: re.search(group_by, case) for case in sorted(training | held_out)}
+    except re.error as e:
+        raise DatasetError([f"--group-by {group_by!r} is no regular expression: {e}."]) from None
+    groups = {case: (match[1] if match.re.groups else match[0]) or "" for case, match in matches.items() if match}
+    if unmatched := sorted(case for case in training if not groups.get(case)):
         raise DatasetError([f"--group-by {group_by!r} does not match {', '.join(unmatched)}."])
-    return {case: match[1] if match.re.groups else match[0] for case, match in matches.items() if match}
+    return {case: group for case, group in groups.items() if group}
 
 
 def _draw(cases: list[str], patients: dict[str, str], labeled: str, seed: int) -> set[str]:
@@ -74,8 +85,8 @@ def _draw(cases: list[str], patients: dict[str, str], labeled: str, seed: int) -
         by_patient[patients.get(case, case)].append(case)
     names = sorted(by_patient)
     try:
-        number = max(1, round(float(labeled[:-1]) / 100 * len(names))) if labeled.endswith("%") else int(labeled)
-    except ValueError:
+        number = math.ceil(float(labeled[:-1]) / 100 * len(names)) if labeled.endswith("%") else int(labeled)
+    except (ValueError, OverflowError):
         raise DatasetError([f"--labeled {labeled}: give a number, or a share such as 10%."]) from None
     if not 0 < number < len(names):
         what = "patients" if patients else "cases"

@@ -74,19 +74,15 @@ def _check(arguments: argparse.Namespace) -> None:
 def _report(raw: Path, preprocessed: Path, dataset_json: dict, num_processes: int, accept: bool = False) -> None:
     """Print what the check finds; an error ends the program unless it is accepted."""
     from nnunetv2_crossmatch.preprocessing.check import accept_leaks, check_dataset
-    from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 
-    content, findings = check_dataset(raw, preprocessed, dataset_json, num_processes)
+    findings = check_dataset(raw, preprocessed, dataset_json, num_processes)
     if accept:
-        accept_leaks(preprocessed, findings)
-        content, findings = check_dataset(raw, preprocessed, dataset_json, num_processes)
-    errors = [finding.message for finding in findings if finding.is_error]
-    for finding in findings:
-        if not finding.is_error:
-            print(f"warning: {finding.message}", file=sys.stderr)
-    print(f"{raw}: " + ", ".join(f"{len(cases)} scans in {part}" for part, cases in content.items()))
-    if errors:
-        raise DatasetError(errors)
+        accept_leaks(preprocessed, findings.leaks)
+        findings = check_dataset(raw, preprocessed, dataset_json, num_processes)
+    for warning in findings.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{raw}: " + ", ".join(f"{len(cases)} scans in {part}" for part, cases in findings.content.items()))
+    findings.raise_errors(raw.name)
 
 
 def _dataset(name_or_id: str) -> tuple[Path, Path, dict]:
@@ -131,9 +127,12 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     from nnunetv2_crossmatch.dataset_conversion.common import write_dataset
 
-    options = {"nifti": {"test": arguments.test}, "pancreas": {"duplicates": arguments.duplicates}}
+    options = {name: value for name in ("test", "duplicates") if (value := getattr(arguments, name))}
+    kinds = {"test": "nifti", "duplicates": "pancreas"}
+    if foreign := [f"--{name}" for name in options if kinds[name] != arguments.kind]:
+        raise ValueError(f"{' and '.join(foreign)}: {arguments.kind} has no such option.")
     converter = import_module(f"nnunetv2_crossmatch.dataset_conversion.{arguments.kind}")
-    conversion = converter.convert(arguments.source, arguments.labeled, **options.get(arguments.kind, {}))
+    conversion = converter.convert(arguments.source, arguments.labeled, **options)
     folder = write_dataset(conversion, arguments.d)
     _report(*_dataset(folder.name), default_num_processes)
 

@@ -11,6 +11,7 @@ import argparse
 import ast
 import json
 import math
+import os
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,10 +79,15 @@ def build_trainer(run: Run, deadline: float = math.inf):
             if near and self.current_epoch < self.num_epochs:
                 raise OutOfTime
 
+        def save_checkpoint(self, filename):  # nnU-Net writes in place: a kill would leave half a file
+            super().save_checkpoint(filename + ".part")
+            os.replace(filename + ".part", filename)
+
     if run.constants:
         Trainer.constants = replace(base.constants, **run.constants)
     Trainer.__name__ = run.name
     preprocessed = Path(nnUNet_preprocessed) / run.dataset
+    set_seed(run.seed)  # for the initial weights; data augmented by worker processes differ all the same
     trainer = Trainer(
         {**load_json(str(preprocessed / f"{run.plans}.json")), "continue_training": False},
         run.configuration,
@@ -89,6 +95,7 @@ def build_trainer(run: Run, deadline: float = math.inf):
         load_json(str(preprocessed / "dataset.json")),
         torch.device(run.device),
     )
+    Trainer.__name__ = run.trainer  # the folder has the run's name, the checkpoint a trainer that nnU-Net finds
     trainer.initialize()
     return trainer
 
@@ -99,10 +106,10 @@ def set_seed(seed: int) -> None:
 
 
 def predict(trainer, cases: dict[str, list[Path]], output: Path, mirroring: bool, deadline: float = math.inf) -> None:
-    """Masks of all cases that have none yet, of one at least, with the trainer's network as it is.
+    """Masks of all cases that have none yet, with the trainer's network as it is.
 
     Raises:
-        OutOfTime: another case would take longer than there is time.
+        OutOfTime: another case would take longer than there is time; one is always predicted.
     """
     predictor = nnUNetPredictor(
         use_mirroring=mirroring,
@@ -175,7 +182,6 @@ def main() -> None:
     constants = {name: ast.literal_eval(value) for name, value in (item.split("=") for item in arguments.set)}
     tag = arguments.tag or "_".join([f"{arguments.steps}steps", *(s.replace("=", "") for s in arguments.set)])
 
-    set_seed(arguments.seed)
     if arguments.device == "cpu":
         torch.set_num_threads(1)
     run = Run(

@@ -166,7 +166,7 @@ def main() -> None:
         make_synthetic(base / "raw")
     else:
         run("nnUNetv2_crossmatch", "convert", recipe.convert[0], source, "-d", d, *recipe.convert[1:])
-    dataset = next((base / "raw").iterdir())
+    dataset = next((base / "raw").glob("Dataset*"))
     spacing = ("-overwrite_target_spacing", *map(str, recipe.spacing), "-overwrite_plans_name", "nnUNetPlansCoarse")
     run(
         "nnUNetv2_plan_and_preprocess", "-d", d, "-c", c, "-np", "2", "-npfp", "2", *(spacing if recipe.spacing else ())

@@ -2,21 +2,22 @@
 
 Converts the data, plans, preprocesses, trains every trainer RUNS times on all labelled cases (fold "all"),
 predicts the test list once with the last checkpoint and evaluates. What is done is not done again: a call stops
-by itself, with all saved, before SLICE_MINUTES are over, and the same call made again goes on; the last prints the
-table. Raw and preprocessed data lie where nnU-Net has them, run K has its own folder in nnUNet_results. With a
-raw and preprocessed dataset that were copied here, SRC is not needed.
+by itself, with all saved, before SLICE_MINUTES are over, with exit code 75 while there is work left, and the same
+call made again goes on; the last prints the table. Converting and preprocessing are one piece, outside the slices.
+Raw and preprocessed data lie where nnU-Net has them, run K has its own folder in nnUNet_results. With a
+preprocessed dataset and the raw imagesTs and labelsTs that were copied here, SRC is not needed.
 
 example: python scripts/reproduce.py la-8 "2018LA_Seg_Training Set" --trainers nnUNetTrainer nnUNetTrainerCrossMatch \\
              --runs 3 --epochs 150 --slice-minutes 9
 """
 
 import argparse
-import json
 import math
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -25,16 +26,21 @@ import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from experiment import OutOfTime, Run, build_trainer, predict, set_seed
+from filelock import FileLock
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.cli import main as crossmatch
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
 from nnunetv2_crossmatch.evaluation.report import format_benchmark, write_csv, write_json
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, summarise
-from nnunetv2_crossmatch.preprocessing.listing import group_channels
+from nnunetv2_crossmatch.methods.crossmatch import CrossMatchConstants
+from nnunetv2_crossmatch.preprocessing.files import write_json as save_json
+from nnunetv2_crossmatch.preprocessing.listing import group_channels, has_training_scans, labeled_scans
 
 
 @dataclass(frozen=True)
@@ -69,20 +75,38 @@ ABLATION: dict[str, dict] = {
 }
 
 
-def prepare(benchmark: Benchmark, source: Path | None, plans: str) -> str:
-    """Convert, plan and preprocess what is not there yet; the dataset's name."""
+def prepare(benchmark: Benchmark, source: Path | None, plans: str) -> tuple[str, bool]:
+    """Convert, plan and preprocess what is not there yet; stops if training and test overlap.
+
+    Returns:
+        The dataset's name, and whether it had to be planned.
+    """
     d, c = str(benchmark.dataset_id), benchmark.configuration
     names = list(find_candidate_datasets(benchmark.dataset_id))
-    if not (names and (Path(nnUNet_preprocessed) / names[0] / f"{plans}.json").exists()):
-        if not (names and (Path(nnUNet_raw) / names[0] / "dataset.json").exists()):
-            if source is None:
-                sys.exit(f"Dataset {d} is neither in nnUNet_raw nor in nnUNet_preprocessed: name SRC, the download.")
-            crossmatch(["convert", benchmark.convert[0], str(source), "-d", d, *benchmark.convert[1:]])
-            names = list(find_candidate_datasets(benchmark.dataset_id))
-        command = ["nnUNetv2_plan_and_preprocess", "-d", d, "-c", c, "--verify_dataset_integrity"]
-        subprocess.run([Path(sys.executable).parent / command[0], *command[1:]], check=True)
+    if not names:
+        if source is None:
+            sys.exit(f"Dataset {d} is neither in nnUNet_raw nor in nnUNet_preprocessed: name SRC, the download.")
+        crossmatch(["convert", benchmark.convert[0], str(source), "-d", d, *benchmark.convert[1:]])
+        names = list(find_candidate_datasets(benchmark.dataset_id))
+    raw, preprocessed = Path(nnUNet_raw) / names[0], Path(nnUNet_preprocessed) / names[0]
+    plans_file, planned = preprocessed / f"{plans}.json", False
+    if has_training_scans(raw):
+        crossmatch(["check", "-d", d])
+        cases = labeled_scans(raw, load_json(str(raw / "dataset.json")))
+        if plans != "nnUNetPlans" and not plans_file.exists():
+            sys.exit(f"{plans_file} is missing. Make these plans with nnU-Net and preprocess with them first.")
+        if not plans_file.exists() or missing_arrays(plans_file, c, cases):
+            command = ["nnUNetv2_plan_and_preprocess", "-d", d, "-c", c, "--verify_dataset_integrity"]
+            subprocess.run([Path(sys.executable).parent / command[0], *command[1:]], check=True)
+            planned = True
         crossmatch(["preprocess", "-d", d, "-c", c, "-p", plans])
-    return names[0]
+    return names[0], planned
+
+
+def missing_arrays(plans_file: Path, configuration: str, cases: Iterable[str]) -> list[str]:
+    """Labelled cases that an interrupted preprocessing left out."""
+    identifier = PlansManager(str(plans_file)).get_configuration(configuration).data_identifier
+    return [case for case in cases if not (plans_file.parent / identifier / f"{case}.pkl").exists()]
 
 
 def carry_out(run: Run, deadline: float) -> dict:
@@ -91,10 +115,21 @@ def carry_out(run: Run, deadline: float) -> dict:
     Raises:
         OutOfTime: all is saved, call it again.
     """
-    raw = Path(nnUNet_raw) / run.dataset
-    folder = Path(nnUNet_results) / run.dataset / f"{run.name}__{run.plans}__{run.configuration}" / f"fold_{run.fold}"
+    folder = run_folder(run)
     if (folder / "result.json").exists():
         return load_json(str(folder / "result.json"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock", timeout=0):  # two calls at once must not train into one folder
+        return _carry_out(run, folder, deadline)
+
+
+def run_folder(run: Run) -> Path:
+    """nnU-Net's results folder of the run."""
+    return Path(nnUNet_results) / run.dataset / f"{run.name}__{run.plans}__{run.configuration}" / f"fold_{run.fold}"
+
+
+def _carry_out(run: Run, folder: Path, deadline: float) -> dict:
+    raw = Path(nnUNet_raw) / run.dataset
     trainer = build_trainer(run, deadline)
     final, latest = folder / "checkpoint_final.pth", folder / "checkpoint_latest.pth"
     if final.exists():
@@ -102,7 +137,7 @@ def carry_out(run: Run, deadline: float) -> dict:
     else:
         if latest.exists():
             trainer.load_checkpoint(str(latest))
-        set_seed(1000 * run.seed + trainer.current_epoch)
+            set_seed(1000 * run.seed + trainer.current_epoch)
         trainer.run_training()
         if time.monotonic() > deadline:
             raise OutOfTime
@@ -131,8 +166,14 @@ def carry_out(run: Run, deadline: float) -> dict:
         "torch": torch.__version__,
         "date": date.today().isoformat(),
     }
-    (folder / "result.json").write_text(json.dumps(result, indent=2))
+    save_json(result, folder / "result.json")
     return result
+
+
+def variants(trainer: str, ablation: bool) -> dict[str, dict]:
+    """Constants of every variant of a trainer; only CrossMatch has the ablation's."""
+    constants = getattr(recursive_find_trainer_class_by_name(trainer), "constants", None)
+    return {"": {}, **(ABLATION if ablation and isinstance(constants, CrossMatchConstants) else {})}
 
 
 def table(benchmark: str, results: list[dict]) -> str:
@@ -159,14 +200,13 @@ def main() -> None:
     parser.add_argument("--slice-minutes", type=float, default=math.inf, help="stop, with all saved, before that")
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans (default: %(default)s)")
     parser.add_argument(
-        "--ablation", action="store_true", help="each trainer also without one term at a time, and over a grid"
+        "--ablation", action="store_true", help="CrossMatch trainers also without one term at a time, and over a grid"
     )
     arguments = parser.parse_args()
     deadline = time.monotonic() + 60 * arguments.slice_minutes
     benchmark = BENCHMARKS[arguments.benchmark]
-    dataset = prepare(benchmark, arguments.source, arguments.p)
+    dataset, prepared = prepare(benchmark, arguments.source, arguments.p)
 
-    variants: dict[str, dict] = {"": {}, **(ABLATION if arguments.ablation else {})}
     runs = [
         Run(
             dataset=dataset,
@@ -181,19 +221,24 @@ def main() -> None:
         )
         for seed in range(arguments.runs)
         for trainer in arguments.trainers
-        for variant, constants in variants.items()
+        for variant, constants in variants(trainer, arguments.ablation).items()
     ]
     results_folder = Path(nnUNet_results)
-    results = []
-    for i, run in enumerate(runs):
+    results: list[dict] = []
+    worked = prepared
+    for run in runs:
         os.environ["nnUNet_results"] = str(results_folder / f"{arguments.benchmark}_run{run.seed}")
+        is_done = (run_folder(run) / "result.json").exists()
+        epoch = max((3600 * result["training_hours"] / run.epochs for result in results), default=0.0)
         try:
-            if time.monotonic() > deadline:
+            # a call gets at least one epoch or prediction on, however short the slice
+            if not is_done and worked and time.monotonic() + 2 * epoch > deadline:
                 raise OutOfTime
             results.append(carry_out(run, deadline))
         except OutOfTime:
-            print(f"{i} of {len(runs)} runs are done; the slice is over. Make the same call again to go on.")
-            return
+            print(f"{len(results)} of {len(runs)} runs are done; the slice is over. Make the same call again.")
+            sys.exit(os.EX_TEMPFAIL)
+        worked |= not is_done
     print(table(arguments.benchmark, results))
 
 

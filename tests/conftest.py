@@ -14,6 +14,8 @@ import SimpleITK as sitk
 import torch
 
 REPOSITORY = Path(__file__).parents[1]
+REAL = REPOSITORY.parent / "shared" / "data"
+real = pytest.mark.skipif(not REAL.is_dir(), reason=f"needs the real scans in {REAL}")
 DATASET = "Dataset901_Balls"
 BIN = Path(sys.executable).parent
 

@@ -8,6 +8,7 @@ FOOTNOTES = {
     "crop": "The volumes were cropped around the ground truth, test scans included (the community's h5 files).",
     "validation-list": "The released test script reads the validation list of 10 patients, not the 20 test patients.",
     "best-checkpoint": "The checkpoint is the one that was best on validation and test scans.",
+    "test-selection": "The released training script keeps the checkpoint that is best on the test scans.",
     "last-checkpoint": "The checkpoint is the last one.",
     "overlapping-lists": "The released list of unlabelled scans holds 12 of the 16 labelled ones.",
     "empty-reference": "The released metric gives Dice 1 to a prediction where the reference is empty.",

@@ -1,60 +1,85 @@
 """All that can be said of a dataset's scans before training: unreadable, leaking, unlike the labelled ones."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.preprocessing.content import LABELED, UNLABELED, Content, read_content, update_content
 from nnunetv2_crossmatch.preprocessing.files import write_json
-from nnunetv2_crossmatch.preprocessing.leaks import Finding, find_leaks
+from nnunetv2_crossmatch.preprocessing.leaks import find_leaks
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.outliers import find_outliers
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS, known_patients
 
-ACCEPTED = "accepted_leaks.json"  # in the preprocessed dataset folder: messages of errors to live with
+ACCEPTED = "accepted_leaks.json"  # in the preprocessed dataset folder: leaks that the user lives with
+
+
+@dataclass
+class Findings:
+    """What :func:`check_dataset` found, a line each.
+
+    bad: labelled and unlabelled scans that cannot be used.
+    leaks: what makes the scores of a training worthless, and is not accepted.
+    """
+
+    content: Content = field(default_factory=dict)
+    bad: list[str] = field(default_factory=list)
+    leaks: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def raise_errors(self, dataset: str) -> None:
+        """Raises DatasetError if there is anything bad, or a leak."""
+        accept = [f"To train in spite of the leaks: nnUNetv2_crossmatch check -d {dataset} --accept"]
+        if self.bad or self.leaks:
+            raise DatasetError([*self.bad, *self.leaks, *(accept if self.leaks else [])])
 
 
 def check_dataset(
-    raw_folder: Path | None, preprocessed_folder: Path, dataset_json: dict, num_processes: int
-) -> tuple[Content, list[Finding]]:
-    """Findings about all scans, errors first. Only new and changed scans are read.
+    raw_folder: Path | None,
+    preprocessed_folder: Path,
+    dataset_json: dict,
+    num_processes: int,
+    fold: int | str | None = None,
+) -> Findings:
+    """Look at all scans; only new and changed ones are read.
 
     Args:
         raw_folder: None where only the preprocessed folder is at hand; then what was last seen counts.
+        fold: the one that is trained; without it all of splits_final.json are checked.
 
     Raises:
         DatasetError: the list of unlabelled scans itself is wrong.
     """
-    findings = []
+    findings = Findings()
     if raw_folder is None:
-        content = read_content(preprocessed_folder)
+        findings.content = read_content(preprocessed_folder)
+        if not findings.content:
+            findings.warnings.append("The raw scans were never checked. Where they are, run nnUNetv2_crossmatch check.")
     else:
-        content, problems = update_content(raw_folder, preprocessed_folder, dataset_json, num_processes)
-        findings += [
-            Finding(part in (LABELED, UNLABELED), problem) for part, of_part in problems.items() for problem in of_part
-        ]
+        findings.content, problems = update_content(raw_folder, preprocessed_folder, dataset_json, num_processes)
+        for part, of_part in problems.items():
+            (findings.bad if part in (LABELED, UNLABELED) else findings.warnings).extend(of_part)
+
     splits = preprocessed_folder / SPLITS
+    folds = dict(enumerate(load_json(str(splits)))) if splits.exists() else {}
+    if fold is not None:
+        folds = {i: split for i, split in folds.items() if str(i) == str(fold)}
     accepted = _accepted(preprocessed_folder)
-    findings += [
-        Finding(leak.is_error and leak.message not in accepted, leak.message)
-        for leak in find_leaks(
-            content,
-            known_patients(raw_folder, preprocessed_folder),
-            load_json(str(splits)) if splits.exists() else [],
-        )
-    ]
-    if content.get(LABELED) and content.get(UNLABELED):
+    for leak in find_leaks(findings.content, known_patients(raw_folder, preprocessed_folder), folds):
+        stops = leak.is_error and leak.message not in accepted
+        (findings.leaks if stops else findings.warnings).append(leak.message)
+
+    labeled, unlabeled = (findings.content.get(part) for part in (LABELED, UNLABELED))
+    if labeled and unlabeled:
         channels = dataset_json.get("channel_names") or dataset_json["modality"]
-        findings += [
-            Finding(False, line)
-            for line in find_outliers(content[LABELED], content[UNLABELED], list(channels.values()))
-        ]
-    return content, sorted(findings, key=lambda finding: not finding.is_error)
+        findings.warnings += find_outliers(labeled, unlabeled, list(channels.values()))
+    return findings
 
 
-def accept_leaks(preprocessed_folder: Path, findings: list[Finding]) -> None:
-    """From now on these errors are warnings; others, found later, are errors."""
-    messages = {finding.message for finding in findings if finding.is_error}
-    write_json(sorted(messages | _accepted(preprocessed_folder)), preprocessed_folder / ACCEPTED)
+def accept_leaks(preprocessed_folder: Path, leaks: list[str]) -> None:
+    """From now on these are warnings; others, found later, are errors."""
+    write_json(sorted({*leaks, *_accepted(preprocessed_folder)}), preprocessed_folder / ACCEPTED)
 
 
 def _accepted(preprocessed_folder: Path) -> set[str]:

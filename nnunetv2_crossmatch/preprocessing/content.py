@@ -11,7 +11,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 
 from nnunetv2_crossmatch.preprocessing.files import write_json
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError, labeled_and_held_out, list_unlabeled
-from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, source_stamp
+from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, is_current, source_stamp
 from nnunetv2_crossmatch.preprocessing.scan import BadScan, describe, read_scan
 from nnunetv2_crossmatch.preprocessing.workers import run_in_workers
 
@@ -42,7 +42,8 @@ def update_content(
         DatasetError: see :func:`~nnunetv2_crossmatch.preprocessing.listing.list_unlabeled`.
     """
     parts = labeled_and_held_out(raw_folder, dataset_json)
-    if unlabeled := list_unlabeled(raw_folder, dataset_json):
+    seen = {case for content in _seen(preprocessed_folder) for case in content.get(UNLABELED, ())}
+    if unlabeled := list_unlabeled(raw_folder, dataset_json, seen):
         parts[UNLABELED] = unlabeled
     content, unseen, problems = _known(parts, preprocessed_folder)
     if unseen:
@@ -51,40 +52,50 @@ def update_content(
             content, unseen, problems = _known(parts, preprocessed_folder)
             reader = _reader(dataset_json, next(iter(parts[LABELED].values()), None))
             jobs = {key: (files, reader, dataset_json) for key, files in unseen.items()}
-            with closing(run_in_workers(_look_at, jobs, num_processes, "Looking at the scans")) as done:
-                for (part, case), future in done:
-                    try:
-                        content[part][case] = future.result()
-                    except BadScan as e:
-                        problems[part].append(str(e))
+            try:
+                with closing(run_in_workers(_look_at, jobs, num_processes, "Looking at the scans")) as done:
+                    for (part, case), future in done:
+                        try:
+                            content[part][case] = future.result()
+                        except BadScan as e:
+                            problems[part].append(str(e))
+            finally:  # also what an interrupted run has seen
+                _write(content, preprocessed_folder)
+    else:
+        _write(content, preprocessed_folder)
+    return content, problems
+
+
+def _write(content: Content, preprocessed_folder: Path) -> None:
     content = {part: dict(sorted(cases.items())) for part, cases in content.items()}
     if content != read_content(preprocessed_folder):
         write_json(content, preprocessed_folder / FILE)
-    return content, problems
 
 
 def _known(
     parts: dict[str, dict[str, list[Path]]], preprocessed_folder: Path
 ) -> tuple[Content, dict[tuple[str, str], list[Path]], dict[str, list[str]]]:
     """What was seen of the files as they are now, what was not, and which do not exist."""
-    seen = [read_content(preprocessed_folder)]
-    seen += [{UNLABELED: load_json(str(m))["cases"]} for m in sorted(preprocessed_folder.glob(f"*/{MANIFEST}"))]
+    seen = _seen(preprocessed_folder)
     content: Content = {part: {} for part in parts}
     unseen = {}
     problems: dict[str, list[str]] = {part: [] for part in parts}
     for part, scans in parts.items():
         for case, files in scans.items():
-            if missing := [str(file) for file in files if not file.is_file()]:
-                problems[part].append(f"{', '.join(missing)} ({case}) does not exist. Supply it or remove the case.")
-                continue
-            source = source_stamp(files)
-            entries = (of_parts.get(part, {}).get(case, {}) for of_parts in seen)
-            entry = next((e for e in entries if e.get("source") == source), None)
-            if entry is None:
-                unseen[part, case] = files
-            else:
+            entries = (of_parts.get(part, {}).get(case) for of_parts in seen)
+            entry = next((e for e in entries if e is not None and is_current(e, files)), None)
+            if entry is not None:
                 content[part][case] = entry
+            elif missing := [str(file) for file in files if not file.is_file()]:
+                problems[part].append(f"{', '.join(missing)} ({case}) does not exist. Supply it or remove the case.")
+            else:
+                unseen[part, case] = files
     return content, unseen, problems
+
+
+def _seen(preprocessed_folder: Path) -> list[Content]:
+    manifests = [Manifest.read(file.parent) for file in sorted(preprocessed_folder.glob(f"*/{MANIFEST}"))]
+    return [read_content(preprocessed_folder), *({UNLABELED: manifest.cases} for manifest in manifests)]
 
 
 def _reader(dataset_json: dict, example: list[Path] | None) -> type[BaseReaderWriter]:

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -16,8 +16,11 @@ class DatasetError(ValueError):
         super().__init__("\n".join(("", *problems)))
 
 
-def list_unlabeled(raw_folder: Path, dataset_json: dict) -> dict[str, list[Path]] | None:
+def list_unlabeled(raw_folder: Path, dataset_json: dict, seen: Collection[str] = ()) -> dict[str, list[Path]] | None:
     """Image files of every unlabelled case of ``nnUNet_raw/DatasetXXX_NAME``, one file per channel.
+
+    Args:
+        seen: cases whose files need not be there any more, as after copying the dataset to another machine.
 
     Returns:
         {case id: files}, sorted by id; None where the dataset has neither a list nor the folder.
@@ -47,11 +50,23 @@ def list_unlabeled(raw_folder: Path, dataset_json: dict) -> dict[str, list[Path]
         f"{list_file}: {case} names {file}, which does not exist. Correct the path or remove the case."
         for case, files in cases.items()
         for file in files
-        if not file.is_file()
+        if not file.is_file() and not (case in seen and are_absent(files))
     ]
     if problems:
         raise DatasetError(problems)
     return dict(sorted(cases.items()))
+
+
+def has_training_scans(raw_folder: Path) -> bool:
+    """Whether there is a raw dataset, not merely its test scans."""
+    return (raw_folder / "dataset.json").exists() and any(
+        (raw_folder / name).exists() for name in ("imagesTr", "imagesUn", "unlabeled.json")
+    )
+
+
+def are_absent(files: list[Path]) -> bool:
+    """Whether not one of a scan's files is there."""
+    return not any(file.exists() for file in files)
 
 
 def labeled_scans(raw_folder: Path, dataset_json: dict) -> dict[str, list[Path]]:

@@ -9,9 +9,11 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_crossmatch.preprocessing.files import write_json
+from nnunetv2_crossmatch.preprocessing.listing import are_absent
 
 ARRAY_SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # what nnU-Net's run_case_save writes
 MANIFEST = "manifest.json"
+VERSION = 2  # of the entries; a manifest of another one counts as none
 
 
 @dataclass
@@ -24,6 +26,7 @@ class Manifest:
     """
 
     folder: Path
+    version: int = VERSION
     plans: str | None = None
     complete: bool = False
     cases: dict[str, dict] = field(default_factory=dict)
@@ -31,18 +34,26 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
         file = folder / MANIFEST
-        return cls(folder, **load_json(str(file))) if file.exists() else cls(folder)
+        content = load_json(str(file)) if file.exists() else {}
+        return cls(folder, **content) if content.get("version") == VERSION else cls(folder)
 
     def write(self) -> None:
         """Whole or not at all."""
-        content = {"plans": self.plans, "complete": self.complete, "cases": self.cases}
-        write_json(content, self.folder / MANIFEST)
+        write_json({key: value for key, value in vars(self).items() if key != "folder"}, self.folder / MANIFEST)
 
     def is_whole(self, case: str) -> bool:
         return case in self.cases and all((self.folder / (case + suffix)).exists() for suffix in ARRAY_SUFFIXES)
 
+    def whole(self) -> set[str]:
+        return set(filter(self.is_whole, self.cases))
+
     def is_current(self, case: str, files: list[Path]) -> bool:
-        return self.is_whole(case) and self.cases[case]["source"] == source_stamp(files)
+        return self.is_whole(case) and is_current(self.cases[case], files)
+
+
+def is_current(entry: dict, files: list[Path]) -> bool:
+    """Whether the files are as they were seen; where they are not at hand, that is not asked."""
+    return are_absent(files) or (all(file.exists() for file in files) and entry["source"] == source_stamp(files))
 
 
 def source_stamp(files: list[Path]) -> list[list[str | int]]:

@@ -33,11 +33,13 @@ def find_outliers(labeled: dict[str, dict], unlabeled: dict[str, dict], channel_
         "spacing (z, y, x in mm)": lambda entry: np.array(entry["spacing"]),
         "extent (z, y, x in mm)": lambda entry: np.array(entry["spacing"]) * entry["shape"],
     }
+    ranges = {}
+    for name, figure in geometry.items():
+        figures = np.array([figure(entry) for entry in labeled.values()])
+        ranges[name] = figures.min(0), figures.max(0)
     for case, entry in unlabeled.items():
         for name, figure in geometry.items():
-            all_labeled = np.array([figure(e) for e in labeled.values()])
-            least, most = all_labeled.min(0), all_labeled.max(0)
-            own = figure(entry)
+            own, (least, most) = figure(entry), ranges[name]
             if (own < least / GEOMETRY_FACTOR).any() or (own > most * GEOMETRY_FACTOR).any():
                 yield f"{case}: {name} {_round(own)}; labelled scans have {_round(least)} to {_round(most)}."
         own = _percentiles(entry, relative)

@@ -7,6 +7,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunetv2_crossmatch.preprocessing.files import write_json
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 
 PATIENTS = "patients.json"  # in the raw dataset folder: {case id: patient}
 SPLITS = "splits_final.json"
@@ -19,10 +20,23 @@ def known_patients(raw_folder: Path | None, preprocessed_folder: Path) -> dict[s
     """
     copy = preprocessed_folder / PATIENTS
     if raw_folder is not None and (raw_folder / PATIENTS).exists():
-        patients = load_json(str(raw_folder / PATIENTS))
+        patients = read_patients(raw_folder)
         if not copy.exists() or load_json(str(copy)) != patients:
             write_json(patients, copy)
     return load_json(str(copy)) if copy.exists() else {}
+
+
+def read_patients(raw_folder: Path) -> dict[str, str]:
+    """The raw dataset folder's ``patients.json``; empty if there is none.
+
+    Raises:
+        DatasetError: it is not of the form {"case": "patient"}.
+    """
+    file = raw_folder / PATIENTS
+    patients = load_json(str(file)) if file.exists() else {}
+    if not isinstance(patients, dict) or not all(isinstance(patient, str | int) for patient in patients.values()):
+        raise DatasetError([f'{file} is not of the form {{"case id": "patient", ...}}.'])
+    return {case: str(patient) for case, patient in patients.items()}
 
 
 def ensure_splits(preprocessed_folder: Path, cases: list[str], patients: dict[str, str]) -> None:

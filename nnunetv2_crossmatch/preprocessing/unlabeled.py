@@ -42,7 +42,7 @@ def unlabeled_cases_for_training(
             [f"{manifest.folder} was preprocessed with other plans than {plans.plans_name}. Run: {command}"]
         )
     dataset_json = load_json(str(preprocessed_folder / "dataset.json"))
-    listed = None if raw_folder is None else list_unlabeled(raw_folder, dataset_json)
+    listed = None if raw_folder is None else list_unlabeled(raw_folder, dataset_json, manifest.whole())
     if listed is not None:
         return _bring_up_to_date(listed, manifest.folder, plans, configuration_name, dataset_json, num_processes)
     if not manifest.cases:
@@ -52,7 +52,7 @@ def unlabeled_cases_for_training(
                 f"(or list them in unlabeled.json), or train nnUNetTrainer."
             ]
         )
-    if not manifest.complete or not all(map(manifest.is_whole, manifest.cases)):
+    if not manifest.complete or manifest.whole() != manifest.cases.keys():
         raise DatasetError(
             [f"{manifest.folder} is incomplete. Where the raw scans are, run: {command} (then copy the folder again)."]
         )
@@ -75,10 +75,10 @@ def preprocess_unlabeled(
         OSError: the disk is full.
     """
     dataset_json = load_json(str(preprocessed_folder / "dataset.json"))
-    listed = list_unlabeled(raw_folder, dataset_json)
+    folder = unlabeled_folder(preprocessed_folder, plans.get_configuration(configuration_name))
+    listed = list_unlabeled(raw_folder, dataset_json, Manifest.read(folder).whole())
     if listed is None:
         raise DatasetError([f"{raw_folder} has neither unlabeled.json nor imagesUn."])
-    folder = unlabeled_folder(preprocessed_folder, plans.get_configuration(configuration_name))
     return _bring_up_to_date(listed, folder, plans, configuration_name, dataset_json, num_processes)
 
 
@@ -111,7 +111,8 @@ def _bring_up_to_date(
                 for suffix in ARRAY_SUFFIXES:
                     (folder / (case + suffix)).unlink(missing_ok=True)
             kept = manifest.cases.items() if manifest.plans == stamp else []
-            manifest = Manifest(folder, stamp, False, {case: entry for case, entry in kept if case in listed})
+            cases = {case: entry for case, entry in kept if case in listed}
+            manifest = Manifest(folder, plans=stamp, complete=False, cases=cases)
             manifest.write()
             _preprocess_stale(listed, manifest, plans, configuration_name, dataset_json, num_processes)
     return list(listed)

@@ -24,7 +24,7 @@ from nnunetv2_crossmatch.data.loading import Augmenter, UnlabeledDataset, augmen
 from nnunetv2_crossmatch.methods import Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.preprocessing.listing import has_training_scans
 from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients, validation_patients
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
 from nnunetv2_crossmatch.trainers.curves import EpochRatios, log_curves, plot_curves
@@ -110,7 +110,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer, ABC):
         """Splits and unlabelled cases, made now if no command made them; every complaint comes from here."""
         name = self.plans_manager.dataset_name
         raw = Path(nnUNet_raw) / name if nnUNet_raw.is_set() else None
-        if raw is not None and not (raw / "dataset.json").exists():  # perhaps only test scans are here
+        if raw is not None and not has_training_scans(raw):  # perhaps only test scans are here
             raw = None
         preprocessed = Path(self.preprocessed_dataset_folder_base)
         patients = known_patients(raw, preprocessed)
@@ -129,14 +129,14 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer, ABC):
         return used
 
     def _check(self, raw: Path | None, preprocessed: Path) -> None:
-        _, findings = check_dataset(raw, preprocessed, self.dataset_json, default_num_processes)
-        command = f"nnUNetv2_crossmatch check -d {self.plans_manager.dataset_name}"
-        if errors := [finding.message for finding in findings if finding.is_error]:
-            raise DatasetError([*errors, f"To train all the same: {command} --accept"])
-        for finding in findings[:WARNINGS_IN_LOG]:
-            self.print_to_log_file("warning:", finding.message)
-        if len(findings) > WARNINGS_IN_LOG:
-            self.print_to_log_file(f"{len(findings) - WARNINGS_IN_LOG} more warnings: {command}")
+        findings = check_dataset(raw, preprocessed, self.dataset_json, default_num_processes, self.fold)
+        findings.raise_errors(self.plans_manager.dataset_name)
+        for warning in findings.warnings[:WARNINGS_IN_LOG]:
+            self.print_to_log_file("warning:", warning)
+        if (more := len(findings.warnings) - WARNINGS_IN_LOG) > 0:
+            self.print_to_log_file(
+                f"{more} more warnings: nnUNetv2_crossmatch check -d {self.plans_manager.dataset_name}"
+            )
 
     def get_dataloaders(self):
         workers = get_allowed_n_proc_DA()

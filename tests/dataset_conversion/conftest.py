@@ -14,10 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.dataset_conversion.common import Conversion, write_dataset
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
-from tests.conftest import REPOSITORY, ball, run, use_folders
-
-REAL = REPOSITORY.parent / "shared" / "data"
-real = pytest.mark.skipif(not REAL.is_dir(), reason=f"needs the real scans in {REAL}")
+from tests.conftest import ball, run, use_folders
 
 
 @pytest.fixture

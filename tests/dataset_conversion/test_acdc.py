@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.dataset_conversion import acdc
 from nnunetv2_crossmatch.dataset_conversion.common import write_dataset
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from tests.conftest import REAL, real
 from tests.dataset_conversion.conftest import (
-    REAL,
     array,
     counts,
     names,
-    real,
     round_trip,
     scan,
     sha256,
@@ -119,8 +119,12 @@ def test_bad_input(source):
 
 
 @real
-def test_real_h5(base):
-    folder = write_dataset(acdc.convert(REAL / "ACDC", 3), 27)
+def test_real_h5(base, capsys):
+    main(["convert", "acdc", str(REAL / "ACDC"), "-d", "27", "--labeled", "3"])
+    folder = base / "raw" / "Dataset027_ACDC"
+    warnings = capsys.readouterr().err
+    for frame in ("frame01", "frame02"):
+        assert f"The same image: unlabeled/patient074_{frame} = unlabeled/patient076_{frame}." in warnings
     assert [len(names(folder / part)) for part in ("imagesTr", "imagesUn", "imagesVal")] == [6, 134, 20]
     train = (REAL / "ACDC" / "train.list").read_text().split()
     validation = (REAL / "ACDC" / "val.list").read_text().split()

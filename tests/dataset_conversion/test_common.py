@@ -35,7 +35,7 @@ def test_an_unlabelled_image_that_is_used_in_place_is_not_read(base, source):
 def test_a_label_of_another_size(base, source):
     with pytest.raises(DatasetError, match=r"case2: the image has \(24, 24, 16\) voxels .* its label \(24, 24, 15\)"):
         write_dataset(conversion(source, label=scan(2)[1][1:]), 1)
-    assert not list((base / "raw").iterdir())
+    assert not list((base / "raw").glob("Dataset*"))
 
 
 @pytest.mark.parametrize(("value", "dtype"), [(7, np.uint8), (300, np.int16), (-1, np.int16), (0.5, np.float32)])
@@ -74,6 +74,12 @@ def grid_and_label() -> tuple[sitk.Image, sitk.Image]:
         part.SetSpacing((1.0, 1.5, 2.0))
         part.SetOrigin((-10.0, 20.0, 5.0))
     return image, label
+
+
+def test_a_colour_image_is_no_mask(base, source):
+    colours = sitk.GetImageFromArray(np.zeros((4, 5, 3), np.uint8), isVector=True)
+    with pytest.raises(DatasetError, match="mask.png: the label has 3 channels"):
+        on_grid(colours, colours, "mask.png")
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LAS", "PIR", "SLP"])

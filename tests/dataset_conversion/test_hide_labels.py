@@ -69,8 +69,9 @@ def test_more_labels_contain_fewer_and_the_seed_draws_others(base):
 
 
 def test_patients_stay_together(base):
-    folder, labeled, _ = hide(base, 5, "--labeled", "2", "--group-by", r"case(\d)|scan\d")
+    folder, labeled, _ = hide(base, 5, "--labeled", "2", "--group-by", r"(?:case|scan)(\d)|test\d")
     assert len(labeled) == 2  # every case is a patient of its own: the first group
+    assert load_json(str(folder / "patients.json"))["scan1"] == "1"
     patients = base / "raw" / SOURCE / "patients.json"
     patients.write_text(json.dumps({f"case{i}": f"p{i // 2}" for i in range(10)}))
     folder, labeled, _ = hide(base, 6, "--labeled", "2")
@@ -94,7 +95,11 @@ def test_a_dataset_that_is_hidden_already_can_be_hidden_further(base):
         (["--labeled", "10"], "there are 10 labelled cases, and some must be left over"),
         (["--labeled", "0"], "there are 10 labelled cases"),
         (["--labeled", "few"], "give a number, or a share such as 10%"),
+        (["--labeled", "0%"], "there are 10 labelled cases"),
+        (["--labeled", "inf%"], "give a number, or a share such as 10%"),
         (["--labeled", "2", "--group-by", "case"], "'case' does not match scan0, scan1"),
+        (["--labeled", "2", "--group-by", r"case(\d)|scan\d"], "does not match scan0, scan1"),
+        (["--labeled", "2", "--group-by", "case("], "is no regular expression"),
     ],
 )
 def test_bad_requests_are_named_and_nothing_is_written(base, capsys, options, complaint):
@@ -102,6 +107,19 @@ def test_bad_requests_are_named_and_nothing_is_written(base, capsys, options, co
         main(["hide-labels", "-d", "4", "-o", "5", *options])
     assert complaint in capsys.readouterr().err
     assert not (base / "raw" / "Dataset005_Balls").exists()
+
+
+def test_missing_labels_are_named(base, capsys):
+    (base / "raw" / SOURCE / "labelsTr" / "case7.nii.gz").unlink()
+    with pytest.raises(SystemExit):
+        main(["hide-labels", "-d", "4", "-o", "5", "--labeled", "2"])
+    assert "labelsTr/case7.nii.gz is missing" in capsys.readouterr().err
+
+
+def test_patients_in_training_and_test_are_found_by_their_names(base, capsys):
+    with pytest.raises(SystemExit):
+        hide(base, 5, "--labeled", "2", "--group-by", r"\d")
+    assert "Patient 1 is in training and held out: " in capsys.readouterr().err
 
 
 def test_a_leak_of_the_source_is_reported(base, capsys):

@@ -7,7 +7,8 @@ from skimage import io
 from nnunetv2_crossmatch.dataset_conversion import isic
 from nnunetv2_crossmatch.dataset_conversion.common import listed, write_dataset
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
-from tests.dataset_conversion.conftest import REAL, counts, names, real, round_trip, sha256, unlabeled_list
+from tests.conftest import REAL, real
+from tests.dataset_conversion.conftest import counts, names, round_trip, sha256, unlabeled_list
 
 TEST = listed("isic_test")
 HASHES = {103: "2d14b66b35f6b703", 207: "c7b912e92021d1f8", 415: "c5854a257999b7cd"}

@@ -6,12 +6,11 @@ from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.dataset_conversion import la
 from nnunetv2_crossmatch.dataset_conversion.common import listed, write_dataset
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from tests.conftest import REAL, real
 from tests.dataset_conversion.conftest import (
-    REAL,
     array,
     counts,
     names,
-    real,
     round_trip,
     scan,
     sha256,

@@ -6,8 +6,8 @@ import SimpleITK as sitk
 from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.dataset_conversion import nifti
 from nnunetv2_crossmatch.dataset_conversion.common import write_dataset
-from tests.conftest import make_raw_dataset
-from tests.dataset_conversion.conftest import REAL, counts, names, real, unlabeled_list
+from tests.conftest import REAL, make_raw_dataset, real
+from tests.dataset_conversion.conftest import counts, names, unlabeled_list
 
 
 @pytest.fixture
@@ -37,6 +37,9 @@ def test_no_unlabelled_image_is_copied_and_the_labelled_are_nested(base, scans, 
     with pytest.raises(SystemExit):
         main(["convert", "nifti", str(scans), "-d", "2", "--labeled", "2"])  # exists
     assert "Dataset id 2 is taken" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["convert", "nifti", str(scans), "-d", "9", "--labeled", "2", "--duplicates"])
+    assert "--duplicates: nifti has no such option" in capsys.readouterr().err
 
 
 def test_labels_and_channels_of_the_decathlon_of_nnunet_and_of_neither(base, scans):

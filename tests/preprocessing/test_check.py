@@ -2,15 +2,19 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.preprocessing import content as content_module
-from nnunetv2_crossmatch.preprocessing.check import check_dataset
+from nnunetv2_crossmatch.preprocessing.check import accept_leaks, check_dataset
 from nnunetv2_crossmatch.preprocessing.content import update_content
+from nnunetv2_crossmatch.preprocessing.leaks import find_leaks
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
-from tests.conftest import DATASET, make_raw_dataset, use_folders
+from nnunetv2_crossmatch.preprocessing.scan import describe
+from tests.conftest import DATASET, REAL, make_raw_dataset, real, use_folders
 
 
 @pytest.fixture
@@ -98,26 +102,81 @@ def test_a_scan_saved_anew_is_recognised_and_can_be_accepted(raw, preprocessed, 
 def test_the_preprocessed_folder_alone_is_enough(raw, preprocessed):
     save_anew(raw / "imagesTs" / "test1_0000.nii.gz", raw / "imagesUn" / "other_0000.nii.gz")
     look(raw, preprocessed)
-    _, findings = check_dataset(None, preprocessed, dataset_json(raw), 1)
-    assert findings[0].is_error and "unlabeled/other" in findings[0].message
+    findings = check_dataset(None, preprocessed, dataset_json(raw), 1)
+    assert "unlabeled/other" in findings.leaks[0]
+    (preprocessed / "content.json").unlink()
+    findings = check_dataset(None, preprocessed, dataset_json(raw), 1)
+    assert findings.leaks == [] and "never checked" in findings.warnings[0]
 
 
 def test_bad_scans_are_errors_in_training_and_warnings_among_test_scans(raw, preprocessed):
     for part, case in (("Tr", "case1"), ("Un", "scan1"), ("Ts", "test1")):
         (raw / f"images{part}" / f"{case}_0000.nii.gz").write_bytes(b"no image")
-    _, findings = check_dataset(raw, preprocessed, dataset_json(raw), 1)
-    assert sorted((f.is_error, Path(f.message.split(" cannot be read")[0]).name) for f in findings) == [
-        (False, "test1_0000.nii.gz"),
-        (True, "case1_0000.nii.gz"),
-        (True, "scan1_0000.nii.gz"),
-    ]
+    findings = check_dataset(raw, preprocessed, dataset_json(raw), 1)
+    named = [[Path(line.split(" cannot be read")[0]).name for line in f] for f in (findings.bad, findings.warnings)]
+    assert named == [["case1_0000.nii.gz", "scan1_0000.nii.gz"], ["test1_0000.nii.gz"]]
+    accept_leaks(preprocessed, findings.leaks)
+    assert check_dataset(raw, preprocessed, dataset_json(raw), 1).bad, "only leaks can be accepted"
 
 
 def test_a_labelled_scan_that_is_gone_is_named(raw, preprocessed):
     described = dataset_json(raw)
     described["dataset"] = {"case9": {"images": ["/nowhere/case9.nii.gz"], "label": "/nowhere/label.nii.gz"}}
-    _, findings = check_dataset(raw, preprocessed, described, 1)
-    assert findings[0].is_error and "/nowhere/case9.nii.gz (case9) does not exist" in findings[0].message
+    assert "/nowhere/case9.nii.gz (case9) does not exist" in check_dataset(raw, preprocessed, described, 1).bad[0]
+
+
+def test_a_scan_in_another_orientation_is_recognised(raw, preprocessed):
+    image = sitk.ReadImage(str(raw / "imagesTs" / "test0_0000.nii.gz"))
+    sitk.WriteImage(sitk.DICOMOrient(image, "RSP"), str(raw / "imagesUn" / "turned_0000.nii.gz"))
+    (leak,) = check_dataset(raw, preprocessed, dataset_json(raw), 1).leaks
+    assert "imagesTs/test0 = unlabeled/turned" in leak
+
+
+def test_an_interrupted_look_keeps_what_it_has_seen(raw, preprocessed, monkeypatch):
+    original = content_module.run_in_workers
+
+    def interrupted(*arguments):
+        for i, done in enumerate(original(*arguments)):
+            if i == 3:
+                raise KeyboardInterrupt
+            yield done
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(content_module, "run_in_workers", interrupted)
+        look(raw, preprocessed)
+    assert sum(map(len, content_module.read_content(preprocessed).values())) == 3
+    content, _ = look(raw, preprocessed)
+    assert sum(map(len, content.values())) == 8
+
+
+def test_a_copied_dataset_needs_no_unlabelled_originals(raw, preprocessed):
+    (raw / "imagesUn").rename(raw.parent / "originals")
+    entries = {f"s{i}": {"images": [str(raw.parent / "originals" / f"scan{i}_0000.nii.gz")]} for i in range(3)}
+    (raw / "unlabeled.json").write_text(json.dumps(entries))
+    content, _ = look(raw, preprocessed)
+    (raw.parent / "originals").rename(raw.parent / "gone")
+    assert look(raw, preprocessed)[0] == content
+    (raw / "unlabeled.json").write_text(json.dumps({**entries, "new": {"images": ["/nowhere.nii.gz"]}}))
+    with pytest.raises(DatasetError, match="new names /nowhere.nii.gz, which does not exist"):
+        look(raw, preprocessed)
+
+
+@real
+def test_real_la_list_of_unlabelled_scans_that_holds_labelled_ones():
+    """The community's train_16_unlabel.list names 12 of the 16 labelled scans."""
+    folder = REAL / "LA" / "2018LA_Seg_Training Set"
+
+    def parts(name: str) -> dict[str, dict]:
+        entries = {}
+        for scan in (folder / name).read_text().split():
+            if (folder / scan).is_dir():
+                with h5py.File(folder / scan / "mri_norm2.h5") as file:
+                    entries[scan] = describe(file["image"][()][None].astype(np.float32), (1, 1, 1))
+        return entries
+
+    content = {"imagesTr": parts("train_16_label.list"), "unlabeled": parts("train_16_unlabel.list")}
+    leaks = find_leaks(content, {}, {})
+    assert len(leaks) == 12 and all(leak.is_error for leak in leaks)
 
 
 def test_without_a_reader_the_error_says_so(raw, preprocessed):

@@ -2,6 +2,7 @@ import pytest
 from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients, validation_patients
 
 
@@ -37,6 +38,11 @@ def test_patients_are_copied_so_that_the_preprocessed_folder_is_enough(tmp_path)
     assert known_patients(raw, preprocessed) == {}
     save_json({"a_1": "a"}, str(raw / "patients.json"))
     assert known_patients(raw, preprocessed) == known_patients(None, preprocessed) == {"a_1": "a"}
+    save_json({"a_1": 3}, str(raw / "patients.json"))
+    assert known_patients(raw, preprocessed) == {"a_1": "3"}
+    save_json(["a_1"], str(raw / "patients.json"))
+    with pytest.raises(DatasetError, match="patients.json is not of the form"):
+        known_patients(raw, preprocessed)
     save_json({"a_1": "b"}, str(raw / "patients.json"))
     assert known_patients(raw, preprocessed) == known_patients(None, preprocessed) == {"a_1": "b"}
 

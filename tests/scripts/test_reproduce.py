@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 import sys
 
 import numpy as np
@@ -34,7 +36,9 @@ def test_from_the_download_to_the_table_in_slices(tmp_path, monkeypatch):
         sitk.WriteImage(sitk.GetImageFromArray(255 * (label > 0).astype(np.uint8)), str(folder / "laendo.nrrd"))
 
     def call(*arguments: str, **environment: str) -> str:
-        return run("python", SCRIPT, "la-4", *arguments, "--epochs", "2", **environment).stdout
+        result = run("python", SCRIPT, "la-4", *arguments, "--epochs", "2", check=False, **environment)
+        assert result.returncode == (os.EX_TEMPFAIL if "slice is over" in result.stdout else 0), result.stdout
+        return result.stdout
 
     prepared = call(str(tmp_path / "source"), "--slice-minutes", "0.001", nnUNet_n_proc_DA="1")
     assert "0 of 2 runs are done" in prepared
@@ -43,8 +47,9 @@ def test_from_the_download_to_the_table_in_slices(tmp_path, monkeypatch):
         "python", SCRIPT.with_name("small_plans.py"), "-d", "704", "-c", "3d_fullres",
         "--features", "4", "6", "--patch", "8", "16", "16", "--batch", "2",
     )  # fmt: skip
-    (tmp_path / "raw" / dataset / "imagesTr").rename(tmp_path / "elsewhere")  # as on a machine with the
-    (tmp_path / "raw" / dataset / "dataset.json").unlink()  # preprocessed data and the test scans alone
+    (tmp_path / "raw" / dataset).rename(tmp_path / "elsewhere")
+    for part in ("imagesTs", "labelsTs"):  # another machine has the preprocessed data and the test scans alone
+        shutil.copytree(tmp_path / "elsewhere" / part, tmp_path / "raw" / dataset / part)
 
     trainer = "nnUNetTrainerCrossMatch_smoke"
     once = ("-p", "nnUNetPlansSmall", "--trainers", trainer)
@@ -53,8 +58,11 @@ def test_from_the_download_to_the_table_in_slices(tmp_path, monkeypatch):
         slices.append(call(*once, "--slice-minutes", "0.02"))
     assert len(slices) >= 3, "an epoch, another epoch, predictions"
     assert f"{trainer}_2epochs" in slices[-1]
+    (tmp_path / "source").rename(tmp_path / "no source")  # and a third one all but the unlabelled originals
+    shutil.rmtree(tmp_path / "raw" / dataset)
+    (tmp_path / "elsewhere").rename(tmp_path / "raw" / dataset)
     table = call(*once, "--runs", "2")
-    assert f"{trainer}_2epochs" in table and "+-" in table and "CrossMatch tables" in table
+    assert f"{trainer}_2epochs" in table and "+-" in table and "ACTION tables" in table
 
     results = []
     for seed in range(2):
@@ -65,6 +73,13 @@ def test_from_the_download_to_the_table_in_slices(tmp_path, monkeypatch):
         logs = "".join(log.read_text() for log in fold.glob("training_log*"))
         assert all(logs.count(f"Epoch {e}\n") + logs.count(f"Epoch {e} \n") == 1 for e in range(2)), "trained once"
     assert [result["seed"] for result in results] == [0, 1]
+
+
+def test_only_crossmatch_has_the_ablation(reproduce):
+    assert reproduce.variants("nnUNetTrainer", ablation=True) == {"": {}}
+    assert reproduce.variants("nnUNetTrainerCrossMatch", ablation=False) == {"": {}}
+    both = reproduce.variants("nnUNetTrainerCrossMatch_smoke", ablation=True)
+    assert list(both) == ["", *reproduce.ABLATION]
 
 
 def test_every_ablation_changes_a_constant_of_the_method_and_nothing_else(reproduce):
