@@ -25,7 +25,7 @@ def test_saved_for_backward_counts_each_storage_once_and_releases_it():
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_a_step_stays_near_the_floor(dataset, configuration):
-    arguments = argparse.Namespace(d="901", c=configuration, p="nnUNetPlansSmall")
+    arguments = argparse.Namespace(d="901", c=configuration, p="nnUNetPlansSmall", at=0.5, set=[])
     step, memory, encoder, decoder = cost.measure("nnUNetTrainer", arguments)
     ours, our_memory, _, _ = cost.measure("nnUNetTrainerCrossMatch", arguments)
     floor = (12 * encoder + 22 * decoder) / (3 * encoder + 3 * decoder)
