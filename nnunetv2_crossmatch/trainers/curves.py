@@ -85,7 +85,7 @@ def plot_curves(logger, file: Path, classes: list[str], stages: Sequence[tuple[f
             axis.set_title(title)
             for start, _ in stages[1:]:
                 axis.axvline(start - 0.5, color="gray", linestyle="--")  # an epoch's value stands at its number
-            if len(axis.lines) > 1:
+            if len(axis.get_legend_handles_labels()[0]) > 1:
                 axis.legend()
             axis.grid(alpha=0.3)
         for start, name in stages:
