@@ -75,9 +75,7 @@ def start(name: str, arguments: argparse.Namespace):
         if arguments.set and hasattr(cls, "constants"):
             constants = {key: ast.literal_eval(value) for key, value in (item.split("=") for item in arguments.set)}
             cls = type(name, (cls,), {"constants": replace(cls.constants, **constants)})
-        trainer = cls(
-            plans, arguments.c, "all", load_json(str(folder / "dataset.json")), torch.device("cpu")
-        )
+        trainer = cls(plans, arguments.c, "all", load_json(str(folder / "dataset.json")), torch.device("cpu"))
         trainer.on_train_start()
         trainer.current_epoch = int(trainer.num_epochs * arguments.at)
         trainer.on_train_epoch_start()

@@ -4,7 +4,7 @@ import importlib.util
 import pytest
 import torch
 
-from tests.conftest import DATASET, REPOSITORY, run
+from tests.conftest import REPOSITORY, run
 
 spec = importlib.util.spec_from_file_location("cost", REPOSITORY / "scripts" / "cost.py")
 cost = importlib.util.module_from_spec(spec)
@@ -35,20 +35,22 @@ def test_a_step_stays_near_the_floor(dataset, configuration):
 
 def test_action_fine_tunes_within_its_limits(dataset):
     """A small but not tiny network: the contrast costs the same in every network."""
-    run(
-        *(
-            "python",
-            REPOSITORY / "scripts" / "small_plans.py",
-            "-d",
-            "901",
-            "-c",
-            "3d_fullres",
-            "-o",
-            "nnUNetPlansCost",
-        ),
-        *("--features", "8", "16", "32", "64", "--patch", "24", "32", "24", "--batch", "2"),
-    )
-    assert (dataset / "preprocessed" / DATASET / "nnUNetPlansCost.json").exists()
+    plans = [
+        "-d",
+        "901",
+        "-c",
+        "3d_fullres",
+        "-o",
+        "nnUNetPlansCost",
+        "--batch",
+        "2",
+        "--features",
+        "8",
+        "16",
+        "32",
+        "64",
+    ]
+    run("python", REPOSITORY / "scripts" / "small_plans.py", *plans, "--patch", "24", "32", "24")
     arguments = argparse.Namespace(d="901", c="3d_fullres", p="nnUNetPlansCost", at=0.5, set=[])
     step, memory, _, _ = cost.measure("nnUNetTrainer", arguments)
     ours, our_memory, _, _ = cost.measure("nnUNetTrainerACTION", arguments)

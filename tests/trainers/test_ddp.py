@@ -96,7 +96,7 @@ def train_action(rank: int, folder: str, port: int) -> None:
     parameter.grad = torch.full((3,), float(rank))
     average_gradients([parameter, torch.nn.Parameter(torch.zeros(1))])
     assert parameter.grad.tolist() == [0.5] * 3
-    del trainer, method, push
+    del trainer, method
     finish()
 
 
