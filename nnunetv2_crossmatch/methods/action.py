@@ -21,7 +21,7 @@ from nnunetv2_crossmatch.networks.distributed import sum_over_processes
 from nnunetv2_crossmatch.networks.ema import EMATeacher
 from nnunetv2_crossmatch.networks.heads import GlobalHead, VoxelHead, WindowHead, mlp
 from nnunetv2_crossmatch.networks.split_unet import Features, SplitUNet
-from nnunetv2_crossmatch.networks.voxels import class_sums, draw_voxels, gather_voxels
+from nnunetv2_crossmatch.networks.voxels import Voxels, draw_classes, of_union
 
 EMBEDDING = {2: 512, 3: 128}  # channels of embeddings and representations by dimension of the patch, paper's code
 WINDOW = {2: (8, 8), 3: (5, 4)}  # edge of a cell in voxels, cells a side: windows of 64^2 and 20^3, half overlapping
@@ -43,7 +43,7 @@ class ACTIONConstants:
     valid: confidence from which an unlabelled voxel takes part in L_anco, in [0, 1]. ReCo, arXiv 2104.04465.
     hard: the student's probability of the voxel's class below which it is a query, in [0, 1]. ReCo.
     queries, negatives: drawn for each class, >= 1. ReCo.
-    temperature: of L_anco and of the draw of the negatives' classes, > 0. ReCo.
+    temperature, class_temperature: of L_anco, and of the draw of its negatives' classes, > 0. ReCo.
     """
 
     stage_i: float = 0.25
@@ -63,12 +63,14 @@ class ACTIONConstants:
     queries: int = 256
     negatives: int = 512
     temperature: float = 0.5
+    class_temperature: float = 0.5
 
     def __post_init__(self) -> None:
         self._check("must be in [0, 1]", lambda v: 0 <= v <= 1, "stage_i", "stage_ii", "confident", "valid", "hard")
         self._check("must be in [0, 1)", lambda v: 0 <= v < 1, "ema_decay")
         self._check("must be in (0, 1)", lambda v: 0 < v < 1, "cutmix")
-        self._check("must be positive", lambda v: v > 0, "student_temperature", "teacher_temperature", "temperature")
+        temperatures = (name for name in vars(self) if name.endswith("temperature"))
+        self._check("must be positive", lambda v: v > 0, *temperatures)
         self._check("must be at least 1", lambda v: v >= 1, "bank", "queries", "negatives")
         lambdas = (name for name in vars(self) if name.startswith("lambda_"))
         self._check("must not be negative", lambda v: v >= 0, *lambdas)
@@ -79,24 +81,6 @@ class ACTIONConstants:
         for name in names:
             if not holds(getattr(self, name)):
                 raise ValueError(f"{name} {rule}, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class Voxels:
-    """What the contrast needs of one graph; classes first, draws uniform with replacement.
-
-    queries: (classes, queries, channels), features of hard voxels, with gradient.
-    hard: (classes,), how many hard voxels there are; where none, the queries are arbitrary.
-    others: (classes, negatives, channels), features of any valid voxels, without gradient.
-    sums: (classes, channels), of the features of all valid voxels, without gradient.
-    counts: (classes,), how many valid voxels there are; where none, the others are arbitrary.
-    """
-
-    queries: Tensor
-    hard: Tensor
-    others: Tensor
-    sums: Tensor
-    counts: Tensor
 
 
 class ACTION(Method):
@@ -211,11 +195,11 @@ class ACTION(Method):
         self.curves["agreement_strong_view"] = (agreed.sum(), valid.sum())
         losses = {"unsup": confident_cross_entropy(logits, label, confidence, valid, threshold=c.confident)}
         if labeled is not None:
-            theirs = self._draw(levels, logits, label, valid & (confidence >= c.valid))
+            pseudo = self._draw(levels, logits, label, valid & (confidence >= c.valid))
             outputs, levels = network.decode_levels(network.encode(labeled.image))
-            ours = self._draw(levels, _finest(outputs), labeled.label, labeled.valid)
+            known = self._draw(levels, _finest(outputs), labeled.label, labeled.valid)
             losses[SUPERVISED] = labeled.loss(outputs)
-            losses |= self._contrast(ours, theirs, levels, labeled)
+            losses |= self._contrast(known, pseudo, levels, labeled)
         return losses
 
     @torch.no_grad()
@@ -242,31 +226,28 @@ class ACTION(Method):
             own = label.long().clamp(max=self.classes - 1)  # an ignore label is past the last class, and not valid
             uncertain = logits.softmax(1).gather(1, own) < c.hard
             masks = [(label == k) & valid for k in range(self.classes)]
-            hard = [mask & uncertain for mask in masks]
-            queries = torch.stack([draw_voxels(mask, c.queries) for mask in hard])
-            others = torch.stack([draw_voxels(mask, c.negatives) for mask in masks])
-            others = gather_voxels(levels, others)
-        return Voxels(
-            queries=gather_voxels(levels, queries),
-            hard=torch.stack([mask.sum() for mask in hard]),
-            others=others,
-            sums=class_sums(levels, masks),
-            counts=torch.stack([mask.sum() for mask in masks]),
-        )
+        return draw_classes(levels, masks, [mask & uncertain for mask in masks], c.negatives, c.queries)
 
-    def _contrast(self, ours: Voxels, theirs: Voxels, levels: Features, labeled: LabeledBatch) -> dict[str, Tensor]:
-        """L_anco over the voxels of both graphs together."""
-        c, present = self.constants, ours.counts + theirs.counts > 0
+    def _contrast(self, known: Voxels, pseudo: Voxels, levels: Features, labeled: LabeledBatch) -> dict[str, Tensor]:
+        """L_anco over labelled voxels and those with a pseudo-label; ``levels`` are the labelled graph's."""
+        c, counts = self.constants, known.counts + pseudo.counts
         with torch.no_grad():
-            means, _ = self._means(ours.sums + theirs.sums, ours.counts + theirs.counts)
-            origin = negative_classes(means, present, self.temperature)
+            means, _ = self._means(known.sums + pseudo.sums, counts)
+            origin = negative_classes(means, counts > 0, c.class_temperature)
             origin = torch.multinomial(origin, c.negatives, replacement=True)  # (classes, negatives)
-            others = _of_both(ours.others, ours.counts, theirs.others, theirs.counts)
-            negatives = self.represent(others[origin, torch.arange(c.negatives, device=origin.device)])
-        queries = _of_both(ours.queries, ours.hard, theirs.queries, theirs.hard)
-        hard = (ours.hard + theirs.hard > 0) & (present.sum() > 1)
-        loss = regional_contrast(self.represent(queries), hard, means, negatives, present, temperature=self.temperature)
-        return {"anco": loss}
+            voxels = of_union(known.any, known.counts, pseudo.any, pseudo.counts)
+            negatives = self.represent(voxels[origin, torch.arange(c.negatives, device=origin.device)])
+        queries = of_union(known.hard, known.hard_counts, pseudo.hard, pseudo.hard_counts)
+        return {
+            "anco": regional_contrast(
+                self.represent(queries),
+                (known.hard_counts + pseudo.hard_counts > 0) & ((counts > 0).sum() > 1),
+                means,
+                negatives,
+                counts > 0,
+                temperature=self.temperature,
+            )
+        }
 
     @property
     def temperature(self) -> float:
@@ -284,15 +265,3 @@ class ACTION(Method):
 
 def _finest(outputs: Tensor | list[Tensor]) -> Tensor:
     return (outputs if isinstance(outputs, Tensor) else outputs[0]).float()
-
-
-def _of_both(ours: Tensor, our_size: Tensor, theirs: Tensor, their_size: Tensor) -> Tensor:
-    """Uniform draws from two sets become uniform draws from their union.
-
-    Args:
-        ours, theirs: (classes, draws, channels).
-        our_size, their_size: (classes,) of the sets drawn from.
-    """
-    share = our_size / (our_size + their_size).clamp(min=1)
-    chosen = torch.rand(ours.shape[:2], device=ours.device) < share[:, None]
-    return torch.where(chosen[..., None], ours, theirs)

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from nnunetv2_crossmatch.losses.adaptive_contrast import adaptive_contrast, assign_centres, simplex_centres
 from nnunetv2_crossmatch.methods import LabeledBatch
-from nnunetv2_crossmatch.methods.action import ACTION, ACTIONConstants, Voxels
+from nnunetv2_crossmatch.methods.action import ACTION, ACTIONConstants
 from nnunetv2_crossmatch.networks.banks import ClassQueue
 from nnunetv2_crossmatch.networks.split_unet import Features
-from nnunetv2_crossmatch.networks.voxels import draw_voxels, gather_voxels
+from nnunetv2_crossmatch.networks.voxels import Voxels, draw_voxels, gather_voxels
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,6 @@ class ACTIONPlusPlusConstants(ACTIONConstants):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("must be positive", lambda v: v > 0, "lowest_temperature")
         self._check("must be in (0, 1]", lambda v: 0 < v <= 1, "mean_rate")
         self._check("must be at least 1", lambda v: v >= 1, "queue")
 
@@ -72,28 +71,28 @@ class ACTIONPlusPlus(ACTION):
         done = (self.progress - start) / max(1 - start, 1e-6)
         return c.lowest_temperature + 0.5 * (1 + cos(2 * pi * done)) * (c.temperature - c.lowest_temperature)
 
-    def _contrast(self, ours: Voxels, theirs: Voxels, levels: Features, labeled: LabeledBatch) -> dict[str, Tensor]:
+    def _contrast(self, known: Voxels, pseudo: Voxels, levels: Features, labeled: LabeledBatch) -> dict[str, Tensor]:
         """L_anco, and L_aaco over the labelled voxels."""
         c = self.constants
         masks = [(labeled.label == k) & labeled.valid for k in range(self.classes)]
         index = torch.stack([draw_voxels(mask, c.queries) for mask in masks])
-        queries, present = self.represent(gather_voxels(levels, index)), ours.counts > 0
+        queries, present = self.represent(gather_voxels(levels, index)), known.counts > 0
         loss = adaptive_contrast(
             queries,
             present,
             self.queue.entries,
             self.queue.known,
-            self._assigned_centres(ours),
+            self._assigned_centres(known),
             temperature=self.temperature,
             centre_weight=c.lambda_centre,
         )
         self.queue.push(queries, present)
-        return {**super()._contrast(ours, theirs, levels, labeled), "aaco": loss}
+        return {**super()._contrast(known, pseudo, levels, labeled), "aaco": loss}
 
     @torch.no_grad()
-    def _assigned_centres(self, ours: Voxels) -> Tensor:
+    def _assigned_centres(self, known: Voxels) -> Tensor:
         """Move the running means by this batch's, then give each class the centre that suits it."""
-        means, counts = self._means(ours.sums, ours.counts)
+        means, counts = self._means(known.sums, known.counts)
         means = F.normalize(means, dim=1)
         rate = torch.where(self.running.any(1, keepdim=True), self.constants.mean_rate, 1.0)  # the first is copied
         self.running.copy_(torch.where(counts[:, None] > 0, self.running.lerp(means, rate), self.running))

@@ -6,6 +6,7 @@ is ever brought to full resolution.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -73,3 +74,51 @@ def class_sums(levels: Features, masks: list[Tensor]) -> Tensor:
             held = held * (finer // held[0].numel())
             total[i] = total[i] + held.flatten(1) @ level[sample].flatten(1).float().T
     return torch.cat([t for t in total if isinstance(t, Tensor)], 1)
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """What a contrast needs of one graph; draws are uniform with replacement.
+
+    any, hard: (classes, draws, channels), features of valid voxels of each class without gradient, of hard
+        ones with gradient; arbitrary where a class has none.
+    counts, hard_counts: (classes,), how many of them there are.
+    sums: (classes, channels), of the features of all valid voxels, without gradient.
+    """
+
+    any: Tensor
+    hard: Tensor
+    counts: Tensor
+    hard_counts: Tensor
+    sums: Tensor
+
+
+def draw_classes(levels: Features, masks: list[Tensor], hard: list[Tensor], count: int, hard_count: int) -> Voxels:
+    """Draw from one graph.
+
+    Args:
+        levels: (batch, channels, *spatial) each, finest first.
+        masks, hard: per class bool (batch, 1, *spatial), its valid voxels and the hard ones among them.
+        count, hard_count: draws of each class.
+    """
+    with torch.no_grad():
+        some = gather_voxels(levels, torch.stack([draw_voxels(mask, count) for mask in masks]))
+    return Voxels(
+        any=some,
+        hard=gather_voxels(levels, torch.stack([draw_voxels(mask, hard_count) for mask in hard])),
+        counts=torch.stack([mask.sum() for mask in masks]),
+        hard_counts=torch.stack([mask.sum() for mask in hard]),
+        sums=class_sums(levels, masks),
+    )
+
+
+def of_union(first: Tensor, first_size: Tensor, second: Tensor, second_size: Tensor) -> Tensor:
+    """Uniform draws from two sets become uniform draws from their union.
+
+    Args:
+        first, second: (classes, draws, channels).
+        first_size, second_size: (classes,), of the sets drawn from.
+    """
+    share = first_size / (first_size + second_size).clamp(min=1)
+    chosen = torch.rand(first.shape[:2], device=first.device) < share[:, None]
+    return torch.where(chosen[..., None], first, second)

@@ -12,6 +12,7 @@ from torch import nn
 from nnunetv2_crossmatch.methods import SUPERVISED, LabeledBatch, UnlabeledBatch, action
 from nnunetv2_crossmatch.methods.action import ACTION, ACTIONConstants
 from nnunetv2_crossmatch.methods.action_plus_plus import ACTIONPlusPlus, ACTIONPlusPlusConstants
+from nnunetv2_crossmatch.networks import voxels
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 from tests.losses.test_regional_contrast import slow as slow_contrast
 
@@ -84,15 +85,15 @@ def at(levels, sample, y, x) -> torch.Tensor:
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Mask and indices of every draw of voxels: hard ones of each class, then any, of the unlabelled graph first."""
+    """Mask and indices of every draw of voxels: any of each class, then hard ones, of the unlabelled graph first."""
     draws = []
-    original = action.draw_voxels
+    original = voxels.draw_voxels
 
     def draw(mask, count):
         draws.append((mask, original(mask, count)))
         return draws[-1][1]
 
-    monkeypatch.setattr(action, "draw_voxels", draw)
+    monkeypatch.setattr(voxels, "draw_voxels", draw)
     return draws
 
 
@@ -208,7 +209,7 @@ def test_l_anco_reaches_no_voxel_but_the_hard_ones_drawn_and_no_teacher(network,
     assert len(maps) == 2
     for i, features in enumerate(maps):
         reached = features.grad.any(1).flatten().nonzero()[:, 0].tolist()
-        queries = {int(v) for mask, index in drawn[6 * i : 6 * i + 3] if mask.any() for v in index}
+        queries = {int(v) for mask, index in drawn[6 * i + 3 : 6 * i + 6] if mask.any() for v in index}
         assert reached and set(reached) <= queries
     assert all(p.grad is None for p in method.teacher.parameters())
 
@@ -224,13 +225,13 @@ def test_without_a_hard_voxel_l_anco_is_0_with_finite_gradients(network):
 
 def test_negatives_come_from_similar_classes_and_uniformly_from_both_graphs(network, monkeypatch):
     method = make(network, STAGE_III, constants=replace(CONSTANTS, negatives=4000))
-    voxels = []
-    for graph in range(2):  # others: (class, graph), so that each negative tells where it is from
+    graphs = []
+    for graph in range(2):  # tagged (class, graph), so that each negative tells where it is from
         tag = torch.zeros(3, 4000, 18)
         tag[..., 0], tag[..., 1] = torch.arange(3.0)[:, None], graph
         counts = torch.tensor([[100, 200, 300], [300, 200, 100]][graph])
         sums = counts[:, None] * torch.randn(3, 18, generator=torch.Generator().manual_seed(0))
-        voxels.append(action.Voxels(tag[:, :6], counts, tag, sums, counts))
+        graphs.append(voxels.Voxels(tag, tag[:, :6], counts, counts, sums))
     seen = []
     method.represent = nn.Identity()
     original = action.regional_contrast
@@ -238,7 +239,7 @@ def test_negatives_come_from_similar_classes_and_uniformly_from_both_graphs(netw
         action, "regional_contrast", lambda q, h, m, n, p, **k: seen.append((m, n)) or original(q, h, m, n, p, **k)
     )
     torch.manual_seed(1)
-    method._contrast(*voxels, [], None)
+    method._contrast(*graphs, [], None)
     means, negatives = seen[0]
     unit = nn.functional.normalize(means, dim=1)
     for c in range(3):
