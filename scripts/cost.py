@@ -2,13 +2,18 @@
 
 Runs real steps of the real trainers on the CPU, on preprocessed data, with the network of the plans.
 E and D are one encoder and one decoder pass; (12E + 22D)/(3E + 3D) is what CrossMatch needs at least:
-4 encoder and 7 decoder passes with gradient, and a teacher decoding without.
+4 encoder and 7 decoder passes with gradient, and a teacher decoding without. ACTION's stage iii needs 7/3 of
+a supervised step: two passes with gradient and a teacher's without. What a loss costs is the difference to a
+step with its weight set to 0.
 example: python scripts/cost.py -d 4 -c 3d_fullres -tr nnUNetTrainerCrossMatch nnUNetTrainerCrossMatchEMA
+         python scripts/cost.py -d 4 -c 3d_fullres -tr nnUNetTrainerACTION --at 0.5 --set lambda_anco=0
 """
 
 import argparse
+import ast
 import contextlib
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -66,11 +71,13 @@ def start(name: str, arguments: argparse.Namespace):
     folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(arguments.d)
     plans = {**load_json(str(folder / f"{arguments.p}.json")), "continue_training": False}
     with contextlib.redirect_stdout(io.StringIO()):
-        trainer = recursive_find_trainer_class_by_name(name)(
-            plans, arguments.c, "all", load_json(str(folder / "dataset.json")), torch.device("cpu")
-        )
+        cls = recursive_find_trainer_class_by_name(name)
+        if arguments.set and hasattr(cls, "constants"):
+            constants = {key: ast.literal_eval(value) for key, value in (item.split("=") for item in arguments.set)}
+            cls = type(name, (cls,), {"constants": replace(cls.constants, **constants)})
+        trainer = cls(plans, arguments.c, "all", load_json(str(folder / "dataset.json")), torch.device("cpu"))
         trainer.on_train_start()
-        trainer.current_epoch = trainer.num_epochs // 2
+        trainer.current_epoch = int(trainer.num_epochs * arguments.at)
         trainer.on_train_epoch_start()
     return trainer
 
@@ -103,6 +110,8 @@ def main() -> None:
     parser.add_argument("-c", default="3d_fullres", help="configuration")
     parser.add_argument("-p", default="nnUNetPlans", help="plans")
     parser.add_argument("-tr", nargs="+", default=["nnUNetTrainerCrossMatch"], help="trainers")
+    parser.add_argument("--at", type=float, default=0.5, help="share of the training that is done, below 1")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="constants of the method")
     arguments = parser.parse_args()
 
     step, memory, encoder, decoder = measure("nnUNetTrainer", arguments)

@@ -7,14 +7,16 @@ VOLUME = (0.02, 0.4)  # share of the patch
 ASPECT = (0.3, 1 / 0.3)  # between the last two axes, relative to the patch
 
 
-def draw_boxes(batch: int, spatial: tuple[int, ...], p: float, device: torch.device) -> Tensor:
+def draw_boxes(
+    batch: int, spatial: tuple[int, ...], p: float, device: torch.device, volumes: tuple[float, float] = VOLUME
+) -> Tensor:
     """One box per sample as a bool mask (batch, 1, *spatial); empty with probability 1 - p.
 
-    The volume is U(VOLUME) of the patch, the aspect of the last two axes U(ASPECT) as far as the box
+    The volume is U(volumes) of the patch, the aspect of the last two axes U(ASPECT) as far as the box
     fits; a third axis gets the cube root's share.
     """
     dimensions = len(spatial)
-    volume = torch.empty(batch, device=device).uniform_(*VOLUME)
+    volume = torch.empty(batch, device=device).uniform_(*volumes)
     edge = volume ** (1 / dimensions)
     area = edge.square()  # of the last two axes
     aspect = torch.empty(batch, device=device).uniform_(*ASPECT).clamp(min=area, max=1 / area)

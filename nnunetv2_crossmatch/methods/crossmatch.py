@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nnunetv2_crossmatch.data.cutmix import CutMixPartner, draw_boxes, paste
 from nnunetv2_crossmatch.data.views import apply_strong, draw_strong
 from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
-from nnunetv2_crossmatch.methods import Method, UnlabeledBatch
+from nnunetv2_crossmatch.methods import LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.ema import EMATeacher
 from nnunetv2_crossmatch.networks.split_unet import Features, SplitUNet, draw_channel_masks, drop_channels
 
@@ -101,7 +101,9 @@ class CrossMatch(Method):
         on = float(progress >= c.warmup)
         return {"ip": on * c.lambda_ip, "tkd": on * c.lambda_kd * (1 - c.eta), "dkd": on * c.lambda_kd * c.eta}
 
-    def losses(self, network: SplitUNet, unlabeled: UnlabeledBatch) -> Iterator[dict[str, Tensor]]:
+    def losses(
+        self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch | None = None
+    ) -> Iterator[dict[str, Tensor]]:
         """L_ip, L_tkd and L_dkd of arXiv 2405.00354 (equations in the order of the paper's streams)."""
         c, weak = self.constants, unlabeled.image
         batch, channels, *spatial = weak.shape

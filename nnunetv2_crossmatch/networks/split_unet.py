@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Features = list[Tensor]
+Outputs = Tensor | list[Tensor]  # with deep supervision a list, full resolution first
 
 
 class SplitUNet:
@@ -32,6 +34,7 @@ class SplitUNet:
         self.encoder: nn.Module = network.encoder  # type: ignore[assignment]
         self.decoder: nn.Module = network.decoder  # type: ignore[assignment]
         self._autocast = autocast
+        self._decode_levels = _decode_levels
 
     @staticmethod
     def can_split(module: nn.Module) -> bool:
@@ -48,6 +51,21 @@ class SplitUNet:
         with self._autocast():
             logits = self.decoder(features)
         return (logits if isinstance(logits, Tensor) else logits[0]).float()
+
+    def decode_levels(self, features: Features) -> tuple[Outputs, Features]:
+        """What the network's forward returns, and the decoder's feature map of every level.
+
+        The maps (batch, channels of the level, *spatial of the level) are those in front of the
+        segmentation layers, finest first; the bottleneck is the coarsest level's.
+        """
+        with self._autocast():
+            return self._decode_levels(self.decoder, features)
+
+    def compile(self) -> None:
+        """Compile the halves in place; nnU-Net compiles the network, whose halves would run eagerly beside it."""
+        self.encoder.compile()
+        self.decoder.compile()
+        self._decode_levels = torch.compile(_decode_levels)
 
     def twin(self, network: nn.Module) -> "SplitUNet":
         """Another network of the same kind, called the same way."""
@@ -68,6 +86,19 @@ class SplitUNet:
         leaves.clear()  # the caller's name for them would keep them alive through the next stream
         if reached:
             torch.autograd.backward([skip for skip, _ in reached], [grad for _, grad in reached])
+
+
+def _decode_levels(decoder: Any, features: Features) -> tuple[Outputs, Features]:
+    """The forward of dynamic_network_architectures' decoders, which keeps no feature map."""
+    x = features[-1]
+    levels, outputs = [x], []
+    last = len(decoder.stages) - 1
+    for i, (upsample, stage) in enumerate(zip(decoder.transpconvs, decoder.stages, strict=True)):
+        x = stage(torch.cat((upsample(x), features[-(i + 2)]), 1))
+        levels.append(x)
+        if decoder.deep_supervision or i == last:
+            outputs.append(decoder.seg_layers[i](x))
+    return outputs[::-1] if decoder.deep_supervision else outputs[0], levels[::-1]
 
 
 def draw_channel_masks(features: Features, p: float) -> Features:

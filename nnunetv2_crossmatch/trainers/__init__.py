@@ -10,6 +10,8 @@ METHODS = {  # trainer: module
     "nnUNetTrainerCrossMatch": "crossmatch",
     "nnUNetTrainerCrossMatchEMA": "crossmatch",
     "nnUNetTrainerCrossMatchPaper": "crossmatch",
+    "nnUNetTrainerACTION": "action",
+    "nnUNetTrainerACTIONPlusPlus": "action",
 }
 _VARIANT = re.compile(r"(?P<trainer>nnUNetTrainer[A-Za-z]+)_(?:(?P<epochs>[1-9]\d*)epochs?|(?P<smoke>smoke))")
 

@@ -1,6 +1,6 @@
 """Curves of the unlabelled part: gathered over an epoch, logged by nnU-Net, drawn beside its progress.png."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -53,8 +53,11 @@ def log_curves(logger, curves: Mapping[str, float | list[float]], epoch: int) ->
         logger.log(PREFIX + name, curves.get(name, float("nan")), epoch)
 
 
-def plot_curves(logger, file: Path, classes: list[str]) -> None:
-    """Draw every logged curve into ``file`` (PNG), one panel for each kind."""
+def plot_curves(logger, file: Path, classes: list[str], stages: Sequence[tuple[float, str]] = ()) -> None:
+    """Draw every logged curve into ``file`` (PNG), one panel for each kind.
+
+    ``stages`` are (epoch, name) of each stage's beginning: a vertical line in every panel, named in the first.
+    """
     store = {
         key.removeprefix(PREFIX): values
         for key, values in logger.local_logger.my_fantastic_logging.items()
@@ -80,9 +83,13 @@ def plot_curves(logger, file: Path, classes: list[str]) -> None:
                 else:
                     axis.plot(values, label=name.removeprefix("gradient_norm_").removeprefix("agreement_"))
             axis.set_title(title)
-            if len(axis.lines) > 1:
+            for start, _ in stages[1:]:
+                axis.axvline(start - 0.5, color="gray", linestyle="--")  # an epoch's value stands at its number
+            if len(axis.get_legend_handles_labels()[0]) > 1:
                 axis.legend()
             axis.grid(alpha=0.3)
+        for start, name in stages:
+            axes[0].text(start - 0.5, 1, name, transform=axes[0].get_xaxis_transform(), va="top", color="gray")
         axes[-1].set_xlabel("epoch")
         figure.savefig(file)
         plt.close(figure)

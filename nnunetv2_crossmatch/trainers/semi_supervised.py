@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
@@ -21,8 +22,9 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_crossmatch.data.loading import Augmenter, UnlabeledDataset, augment, labeled_loader, unlabeled_loader
-from nnunetv2_crossmatch.methods import Method, UnlabeledBatch
-from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+from nnunetv2_crossmatch.methods import SUPERVISED, LabeledBatch, Method, UnlabeledBatch
+from nnunetv2_crossmatch.networks.distributed import average_gradients
+from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
 from nnunetv2_crossmatch.preprocessing.listing import has_training_scans
 from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients, validation_patients
@@ -67,6 +69,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer, ABC):
         self.dataloader_unlabeled: Augmenter  # -> get_dataloaders
         self._ratios = EpochRatios()
         self._step_in_epoch = 0
+        self._stage = ""
 
     @abstractmethod
     def build_method(self, network: nn.Module) -> Method:
@@ -77,13 +80,18 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer, ABC):
         network = self._plain_network
         self._split_network = SplitUNet(network, self._autocast)
         self.method = self.build_method(network).to(self.device)
+        self._own_parameters = [p for p in self.method.parameters() if p.requires_grad]
+        if self._own_parameters:
+            like_networks = {k: v for k, v in self.optimizer.param_groups[0].items() if k != "params"}
+            self.optimizer.add_param_group({**like_networks, "params": self._own_parameters})
+        if self.is_ddp:  # each process has drawn its own initial heads
+            for value in self.method.state_dict().values():
+                dist.broadcast(value, 0)
         if self._do_i_compile():
-            # nnU-Net compiles the whole network; halves called on their own would run eagerly beside it
-            for module in (network, *self.method.modules()):
+            self._split_network.compile()
+            for module in self.method.modules():
                 if SplitUNet.can_split(module):
-                    split = SplitUNet(module)
-                    split.encoder.compile()
-                    split.decoder.compile()
+                    SplitUNet(module).compile()
 
     @property
     def _plain_network(self) -> nn.Module:
@@ -162,35 +170,39 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer, ABC):
     def train_step(self, batch: dict) -> dict:
         self.optimizer.zero_grad(set_to_none=True)
         steps = self.num_iterations_per_epoch
-        weights = self.method.weights((self.current_epoch * steps + self._step_in_epoch) / (self.num_epochs * steps))
+        progress = (self.current_epoch * steps + self._step_in_epoch) / (self.num_epochs * steps)
         self._step_in_epoch += 1
+        self._announce_stage(progress)
+        self.method.progress = progress
+        weights = self.method.weights(progress)
+        supervised = bool(weights.pop(SUPERVISED, 1.0))
+        labeled = self._labeled_batch(batch)
         parameters = list(self.network.parameters())
         ratios: dict[str, tuple[Tensor | float, Tensor | float]] = {}
+        values: dict[str, Tensor] = {}
 
         if any(weights.values()):
             with self.network.no_sync() if self.is_ddp else nullcontext():
-                for name, value in self._unlabeled_backward(weights).items():
-                    ratios[f"loss_{name}"] = (value, 1)
+                values = self._method_backward({**weights, SUPERVISED: 1.0}, labeled)
             ratios |= self.method.curves
-            ratios["gradient_norm_unlabeled"] = (self._unscaled(_norm(p.grad for p in parameters)), 1)
+            graphs = "joint" if SUPERVISED in values else "unlabeled"
+            ratios[f"gradient_norm_{graphs}"] = (self._unscaled(_norm(p.grad for p in parameters)), 1)
 
-        data = batch["data"].to(self.device, non_blocking=True)
-        target = batch["target"]
-        target = (
-            [t.to(self.device, non_blocking=True) for t in target]
-            if isinstance(target, list)
-            else target.to(self.device, non_blocking=True)
-        )
-        with self._autocast():
-            loss = self.loss(self.network(data), target)
-        with _record_gradients(parameters) as labeled_norms:
-            self._scaled(loss).backward()
-        ratios["loss_supervised"] = (loss, 1)
-        ratios["gradient_norm_labeled"] = (self._unscaled(torch.stack(labeled_norms).norm()), 1)
+        if supervised and SUPERVISED not in values:
+            with self._autocast():
+                loss = labeled.loss(self.network(labeled.image))
+            with _record_gradients(parameters) as labeled_norms:
+                self._scaled(loss).backward()
+            values[SUPERVISED] = loss.detach()
+            ratios["gradient_norm_labeled"] = (self._unscaled(torch.stack(labeled_norms).norm()), 1)
+        else:  # nothing went through DDP's forward, which would have averaged the network's gradients
+            average_gradients(parameters)
+        average_gradients(self._own_parameters)
+        ratios |= {f"loss_{name}": (value, 1) for name, value in values.items()}
 
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
+        norm = nn.utils.clip_grad_norm_([*parameters, *self._own_parameters], GRADIENT_CLIP)
         # a step that overflowed is skipped, not clipped: nan is not counted
         ratios["clipped_share"] = (torch.where(norm.isfinite(), (norm > GRADIENT_CLIP).float(), torch.nan), 1)
         if self.grad_scaler is not None:
@@ -200,17 +212,50 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer, ABC):
             self.optimizer.step()
         self.method.after_step(self._plain_network)
         self._ratios.add(ratios, self.device)
-        return {"loss": loss.detach().cpu().numpy()}
+        # nnU-Net wants a number even where a stage has no supervised loss
+        shown = (
+            values[SUPERVISED]
+            if SUPERVISED in values
+            else torch.stack([weights[name] * value for name, value in values.items()]).sum()
+        )
+        return {"loss": shown.cpu().numpy()}
 
-    def _unlabeled_backward(self, weights: dict[str, float]) -> dict[str, Tensor]:
-        """Backward of every unlabelled loss, one graph at a time; the losses' values, not weighted."""
+    def _announce_stage(self, progress: float) -> None:
+        stage = next((name for start, name in reversed(self.method.stages) if progress >= start), "")
+        if stage != self._stage:
+            self._stage = stage
+            self.print_to_log_file(f"{type(self.method).__name__}, {stage}")
+
+    def _labeled_batch(self, batch: dict) -> LabeledBatch:
+        """nnU-Net's batch on the device."""
+        target = batch["target"]
+        target = (
+            [t.to(self.device, non_blocking=True) for t in target]
+            if isinstance(target, list)
+            else target.to(self.device, non_blocking=True)
+        )
+        label = target[0] if isinstance(target, list) else target
+        ignored = torch.zeros_like(label[:, :1], dtype=torch.bool)
+        if self.label_manager.has_ignore_label and self.label_manager.has_regions:
+            label, ignored = label[:, :-1], label[:, -1:] > 0
+        elif self.label_manager.has_ignore_label:
+            ignored = label == self.label_manager.ignore_label
+
+        def loss(outputs: Outputs) -> Tensor:
+            with self._autocast():
+                return self.loss(outputs, target)
+
+        return LabeledBatch(batch["data"].to(self.device, non_blocking=True), label, ~ignored, loss)
+
+    def _method_backward(self, weights: dict[str, float], labeled: LabeledBatch) -> dict[str, Tensor]:
+        """Backward of the method's losses, one graph at a time; the losses' values, not weighted."""
         batch = next(self.dataloader_unlabeled)
         unlabeled = UnlabeledBatch(
             image=batch["data"].to(self.device, non_blocking=True),
             valid=batch["target"].to(self.device, non_blocking=True) >= 0,
         )
         values: dict[str, Tensor] = {}
-        for losses in self.method.losses(self._split_network, unlabeled):
+        for losses in self.method.losses(self._split_network, unlabeled, labeled):
             self._scaled(torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()).backward()
             for name, loss in losses.items():
                 values[name] = values[name] + loss.detach() if name in values else loss.detach()
@@ -236,7 +281,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer, ABC):
                 if self.label_manager.has_regions
                 else [str(c) for c in self.label_manager.all_labels]
             )
-            plot_curves(self.logger, Path(self.output_folder) / "progress_unlabeled.png", classes)
+            stages = [(start * self.num_epochs, name.partition(":")[0]) for start, name in self.method.stages]
+            plot_curves(self.logger, Path(self.output_folder) / "progress_unlabeled.png", classes, stages)
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint plus the method's state, written beside and renamed."""

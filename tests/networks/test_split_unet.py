@@ -41,6 +41,20 @@ def test_halves_together_are_the_network(network, image):
     assert torch.equal(split.decode(split.encode(image)), network(image).float())
 
 
+@pytest.mark.parametrize("deep_supervision", [True, False])
+def test_levels_come_with_exactly_what_the_forward_returns(network, image, deep_supervision):
+    network.decoder.deep_supervision = deep_supervision
+    outputs, levels = SplitUNet(network).decode_levels(network.encoder(image))
+    expected = network(image)
+    if deep_supervision:
+        assert len(outputs) == len(expected) and all(map(torch.equal, outputs, expected))
+    else:
+        assert torch.equal(outputs, expected)
+    assert [level.shape[1:] for level in levels] == [(4, 8, 8, 8), (6, 4, 4, 4), (8, 2, 2, 2)]
+    for level, segment in zip(levels, reversed(network.decoder.seg_layers), strict=False):
+        assert any(torch.equal(segment(level), output) for output in network(image)) or not deep_supervision
+
+
 def test_relay_gradients_equal_those_of_one_big_graph(network, image):
     split = SplitUNet(network)
     parameters = list(network.parameters())

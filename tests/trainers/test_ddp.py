@@ -13,42 +13,95 @@ import torch.multiprocessing as mp
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2_crossmatch.networks.distributed import average_gradients, gather_rows
 from nnunetv2_crossmatch.trainers.curves import PREFIX
 from tests.conftest import DATASET
+from tests.trainers.test_action_trainers import SmokePlusPlus
 from tests.trainers.test_semi_supervised import SmokeEMA
 
 
-def train(rank: int, folder: str, port: int) -> None:
+def start(rank: int, folder: str, port: int, cls: type):
+    """The trainer in its process; one sample each, so CutMix pastes the previous step's."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=2)
     stock.DDP = lambda network, device_ids: DistributedDataParallel(network)
     plans = json.loads((Path(folder) / "nnUNetPlansSmall.json").read_text())
-    plans["configurations"]["2d"]["batch_size"] = 2  # one sample each: CutMix pastes the previous step's
+    plans["configurations"]["2d"]["batch_size"] = 2
     dataset_json = json.loads((Path(folder) / "dataset.json").read_text())
     np.random.seed(rank)
     torch.manual_seed(rank)
-    trainer = SmokeEMA({**plans, "continue_training": False}, "2d", "all", dataset_json)
+    trainer = cls({**plans, "continue_training": False}, "2d", "all", dataset_json)
     trainer.device, trainer.grad_scaler = torch.device("cpu"), None
     trainer.on_train_start()
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()
-    before = [p.detach().clone() for p in trainer.network.parameters()]
-    trainer.on_train_epoch_end([trainer.train_step(next(trainer.dataloader_train)) for _ in range(3)])
-
     assert trainer.batch_size == 1
-    assert not all(torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
-    for p in (*trainer.network.parameters(), *trainer.method.teacher.parameters()):
-        everyones = [torch.empty_like(p) for _ in range(2)]
-        dist.all_gather(everyones, p.detach())
-        assert torch.equal(*everyones)
-    assert trainer.logger.get_value(PREFIX + "gradient_norm_unlabeled", 0) > 0
+    return trainer
+
+
+def finish() -> None:
     dist.barrier()
-    del trainer  # gloo aborts if a reducer outlives its process group
-    gc.collect()
+    gc.collect()  # gloo aborts if a reducer outlives its process group
     dist.destroy_process_group()
 
 
+def assert_same_on_both(values) -> None:
+    for value in values:
+        everyones = [torch.empty_like(value) for _ in range(2)]
+        dist.all_gather(everyones, value.detach())
+        assert torch.equal(*everyones)
+
+
+def train(rank: int, folder: str, port: int) -> None:
+    trainer = start(rank, folder, port, SmokeEMA)
+    before = [p.detach().clone() for p in trainer.network.parameters()]
+    trainer.on_train_epoch_end([trainer.train_step(next(trainer.dataloader_train)) for _ in range(3)])
+    assert not all(torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
+    assert_same_on_both([*trainer.network.parameters(), *trainer.method.teacher.parameters()])
+    assert trainer.logger.get_value(PREFIX + "gradient_norm_unlabeled", 0) > 0
+    del trainer
+    finish()
+
+
+def train_action(rank: int, folder: str, port: int) -> None:
+    """All stages of ACTION++; banks, queue, class means and centres are those of both processes together."""
+    trainer = start(rank, folder, port, SmokePlusPlus)
+    method, embeddings = trainer.method, []
+    assert_same_on_both(method.state_dict().values())
+    push = method.global_bank.push
+    method.global_bank.push = lambda rows: embeddings.append(rows) or push(rows)
+    for epoch in range(2):
+        trainer.current_epoch, trainer._step_in_epoch = epoch, 0
+        for _ in range(3):
+            before = [p.detach().clone() for p in trainer.network.parameters()]
+            trainer.train_step(next(trainer.dataloader_train))
+            assert not all(torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True))
+            assert_same_on_both([*trainer.network.parameters(), *method.state_dict().values()])
+    assert trainer._stage.startswith("stage iii")
+
+    everyones = [torch.empty_like(embeddings[0]) for _ in range(2)]
+    dist.all_gather(everyones, embeddings[-1])
+    assert torch.equal(method.global_bank.entries[:2], torch.cat(everyones).flip(0))
+    assert method.global_bank.count == 2 * len(embeddings)
+
+    sums, counts = torch.tensor([[1.0], [2.0]])[rank].expand(3, 18), torch.tensor([4, 0, 0 + rank])
+    means, total = method._means(sums, counts)  # of 1 + 2 over 8, 0 and 1 voxels
+    expected = method.represent(torch.tensor([3 / 8, 3.0, 3.0])[:, None].expand(3, 18))
+    torch.testing.assert_close(means, expected)
+    assert total.tolist() == [8, 0, 1]
+
+    rows = gather_rows(torch.full((1 + 2 * rank, 2), float(rank)))  # batches may differ in size
+    assert rows.tolist() == [[0, 0]] + 3 * [[1, 1]]
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    parameter.grad = torch.full((3,), float(rank))
+    average_gradients([parameter, torch.nn.Parameter(torch.zeros(1))])
+    assert parameter.grad.tolist() == [0.5] * 3
+    del trainer, method
+    finish()
+
+
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch was built without gloo")
-def test_both_processes_hold_the_same_parameters_after_unlabelled_steps(dataset):
-    port = 20000 + os.getpid() % 20000
-    mp.spawn(train, args=(str(dataset / "preprocessed" / DATASET), port), nprocs=2)
+@pytest.mark.parametrize("work", [train, train_action])
+def test_both_processes_hold_the_same_parameters_after_unlabelled_steps(dataset, work):
+    port = 20000 + (os.getpid() + 7 * (work is train)) % 20000
+    mp.spawn(work, args=(str(dataset / "preprocessed" / DATASET), port), nprocs=2)

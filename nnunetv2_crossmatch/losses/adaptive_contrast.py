@@ -1,0 +1,72 @@
+"""Adaptive anatomical contrast: labelled voxels towards their class's own corner of the sphere (ACTION++)."""
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn import functional as F
+
+_UNKNOWN = -1e4  # as in similarity_distillation.py
+
+
+def simplex_centres(classes: int, channels: int) -> Tensor:
+    """(classes, channels) unit vectors as far apart as can be: every cosine is -1 / (classes - 1).
+
+    Raises:
+        ValueError: fewer than two classes, or more classes than channels.
+    """
+    if not 2 <= classes <= channels:
+        raise ValueError(f"the simplex needs from 2 to {channels} classes (the channels), got {classes}")
+    return F.pad(F.normalize(torch.eye(classes) - 1 / classes, dim=1), (0, channels - classes))
+
+
+def assign_centres(means: Tensor, centres: Tensor) -> Tensor:
+    """The centre of each class, (classes,): Hungarian assignment that maximises the sum of cosines.
+
+    Args:
+        means: (classes, channels), running means of the classes; 0 for one not seen yet.
+        centres: (classes, channels).
+    """
+    cosine = F.normalize(means, dim=1) @ centres.T
+    _, assigned = linear_sum_assignment(cosine.cpu().numpy(), maximize=True)
+    return torch.as_tensor(assigned, device=means.device)
+
+
+def adaptive_contrast(
+    queries: Tensor,
+    present: Tensor,
+    entries: Tensor,
+    known: Tensor,
+    centres: Tensor,
+    *,
+    temperature: float,
+    centre_weight: float,
+) -> Tensor:
+    """Supervised contrast over a class-labelled queue plus a softmax over class centres (arXiv 2304.02689).
+
+    Per query: -mean over its class's entries p of log(exp(cos(q, p)/t) / sum over all entries a of exp(cos(q, a)/t)),
+    plus ``centre_weight`` times -log(exp(cos(q, own centre)/t) / sum over all centres of exp(cos(q, centre)/t)).
+
+    Args:
+        queries: (classes, queries, channels), labelled voxels of each class.
+        present: bool (classes,); a class that is not contributes 0.
+        entries: (classes, size, channels), the queue; gets no gradient.
+        known: bool (classes, size), its filled entries. While a class has none its first term is 0.
+        centres: (classes, channels), each class's own; get no gradient.
+        temperature: > 0.
+
+    Returns:
+        Scalar, the mean over the queries of each class, then over the classes present.
+    """
+    classes, count, _ = queries.shape
+    queries = (F.normalize(queries, dim=-1) / temperature).flatten(0, 1)
+    entries = F.normalize(entries.detach(), dim=-1)
+    logits = (queries @ entries.flatten(0, 1).T).masked_fill(~known.flatten(), _UNKNOWN)
+    # the mean of the positives' logits is the logit of their mean
+    filled = known.sum(1)
+    means = (entries * known[..., None]).sum(1) / filled[:, None].clamp(min=1)
+    positive = (queries * means.repeat_interleave(count, 0)).sum(1)
+    supervised = torch.where(filled > 0, (logits.logsumexp(1) - positive).reshape(classes, count).mean(1), 0)
+
+    own = torch.arange(classes, device=queries.device).repeat_interleave(count)
+    centre = F.cross_entropy(queries @ centres.detach().T, own, reduction="none").reshape(classes, count).mean(1)
+    return torch.where(present, supervised + centre_weight * centre, 0).sum() / present.sum().clamp(min=1)

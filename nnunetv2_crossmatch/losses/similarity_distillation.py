@@ -1,0 +1,36 @@
+"""A student learns which of a bank's entries its teacher finds similar."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+_UNKNOWN = -1e4  # exp() of it is 0 beside any cosine over a temperature; finite, so an empty bank gives 0 and not nan
+
+
+def similarity_distillation(
+    student: Tensor,
+    teacher: Tensor,
+    entries: Tensor,
+    known: Tensor,
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> Tensor:
+    """KL(p_t || p_s) with p(j) = softmax_j(cos(z, entry_j) / temperature) (ISD, arXiv 2012.09259; ACTION, 2206.02307).
+
+    Args:
+        student: (rows, channels).
+        teacher: (rows, channels); gets no gradient.
+        entries: (size, channels); get no gradient.
+        known: bool (size,); an entry that is not known has probability 0.
+
+    Returns:
+        (rows,); 0 with zero gradients while nothing is known.
+    """
+    entries = F.normalize(entries.detach(), dim=-1)
+
+    def log_probabilities(z: Tensor, temperature: float) -> Tensor:
+        cosine = F.normalize(z, dim=-1) @ entries.T
+        return (cosine / temperature).masked_fill(~known, _UNKNOWN).log_softmax(-1)
+
+    target = log_probabilities(teacher.detach(), teacher_temperature)
+    return (target.exp() * (target - log_probabilities(student, student_temperature))).sum(-1)

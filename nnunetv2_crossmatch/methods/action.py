@@ -1,0 +1,267 @@
+"""ACTION: similarity distillation as pre-training, then anatomical contrast with pseudo-labels.
+
+You, Dai, Min, Staib, Duncan, "Bootstrapping Semi-supervised Medical Image Segmentation with
+Anatomical-Aware Contrastive Distillation", IPMI 2023, arXiv 2206.02307.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_crossmatch.data.cutmix import CutMixPartner, draw_boxes, paste
+from nnunetv2_crossmatch.data.views import apply_strong, draw_strong
+from nnunetv2_crossmatch.losses.confident_cross_entropy import confident_cross_entropy
+from nnunetv2_crossmatch.losses.regional_contrast import negative_classes, regional_contrast
+from nnunetv2_crossmatch.losses.similarity_distillation import similarity_distillation
+from nnunetv2_crossmatch.methods import SUPERVISED, LabeledBatch, Method, UnlabeledBatch
+from nnunetv2_crossmatch.networks.banks import Bank
+from nnunetv2_crossmatch.networks.distributed import sum_over_processes
+from nnunetv2_crossmatch.networks.ema import EMATeacher
+from nnunetv2_crossmatch.networks.heads import GlobalHead, VoxelHead, WindowHead, mlp
+from nnunetv2_crossmatch.networks.split_unet import Features, SplitUNet
+from nnunetv2_crossmatch.networks.voxels import Voxels, draw_classes, of_union
+
+EMBEDDING = {2: 512, 3: 128}  # channels of embeddings and representations by dimension of the patch, paper's code
+WINDOW = {2: (8, 8), 3: (5, 4)}  # edge of a cell in voxels, cells a side: windows of 64^2 and 20^3, half overlapping
+
+
+@dataclass(frozen=True)
+class ACTIONConstants:
+    """Constants of the stages' losses: lambda_global L_global | L_nnU-Net + lambda_global L_global +
+    lambda_local L_local | L_nnU-Net + lambda_unsup L_unsup + lambda_anco L_anco.
+
+    stage_i, stage_ii: shares of the steps, >= 0, together <= 1; stage iii has the rest. The paper's epochs
+        are 100, 100, 200. A stage may begin within an epoch, so a run of one epoch has all three.
+    lambda_global, lambda_local, lambda_unsup, lambda_anco: weights, >= 0. Paper's code.
+    ema_decay: of the teacher, in [0, 1). Paper.
+    bank: entries of each of the two banks (embeddings, windows), >= 1. Paper.
+    student_temperature, teacher_temperature: of the similarity distillation, > 0. Paper's code.
+    cutmix: share of the volume that the box pasted in stage iii has, in (0, 1). Paper.
+    confident: confidence from which a pixel raises the weight of its image in L_unsup, in [0, 1]. Code.
+    valid: confidence from which an unlabelled voxel takes part in L_anco, in [0, 1]. ReCo, arXiv 2104.04465.
+    hard: the student's probability of the voxel's class below which it is a query, in [0, 1]. ReCo.
+    queries, negatives: drawn for each class, >= 1. ReCo.
+    temperature, class_temperature: of L_anco, and of the draw of its negatives' classes, > 0. ReCo.
+    """
+
+    stage_i: float = 0.25
+    stage_ii: float = 0.25
+    lambda_global: float = 1.0
+    lambda_local: float = 1.0
+    lambda_unsup: float = 1.0
+    lambda_anco: float = 0.01
+    ema_decay: float = 0.99
+    bank: int = 36
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.01
+    cutmix: float = 0.5
+    confident: float = 0.97
+    valid: float = 0.7
+    hard: float = 0.97
+    queries: int = 256
+    negatives: int = 512
+    temperature: float = 0.5
+    class_temperature: float = 0.5
+
+    def __post_init__(self) -> None:
+        self._check("must be in [0, 1]", lambda v: 0 <= v <= 1, "stage_i", "stage_ii", "confident", "valid", "hard")
+        self._check("must be in [0, 1)", lambda v: 0 <= v < 1, "ema_decay")
+        self._check("must be in (0, 1)", lambda v: 0 < v < 1, "cutmix")
+        temperatures = (name for name in vars(self) if name.endswith("temperature"))
+        self._check("must be positive", lambda v: v > 0, *temperatures)
+        self._check("must be at least 1", lambda v: v >= 1, "bank", "queries", "negatives")
+        lambdas = (name for name in vars(self) if name.startswith("lambda_"))
+        self._check("must not be negative", lambda v: v >= 0, *lambdas)
+        if self.stage_i + self.stage_ii > 1:
+            raise ValueError(f"stage_i and stage_ii must leave a share >= 0, got {self.stage_i} and {self.stage_ii}")
+
+    def _check(self, rule: str, holds, *names: str) -> None:
+        for name in names:
+            if not holds(getattr(self, name)):
+                raise ValueError(f"{name} {rule}, got {getattr(self, name)}")
+
+
+class ACTION(Method):
+    """Three stages, one after the other, and one moving-average teacher throughout.
+
+    Under DDP the banks and the classes' means are those of all processes together; queries and negatives
+    are drawn by each process from its own samples.
+
+    Args:
+        constants: see :class:`ACTIONConstants`.
+        student: copied for the teacher. Its encoder names its ``output_channels``.
+        spatial: size of the patch, 2 or 3 axes.
+    """
+
+    constants: ACTIONConstants
+    contrasts: tuple[str, ...] = ("anco",)  # losses that need the labelled voxels' features
+
+    def __init__(self, constants: ACTIONConstants, student: nn.Module, spatial: tuple[int, ...]):
+        super().__init__(constants)
+        c, levels = constants, list(student.encoder.output_channels)  # type: ignore[union-attr,arg-type]
+        self.classes: int = student.decoder.num_classes  # type: ignore[union-attr,assignment]
+        self.embedding = EMBEDDING[len(spatial)]
+        self.global_head = GlobalHead(levels[-1], self.embedding)
+        self.global_predictor = mlp(self.embedding, self.embedding)
+        self.global_bank = Bank(c.bank, self.embedding)
+        self.local_head = WindowHead(self.classes, spatial, *WINDOW[len(spatial)])
+        self.local_predictor = mlp(self.local_head.channels, self.local_head.channels)
+        self.local_bank = Bank(c.bank, self.local_head.channels)
+        self.represent = VoxelHead(sum(levels), self.embedding)
+        self.teacher = EMATeacher(student, c.ema_decay)
+        self.teacher_global = EMATeacher(self.global_head, c.ema_decay)
+        self.teacher_local = EMATeacher(self.local_head, c.ema_decay)
+        self._partner = CutMixPartner()
+        self.stages = (
+            (0.0, "stage i: similarity distillation of the encoder, no supervised loss"),
+            (c.stage_i, "stage ii: supervised, similarity distillation of encoder and windows"),
+            (c.stage_i + c.stage_ii, "stage iii: supervised, pseudo-labels, anatomical contrast"),
+        )
+
+    def weights(self, progress: float) -> dict[str, float]:
+        c = self.constants
+        if progress >= c.stage_i + c.stage_ii:
+            return {"unsup": c.lambda_unsup, "anco": c.lambda_anco}
+        if progress >= c.stage_i:
+            return {"global": c.lambda_global, "local": c.lambda_local}
+        # with all weights 0 every step is the supervised one
+        return {SUPERVISED: float(c.lambda_global == 0), "global": c.lambda_global}
+
+    def losses(
+        self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch
+    ) -> Iterator[dict[str, Tensor]]:
+        self.curves = {}
+        weights = self.weights(self.progress)
+        weak = unlabeled.image
+        strong = apply_strong(weak, draw_strong(weak.shape[0], weak.shape[1], weak.device))
+        strong = torch.where(unlabeled.valid, strong, weak)  # what is padded or masked out stays as it is
+        if "unsup" not in weights:
+            yield self._distil(network, unlabeled, strong, local=bool(weights.get("local")))
+        else:
+            contrast = any(weights[name] for name in self.contrasts)
+            yield self._fine_tune(network, unlabeled, strong, labeled if contrast else None)
+
+    def after_step(self, network: nn.Module) -> None:
+        self.teacher.update(network)
+        self.teacher_global.update(self.global_head)
+        self.teacher_local.update(self.local_head)
+
+    def _distil(
+        self, network: SplitUNet, unlabeled: UnlabeledBatch, strong: Tensor, *, local: bool
+    ) -> dict[str, Tensor]:
+        """L_global and L_local: weak view to the teacher, strong view to the student."""
+        teacher, valid = network.twin(self.teacher.network), unlabeled.valid
+        student_features = network.encode(strong)
+        with torch.no_grad():
+            features = teacher.encode(unlabeled.image)
+            target = self.teacher_global.network(features[-1], valid)
+        z = self.global_predictor(self.global_head(student_features[-1], valid))
+        losses = {"global": self._similarity(self.global_bank, z, target).mean()}
+        self.global_bank.push(target)
+        if local:
+            with torch.no_grad():
+                target, share = self.teacher_local.network(teacher.decode(features), valid)
+            windows, _ = self.local_head(network.decode(student_features), valid)
+            z = self.local_predictor(windows)
+            loss = self._similarity(self.local_bank, z.flatten(0, 1), target.flatten(0, 1))
+            losses["local"] = (loss * share.flatten()).sum() / share.sum().clamp(min=1e-6)
+            one = torch.multinomial(share.clamp(min=1e-6), 1)[:, 0]  # a window of each image: a bank of many images
+            self.local_bank.push(target[torch.arange(len(one), device=one.device), one])
+        return losses
+
+    def _similarity(self, bank: Bank, student: Tensor, teacher: Tensor) -> Tensor:
+        c = self.constants
+        return similarity_distillation(
+            student,
+            teacher,
+            bank.entries,
+            bank.known,
+            student_temperature=c.student_temperature,
+            teacher_temperature=c.teacher_temperature,
+        )
+
+    def _fine_tune(
+        self, network: SplitUNet, unlabeled: UnlabeledBatch, strong: Tensor, labeled: LabeledBatch | None
+    ) -> dict[str, Tensor]:
+        """L_unsup, and with the labelled batch what contrasts both graphs' voxels, in one graph."""
+        c = self.constants
+        image, label, confidence, valid = self._mix(network, unlabeled, strong)
+        outputs, levels = network.decode_levels(network.encode(image))
+        logits = _finest(outputs)
+        with torch.no_grad():
+            agreed = (logits.argmax(1, keepdim=True) == label) & valid
+        self.curves["agreement_strong_view"] = (agreed.sum(), valid.sum())
+        losses = {"unsup": confident_cross_entropy(logits, label, confidence, valid, threshold=c.confident)}
+        if labeled is not None:
+            pseudo = self._draw(levels, logits, label, valid & (confidence >= c.valid))
+            outputs, levels = network.decode_levels(network.encode(labeled.image))
+            known = self._draw(levels, _finest(outputs), labeled.label, labeled.valid)
+            losses[SUPERVISED] = labeled.loss(outputs)
+            losses |= self._contrast(known, pseudo, levels, labeled)
+        return losses
+
+    @torch.no_grad()
+    def _mix(self, network: SplitUNet, unlabeled: UnlabeledBatch, strong: Tensor) -> tuple[Tensor, ...]:
+        """Strong view with a pasted box; the teacher's label, its confidence and the valid voxels follow it."""
+        teacher = network.twin(self.teacher.network)
+        probabilities = teacher.decode(teacher.encode(unlabeled.image)).softmax(1)
+        confidence, label = probabilities.max(1, keepdim=True)
+        predicted = [(label == k) & unlabeled.valid for k in range(self.classes)]
+        confident = confidence >= self.constants.confident
+        self.curves["kept_share"] = (
+            torch.stack([(p & confident).sum() for p in predicted]),
+            torch.stack([p.sum() for p in predicted]),
+        )
+        batch, _, *spatial = strong.shape
+        self._partner.draw(batch)
+        box = draw_boxes(batch, tuple(spatial), 1.0, strong.device, volumes=(self.constants.cutmix,) * 2)
+        everything = {"image": strong, "label": label, "confidence": confidence, "valid": unlabeled.valid}
+        return tuple(paste(box, own, self._partner.of(name, own)) for name, own in everything.items())
+
+    def _draw(self, levels: Features, logits: Tensor, label: Tensor, valid: Tensor) -> Voxels:
+        c = self.constants
+        with torch.no_grad():
+            own = label.long().clamp(max=self.classes - 1)  # an ignore label is past the last class, and not valid
+            uncertain = logits.softmax(1).gather(1, own) < c.hard
+            masks = [(label == k) & valid for k in range(self.classes)]
+        return draw_classes(levels, masks, [mask & uncertain for mask in masks], c.negatives, c.queries)
+
+    def _contrast(self, known: Voxels, pseudo: Voxels, levels: Features, labeled: LabeledBatch) -> dict[str, Tensor]:
+        """L_anco over labelled voxels and those with a pseudo-label; ``levels`` are the labelled graph's."""
+        c, counts = self.constants, known.counts + pseudo.counts
+        with torch.no_grad():
+            means, _ = self._means(known.sums + pseudo.sums, counts)
+            origin = negative_classes(means, counts > 0, c.class_temperature)
+            origin = torch.multinomial(origin, c.negatives, replacement=True)  # (classes, negatives)
+            voxels = of_union(known.any, known.counts, pseudo.any, pseudo.counts)
+            negatives = self.represent(voxels[origin, torch.arange(c.negatives, device=origin.device)])
+        queries = of_union(known.hard, known.hard_counts, pseudo.hard, pseudo.hard_counts)
+        return {
+            "anco": regional_contrast(
+                self.represent(queries),
+                (known.hard_counts + pseudo.hard_counts > 0) & ((counts > 0).sum() > 1),
+                means,
+                negatives,
+                counts > 0,
+                temperature=self.temperature,
+            )
+        }
+
+    @property
+    def temperature(self) -> float:
+        """Of the contrast, now."""
+        return self.constants.temperature
+
+    def _means(self, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean representations (classes, channels) of all processes' voxels, and how many these are.
+
+        The head is linear, so the representation of the mean is the mean of the representations.
+        """
+        sums, counts = sum_over_processes(sums), sum_over_processes(counts)
+        return self.represent(sums / counts[:, None].clamp(min=1)), counts
+
+
+def _finest(outputs: Tensor | list[Tensor]) -> Tensor:
+    return (outputs if isinstance(outputs, Tensor) else outputs[0]).float()

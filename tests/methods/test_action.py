@@ -1,0 +1,350 @@
+"""ACTION against a slow version, voxel by voxel, as the definitions read."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from scipy.stats import chisquare
+from torch import nn
+
+from nnunetv2_crossmatch.methods import SUPERVISED, LabeledBatch, UnlabeledBatch, action
+from nnunetv2_crossmatch.methods.action import ACTION, ACTIONConstants
+from nnunetv2_crossmatch.methods.action_plus_plus import ACTIONPlusPlus, ACTIONPlusPlusConstants
+from nnunetv2_crossmatch.networks import voxels
+from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+from tests.losses.test_regional_contrast import slow as slow_contrast
+
+SMALL = {"queries": 6, "negatives": 7, "bank": 4, "valid": 0.35, "confident": 0.4, "hard": 0.4}
+CONSTANTS = ACTIONConstants(**SMALL)
+STAGE_I, STAGE_II, STAGE_III = 0.0, 0.3, 0.6
+SPATIAL = (16, 24)
+
+
+def unet(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return PlainConvUNet(
+        1,
+        n_stages=3,
+        features_per_stage=[4, 6, 8],
+        conv_op=nn.Conv2d,
+        kernel_sizes=3,
+        strides=[1, 2, 2],
+        n_conv_per_stage=1,
+        num_classes=3,
+        n_conv_per_stage_decoder=1,
+        conv_bias=True,
+        norm_op=nn.InstanceNorm2d,
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
+        deep_supervision=True,
+    )
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    return unet()
+
+
+def batches(batch: int = 2, seed: int = 1, classes=(0, 1, 2)) -> tuple[UnlabeledBatch, LabeledBatch]:
+    generator = torch.Generator().manual_seed(seed)
+    valid = torch.ones(batch, 1, *SPATIAL, dtype=torch.bool)
+    valid[..., :2] = False
+    image, other = torch.randn(2, batch, 1, *SPATIAL, generator=generator)
+    label = torch.tensor(classes)[torch.randint(0, len(classes), (batch, 1, *SPATIAL), generator=generator)]
+    label[:, :, :3] = 3  # nnU-Net's ignore label, past the last class
+
+    def loss(outputs):
+        return nn.functional.cross_entropy(outputs[0], label[:, 0], ignore_index=3)
+
+    return UnlabeledBatch(image, valid), LabeledBatch(other, label, label != 3, loss)
+
+
+def make(network: nn.Module, progress: float, cls=ACTION, constants=CONSTANTS) -> ACTION:
+    torch.manual_seed(3)
+    method = cls(constants, network, SPATIAL)
+    with torch.no_grad():  # a teacher and a student that differ
+        for p in method.teacher.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    method.progress = progress
+    return method
+
+
+def step(method: ACTION, network: nn.Module, unlabeled, labeled) -> dict[str, float]:
+    weights, values = {SUPERVISED: 1.0, **method.weights(method.progress)}, {}
+    for losses in method.losses(SplitUNet(network), unlabeled, labeled):
+        sum(weights[name] * loss for name, loss in losses.items()).backward()
+        values |= {name: loss.item() for name, loss in losses.items()}
+    return values
+
+
+def at(levels, sample, y, x) -> torch.Tensor:
+    return torch.cat([v[sample, :, y // (16 // v.shape[2]), x // (16 // v.shape[2])] for v in levels])
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Mask and indices of every draw of voxels: any of each class, then hard ones, of the unlabelled graph first."""
+    draws = []
+    original = voxels.draw_voxels
+
+    def draw(mask, count):
+        draws.append((mask, original(mask, count)))
+        return draws[-1][1]
+
+    monkeypatch.setattr(voxels, "draw_voxels", draw)
+    return draws
+
+
+def test_stage_iii_equals_the_definitions_voxel_by_voxel(network, monkeypatch, drawn):
+    unlabeled, labeled = batches()
+    method, mixed, negatives = make(network, STAGE_III), [], []
+    mix, contrast = method._mix, action.regional_contrast
+    monkeypatch.setattr(method, "_mix", lambda *args: mixed.append(mix(*args)) or mixed[-1])
+
+    def contrasting(queries, hard, means, others, present, **kwargs):
+        negatives.append((queries, others))
+        return contrast(queries, hard, means, others, present, **kwargs)
+
+    monkeypatch.setattr(action, "regional_contrast", contrasting)
+    values = step(method, network, unlabeled, labeled)
+
+    image, label, confidence, valid = mixed[0]
+    graphs = []  # (levels, probabilities, label, voxels that take part), theirs first as the method draws
+    with torch.no_grad():
+        for x, y, counted in (
+            (image, label, valid & (confidence >= 0.35)),
+            (labeled.image, labeled.label, labeled.valid),
+        ):
+            outputs, levels = SplitUNet(network).decode_levels(network.encoder(x))
+            graphs.append((levels, outputs[0].softmax(1), y, counted))
+        members = [[], [], []]  # representations of the voxels of each class, labelled and unlabelled
+        hard_ones = [[], [], []]
+        for levels, p, y, counted in graphs:
+            for sample, _, row, column in counted.nonzero().tolist():
+                c = int(y[sample, 0, row, column])
+                representation = method.represent(at(levels, sample, row, column))
+                members[c].append(representation)
+                if p[sample, c, row, column] < 0.4:
+                    hard_ones[c].append(representation)
+        means = torch.stack([torch.stack(m).mean(0) if m else torch.zeros(512) for m in members])
+        present = torch.tensor([bool(m) for m in members])
+
+        queries, others = negatives[0]
+        for c in range(3):  # every query is a hard voxel of its class, every negative a voxel of another class
+            for q in queries[c] if hard_ones[c] else ():
+                assert min((q - h).abs().max() for h in hard_ones[c]) < 1e-5
+            for n in others[c]:
+                assert min((n - m).abs().max() for v in range(3) if v != c for m in members[v]) < 1e-5
+        hard = torch.tensor([bool(h) for h in hard_ones])
+        assert hard.any()
+        expected = slow_contrast(queries.double(), hard, means.double(), others.double(), present, 0.5)
+        supervised = labeled.loss([graphs[1][1].log()]).item()
+    assert values["anco"] == pytest.approx(expected, rel=1e-4)
+    assert values[SUPERVISED] == pytest.approx(supervised, rel=1e-5)
+
+    expected = []
+    for i in range(2):
+        of_image = valid[i, 0]
+        ce = -graphs[0][1][i].gather(0, label[i])[0][of_image].log().mean().item()
+        expected.append((confidence[i, 0][of_image] >= 0.4).float().mean().item() * ce)
+    assert values["unsup"] == pytest.approx(sum(expected) / 2, rel=1e-4)
+    assert len(drawn) == 12 and all(mask.flatten()[index].all() for mask, index in drawn if mask.any())
+
+
+def test_the_mixed_view_follows_the_teachers_label_and_half_of_it_is_pasted(network, monkeypatch):
+    method, (unlabeled, labeled) = make(network, STAGE_III), batches(batch=2)
+    monkeypatch.setattr(action, "apply_strong", lambda image, parameters: image)
+    step(method, network, unlabeled, labeled)
+    method._partner.draw(2)
+    image, label, confidence, _ = method._mix(SplitUNet(network), unlabeled, unlabeled.image)
+    with torch.no_grad():
+        p = method.teacher.network(unlabeled.image)[0].softmax(1)
+    whole = {"image": unlabeled.image, "confidence": p.max(1, keepdim=True)[0], "label": p.argmax(1, keepdim=True)}
+    for i in range(2):
+        own = (image == unlabeled.image)[i]
+        assert own.float().mean().item() == pytest.approx(0.5, abs=0.08)
+        for name, value in (("image", image), ("label", label), ("confidence", confidence)):
+            assert torch.equal(value[i], torch.where(own, whole[name][i], whole[name][1 - i]))
+
+
+@pytest.mark.parametrize("progress", [STAGE_I, STAGE_II, STAGE_III])
+def test_who_gets_a_gradient_in_each_stage(network, progress):
+    method, (unlabeled, labeled) = make(network, progress), batches()
+    for _ in range(2):  # the first step finds empty banks
+        network.zero_grad()
+        method.zero_grad()
+        step(method, network, unlabeled, labeled)
+
+    def learns(module) -> bool:
+        return any(p.grad is not None and p.grad.any() for p in module.parameters())
+
+    stage = (STAGE_I, STAGE_II, STAGE_III).index(progress)
+    teachers = (method.teacher, method.teacher_global, method.teacher_local)
+    assert all(p.grad is None for teacher in teachers for p in teacher.parameters())
+    assert learns(network.encoder)
+    assert learns(network.decoder.stages) == (stage > 0)
+    assert [learns(head) for head in (method.global_head, method.local_head, method.represent)] == [
+        stage < 2,
+        stage == 1,
+        stage == 2,
+    ]
+    assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
+
+
+def test_l_anco_reaches_no_voxel_but_the_hard_ones_drawn_and_no_teacher(network, monkeypatch, drawn):
+    method, (unlabeled, labeled) = make(network, STAGE_III), batches()
+    maps = []
+    decode_levels = SplitUNet.decode_levels
+
+    def keep(self, features):
+        outputs, levels = decode_levels(self, features)
+        levels[0].retain_grad()  # feeds nothing but the logits and the contrast
+        maps.append(levels[0])
+        return outputs, levels
+
+    monkeypatch.setattr(SplitUNet, "decode_levels", keep)
+    next(iter(method.losses(SplitUNet(network), unlabeled, labeled)))["anco"].backward()
+    assert len(maps) == 2
+    for i, features in enumerate(maps):
+        reached = features.grad.any(1).flatten().nonzero()[:, 0].tolist()
+        queries = {int(v) for mask, index in drawn[6 * i + 3 : 6 * i + 6] if mask.any() for v in index}
+        assert reached and set(reached) <= queries
+    assert all(p.grad is None for p in method.teacher.parameters())
+
+
+def test_without_a_hard_voxel_l_anco_is_0_with_finite_gradients(network):
+    constants = replace(CONSTANTS, hard=0.0)
+    method, (unlabeled, labeled) = make(network, STAGE_III, constants=constants), batches()
+    losses = next(iter(method.losses(SplitUNet(network), unlabeled, labeled)))
+    losses["anco"].backward()
+    assert losses["anco"] == 0
+    assert all(p.grad is None or (p.grad == 0).all() for p in [*network.parameters(), *method.parameters()])
+
+
+def test_negatives_come_from_similar_classes_and_uniformly_from_both_graphs(network, monkeypatch):
+    method = make(network, STAGE_III, constants=replace(CONSTANTS, negatives=4000))
+    graphs = []
+    for graph in range(2):  # tagged (class, graph), so that each negative tells where it is from
+        tag = torch.zeros(3, 4000, 18)
+        tag[..., 0], tag[..., 1] = torch.arange(3.0)[:, None], graph
+        counts = torch.tensor([[100, 200, 300], [300, 200, 100]][graph])
+        sums = counts[:, None] * torch.randn(3, 18, generator=torch.Generator().manual_seed(0))
+        graphs.append(voxels.Voxels(tag, tag[:, :6], counts, counts, sums))
+    seen = []
+    method.represent = nn.Identity()
+    original = action.regional_contrast
+    monkeypatch.setattr(
+        action, "regional_contrast", lambda q, h, m, n, p, **k: seen.append((m, n)) or original(q, h, m, n, p, **k)
+    )
+    torch.manual_seed(1)
+    method._contrast(*graphs, [], None)
+    means, negatives = seen[0]
+    unit = nn.functional.normalize(means, dim=1)
+    for c in range(3):
+        others = [v for v in range(3) if v != c]
+        weights = [math.exp(float(unit[c] @ unit[v]) / 0.5) for v in others]
+        found = torch.bincount(negatives[c, :, 0].long(), minlength=3)[others]
+        assert int(found.sum()) == 4000
+        assert chisquare(found, [4000 * w / sum(weights) for w in weights]).pvalue > 0.001
+        for v, share in ((0, 0.75), (1, 0.5), (2, 0.25)):  # of the second graph
+            of_class = negatives[c][negatives[c, :, 0] == v]
+            if v != c:
+                assert of_class[:, 1].mean().item() == pytest.approx(share, abs=0.06)
+
+
+@pytest.mark.parametrize("cls", [ACTION, ACTIONPlusPlus])
+@pytest.mark.parametrize("classes", [(0, 1, 2), (0, 2), (1,)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_absent_classes_one_class_and_one_sample_work_in_every_stage(network, cls, classes, batch, monkeypatch):
+    constants = {ACTION: ACTIONConstants, ACTIONPlusPlus: ACTIONPlusPlusConstants}[cls](**SMALL)
+    if classes == (1,):
+        constants = replace(constants, valid=1.0)  # and no unlabelled voxel joins in
+    method = make(network, STAGE_I, cls, constants)
+    for progress in (STAGE_I, STAGE_I, STAGE_II, STAGE_II, STAGE_III, STAGE_III):
+        method.progress = progress
+        network.zero_grad()
+        values = step(method, network, *batches(batch, classes=classes))
+        method.after_step(network)
+        assert all(map(math.isfinite, values.values()))
+        assert all(p.grad.isfinite().all() for p in [*network.parameters(), *method.parameters()] if p.grad is not None)
+        if classes == (1,) and progress == STAGE_III:
+            assert values["anco"] == 0, "there is nothing to contrast with"
+
+
+def test_distillation_starts_with_an_empty_bank_and_enqueues_after_the_loss(network):
+    method, (unlabeled, labeled) = make(network, STAGE_II), batches()
+    first, second = (step(method, network, unlabeled, labeled) for _ in range(2))
+    assert set(first.values()) == {0.0} and min(second.values()) > 0
+    assert method.global_bank.count == method.local_bank.count == 4
+    with torch.no_grad():
+        expected = method.teacher_global.network(method.teacher.network.encoder(unlabeled.image)[-1], unlabeled.valid)
+    torch.testing.assert_close(method.global_bank.entries[:2], expected.flip(0))
+
+
+def test_padded_voxels_count_in_no_stage(network, monkeypatch):
+    """Whatever the padded columns predict: the window and pseudo-label losses stay as they are."""
+    monkeypatch.setattr(action, "apply_strong", lambda image, parameters: image)
+    unlabeled, labeled = batches()
+    decode_levels = SplitUNet.decode_levels
+    values = []
+    for noise in (0.0, 100.0):
+
+        def spoiled(self, features, noise=noise):
+            outputs, levels = decode_levels(self, features)
+            return [outputs[0] + noise * ~unlabeled.valid, *outputs[1:]], levels
+
+        monkeypatch.setattr(SplitUNet, "decode_levels", spoiled)
+        method = make(network, STAGE_III, constants=replace(CONSTANTS, lambda_anco=0.0))
+        monkeypatch.setattr(action, "draw_boxes", lambda *args, **kwargs: torch.zeros_like(unlabeled.valid))
+        values.append(step(method, network, unlabeled, labeled)["unsup"])
+    assert values[0] == pytest.approx(values[1]) and values[0] > 0
+
+
+def test_the_teacher_follows_with_all_its_heads_once_a_step(network):
+    method, (unlabeled, labeled) = make(network, STAGE_II), batches()
+    optimizer = torch.optim.SGD([*network.parameters(), *(p for p in method.parameters() if p.requires_grad)], 0.1)
+    for _ in range(3):
+        step(method, network, unlabeled, labeled)
+        optimizer.step()
+        before = [p.clone() for p in method.teacher_global.network.parameters()]
+        method.after_step(network)
+    for teacher in (method.teacher, method.teacher_global, method.teacher_local):
+        assert teacher.updates == 3
+    for old, mine, theirs in zip(
+        before, method.teacher_global.network.parameters(), method.global_head.parameters(), strict=True
+    ):
+        torch.testing.assert_close(mine, old * 2 / 3 + theirs / 3)
+
+
+def test_weights_and_stages_follow_the_progress(network):
+    method = make(network, 0.0)
+    assert method.weights(0.0) == {SUPERVISED: 0.0, "global": 1.0}
+    assert method.weights(0.2499) == method.weights(0.0)
+    assert method.weights(0.25) == {"global": 1.0, "local": 1.0}
+    assert method.weights(0.5) == {"unsup": 1.0, "anco": 0.01}
+    assert [start for start, _ in method.stages] == [0.0, 0.25, 0.5]
+    off = {name: 0.0 for name in ("lambda_global", "lambda_local", "lambda_unsup", "lambda_anco")}
+    nothing = make(network, 0.0, constants=replace(CONSTANTS, **off))
+    for progress in (STAGE_I, STAGE_II, STAGE_III):
+        weights = nothing.weights(progress)
+        assert weights.pop(SUPERVISED, 1.0) == 1.0 and not any(weights.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stage_i", 1.5),
+        ("ema_decay", 1.0),
+        ("cutmix", 0.0),
+        ("queries", 0),
+        ("temperature", 0.0),
+        ("lambda_anco", -1.0),
+    ],
+)
+def test_a_constant_out_of_range_is_refused_with_its_value(name, value):
+    with pytest.raises(ValueError, match=f"{name} must .*{value}"):
+        replace(CONSTANTS, **{name: value})
+    with pytest.raises(ValueError, match=r"stage_i and stage_ii .* 0.7 and 0.6"):
+        replace(CONSTANTS, stage_i=0.7, stage_ii=0.6)

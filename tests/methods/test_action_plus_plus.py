@@ -1,0 +1,77 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nnunetv2_crossmatch.losses.adaptive_contrast import simplex_centres
+from nnunetv2_crossmatch.methods import action_plus_plus
+from nnunetv2_crossmatch.methods.action_plus_plus import ACTIONPlusPlus, ACTIONPlusPlusConstants
+from tests.losses.test_adaptive_contrast import slow
+from tests.methods import test_action
+from tests.methods.test_action import SMALL, STAGE_III, batches, step, unet
+
+CONSTANTS = ACTIONPlusPlusConstants(**SMALL, queue=36)
+
+
+def make(network, progress=STAGE_III, constants=CONSTANTS) -> ACTIONPlusPlus:
+    return test_action.make(network, progress, ACTIONPlusPlus, constants)
+
+
+def test_the_temperature_is_one_period_of_a_cosine_over_stage_iii():
+    method = make(unet())
+    for done in (0.0, 0.1, 0.25, 0.5, 0.9, 1.0):
+        method.progress = 0.5 + 0.5 * done
+        assert method.temperature == pytest.approx(0.1 + 0.5 * (1 + math.cos(2 * math.pi * done)) * 0.9)
+    assert make(unet(), 0.5).temperature == 1.0
+    assert make(unet(), 0.75).temperature == pytest.approx(0.1)
+
+
+def test_l_aaco_equals_the_definition_with_queue_means_and_assignment(monkeypatch):
+    network = unet()
+    method, (unlabeled, labeled) = make(network), batches()
+    seen = []
+    original = action_plus_plus.adaptive_contrast
+
+    def contrast(queries, present, entries, known, centres, **kwargs):
+        seen.append((queries.detach(), present, entries.clone(), known.clone(), centres, kwargs["temperature"]))
+        return original(queries, present, entries, known, centres, **kwargs)
+
+    monkeypatch.setattr(action_plus_plus, "adaptive_contrast", contrast)
+    values = [step(method, network, unlabeled, labeled)["aaco"] for _ in range(3)]
+    for value, (queries, present, entries, known, centres, temperature) in zip(values, seen, strict=True):
+        everything = [t.double() for t in (queries, entries, centres)]
+        expected = slow(everything[0], present, everything[1], known, everything[2], temperature, 0.2)
+        assert value == pytest.approx(expected, rel=1e-4)
+    assert [int(known.sum()) for _, _, _, known, _, _ in seen] == [0, 18, 36]  # enqueued after the loss
+    torch.testing.assert_close(method.queue.entries[:, :6], seen[2][0])
+    assert all(torch.equal(c.sort(0)[0], simplex_centres(3, 512).sort(0)[0]) for *_, c, _ in seen)
+
+
+def test_running_means_are_of_labelled_voxels_and_forget_at_their_rate():
+    network = unet()
+    method = make(network, constants=replace(CONSTANTS, mean_rate=0.25))
+    expected = torch.zeros(3, 512)
+    for seed, classes in enumerate([(0, 1), (0, 2), (0, 2)]):
+        unlabeled, labeled = batches(seed=seed, classes=classes)
+        step(method, network, unlabeled, labeled)
+        with torch.no_grad():
+            _, levels = test_action.SplitUNet(network).decode_levels(network.encoder(labeled.image))
+            for c in classes:
+                voxels = [test_action.at(levels, i, y, x) for i, _, y, x in (labeled.label == c).nonzero().tolist()]
+                mean = method.represent(torch.stack(voxels)).mean(0)
+                mean = mean / mean.norm()
+                expected[c] = mean if not expected[c].any() else 0.75 * expected[c] + 0.25 * mean
+    torch.testing.assert_close(method.running, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_weights_add_l_aaco_to_stage_iii_alone():
+    method = make(unet())
+    assert method.weights(0.5) == {"unsup": 1.0, "anco": 0.01, "aaco": 0.01}
+    assert "aaco" not in {**method.weights(0.0), **method.weights(0.3)}
+
+
+@pytest.mark.parametrize(("name", "value"), [("lowest_temperature", 0.0), ("mean_rate", 0.0), ("queue", 0)])
+def test_a_constant_out_of_range_is_refused_with_its_value(name, value):
+    with pytest.raises(ValueError, match=f"{name} must .*{value}"):
+        replace(CONSTANTS, **{name: value})

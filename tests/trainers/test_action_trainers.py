@@ -1,0 +1,195 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunetv2_crossmatch.trainers import nnUNetTrainerACTION_smoke, nnUNetTrainerACTIONPlusPlus_smoke
+from nnunetv2_crossmatch.trainers.curves import PREFIX
+from tests.trainers.test_semi_supervised import annotate_all, ignore, regions, residual, start, weights
+
+SMALL = {"queries": 8, "negatives": 8, "valid": 0.0, "confident": 0.0, "hard": 1.0}
+
+
+class Smoke(nnUNetTrainerACTION_smoke):
+    """Short, with voxels that count although the network knows nothing yet."""
+
+    constants = replace(nnUNetTrainerACTION_smoke.constants, **SMALL)
+
+
+class SmokePlusPlus(nnUNetTrainerACTIONPlusPlus_smoke):
+    constants = replace(nnUNetTrainerACTIONPlusPlus_smoke.constants, **SMALL, queue=48)
+
+
+class FourEpochs(Smoke):
+    """An epoch of stage i, one of stage ii, two of stage iii; each leaves a checkpoint."""
+
+    epochs = 4
+
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.save_every = 1
+
+
+class FourEpochsPlusPlus(FourEpochs, SmokePlusPlus):
+    constants = SmokePlusPlus.constants
+    method_class = SmokePlusPlus.method_class
+
+
+class NoDeepSupervision(SmokePlusPlus):
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.enable_deep_supervision = False
+
+
+def curve(trainer, name: str) -> list:
+    return trainer.logger.local_logger.my_fantastic_logging[PREFIX + name]
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@pytest.mark.parametrize(("cls", "edit"), [(Smoke, residual), (SmokePlusPlus, ignore), (NoDeepSupervision, residual)])
+def test_two_epochs_pass_through_all_stages(make_trainer, dataset, configuration, cls, edit):
+    annotate_all(dataset)
+    trainer = make_trainer(cls, configuration, edit=edit)
+    trainer.run_training()
+    for name in ("loss_global", "loss_local", "loss_unsup", "loss_anco", "loss_supervised"):
+        assert np.isfinite(curve(trainer, name)).any(), name
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert [f"stage {s}:" in log for s in ("i", "ii", "iii")] == [True] * 3
+    method = json.loads((Path(trainer.output_folder) / "method.json").read_text())
+    assert method["stage_i"] == 0.25 and method["method"] == cls.method_class.__name__
+
+
+def test_weight_0_everywhere_is_the_supervised_step_exactly(make_trainer):
+    class Supervised(Smoke):
+        constants = replace(Smoke.constants, lambda_global=0.0, lambda_local=0.0, lambda_unsup=0.0, lambda_anco=0.0)
+
+    stock, ours = (start(make_trainer(cls)) for cls in (nnUNetTrainer, Supervised))
+    ours.network.load_state_dict(stock.network.state_dict())
+    ours.num_epochs = 1  # the three steps are in stage i, ii and iii
+    for _ in range(3):
+        batch = next(stock.dataloader_train)
+        copy = {"data": batch["data"].clone(), "target": [t.clone() for t in batch["target"]]}
+        assert stock.train_step(batch)["loss"] == ours.train_step(copy)["loss"]
+    assert all(torch.equal(a, b) for a, b in zip(weights(stock), weights(ours), strict=True))
+
+
+def test_the_labelled_part_of_stage_iii_is_nnunets_own_forward_and_loss(make_trainer):
+    trainer = start(make_trainer(Smoke))
+    trainer.method.progress = 0.9
+    batch = next(trainer.dataloader_train)
+    unlabeled = next(trainer.dataloader_unlabeled)
+    trainer.dataloader_unlabeled = iter([unlabeled])
+    with torch.no_grad():
+        expected = trainer.loss(trainer.network(batch["data"]), batch["target"])
+        split, method = trainer._split_network, trainer.method
+        labeled = trainer._labeled_batch(batch)
+        outputs, _ = split.decode_levels(split.encode(labeled.image))
+        assert torch.equal(labeled.loss(outputs), expected)
+    values = trainer._method_backward({"supervised": 1.0, **method.weights(0.9)}, labeled)
+    assert torch.equal(values["supervised"], expected)
+
+
+def test_stage_i_moves_the_encoder_alone_and_validates_all_the_same(make_trainer):
+    trainer = start(make_trainer(Smoke))
+    trainer.num_epochs = 100
+    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    for _ in range(3):
+        trainer.train_step(next(trainer.dataloader_train))
+    changed = {name for name, p in trainer.network.named_parameters() if not torch.equal(p, before[name])}
+    assert changed and all(name.startswith("encoder") for name in changed)
+    with torch.no_grad():
+        assert np.isfinite(trainer.validation_step(next(trainer.dataloader_val))["loss"])
+
+
+def test_heads_learn_with_nnunets_optimiser_schedule_and_clipping(make_trainer):
+    class Long(Smoke):
+        epochs = 100
+
+    trainer = start(make_trainer(Long))
+    network, heads = trainer.optimizer.param_groups
+    assert len(heads["params"]) == len([p for p in trainer.method.parameters() if p.requires_grad])
+    assert {k: v for k, v in network.items() if k != "params"} == {k: v for k, v in heads.items() if k != "params"}
+    before = [p.detach().clone() for p in trainer.method.global_head.parameters()]
+    for _ in range(2):
+        trainer.train_step(next(trainer.dataloader_train))
+    assert not any(map(torch.equal, before, trainer.method.global_head.parameters()))
+    trainer.current_epoch = 50
+    trainer.on_train_epoch_start()
+    assert network["lr"] == heads["lr"] == pytest.approx(0.01 * 0.5**0.9)
+
+
+@pytest.mark.parametrize("cls", [FourEpochs, FourEpochsPlusPlus])
+def test_a_run_is_continued_in_every_stage(make_trainer, cls):
+    first = make_trainer(cls)
+    checkpoints = []
+
+    def keep(name, save=first.save_checkpoint):
+        save(name)
+        if name.endswith("latest.pth"):
+            checkpoints.append(Path(name).rename(Path(name).with_name(f"after{len(checkpoints) + 1}.pth")))
+
+    first.save_checkpoint = keep
+    first.run_training()
+    assert len(checkpoints) == 3
+    for epoch, checkpoint in enumerate(checkpoints, 1):
+        second = make_trainer(cls, seed=1)
+        second.load_checkpoint(str(checkpoint))
+        assert second.current_epoch == epoch
+        on_disk = torch.load(checkpoint, weights_only=False)
+        state = second.method.state_dict()
+        assert state.keys() == on_disk["semi_supervised_method"].keys()
+        assert all(torch.equal(v, on_disk["semi_supervised_method"][k]) for k, v in state.items())
+        assert second.method.teacher.updates == epoch * 3
+        assert second.optimizer.state_dict()["state"].keys() == on_disk["optimizer_state"]["state"].keys()
+        start(second)
+        second.train_step(next(second.dataloader_train))
+        assert second._stage.startswith(("stage ii:", "stage iii:", "stage iii:")[epoch - 1])
+
+
+def test_the_saved_network_is_stock_and_everything_else_lies_beside_it(make_trainer):
+    stock, ours = (make_trainer(cls) for cls in (nnUNetTrainer, SmokePlusPlus))
+    stock.initialize()
+    ours.run_training()
+    saved = torch.load(Path(ours.output_folder) / "checkpoint_final.pth", weights_only=False)
+    assert saved["network_weights"].keys() == stock.network.state_dict().keys()
+    stock.network.load_state_dict(saved["network_weights"])
+    beside = {name.split(".")[0] for name in saved["semi_supervised_method"]}
+    assert beside >= {"teacher", "global_head", "local_head", "represent", "global_bank", "queue", "centres", "running"}
+
+
+def test_stages_are_drawn(make_trainer, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "nnunetv2_crossmatch.trainers.semi_supervised.plot_curves",
+        lambda logger, file, classes, stages: drawn.append(stages),
+    )
+    make_trainer(Smoke).run_training()
+    assert drawn[0] == [(0.0, "stage i"), (0.5, "stage ii"), (1.0, "stage iii")]
+
+
+def test_regions_are_refused_at_once(make_trainer):
+    with pytest.raises(RuntimeError, match="Smoke contrasts classes that exclude each other"):
+        make_trainer(Smoke, edit=regions).initialize()
+
+
+def test_a_gradient_scaler_changes_no_step(make_trainer):
+    """What mixed precision on a GPU adds, with a scaler on the CPU, in stage iii."""
+    plain, scaled = start(make_trainer(Smoke)), start(make_trainer(Smoke))
+    scaled.network.load_state_dict(plain.network.state_dict())
+    scaled.method.load_state_dict(plain.method.state_dict())
+    scaled.grad_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    labeled, unlabeled = next(plain.dataloader_train), next(plain.dataloader_unlabeled)
+    for trainer in (plain, scaled):
+        trainer.current_epoch = 1
+        trainer.dataloader_unlabeled = iter([unlabeled])
+        torch.manual_seed(0)
+        trainer.train_step(labeled)
+    for ours, theirs in zip(weights(scaled), weights(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert scaled._ratios.pop()["gradient_norm_joint"] == pytest.approx(
+        plain._ratios.pop()["gradient_norm_joint"], rel=1e-3
+    )
