@@ -14,4 +14,4 @@ fi
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
 "$venv/bin/lint-imports"
-"$venv/bin/python" -m pytest "$@"
+"$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"
