@@ -17,6 +17,10 @@ def similarity_distillation(
 ) -> Tensor:
     """KL(p_t || p_s) with p(j) = softmax_j(cos(z, entry_j) / temperature) (ISD, arXiv 2012.09259; ACTION, 2206.02307).
 
+    The cosine is that of the directions seen from the mean of the known entries. nnU-Net's InstanceNorm gives
+    a channel nearly the same mean in every image, so seen from the origin all pooled embeddings point one way
+    (cosines above 0.97 before training): both distributions are uniform and nothing is learned.
+
     Args:
         student: (rows, channels).
         teacher: (rows, channels); gets no gradient.
@@ -26,10 +30,12 @@ def similarity_distillation(
     Returns:
         (rows,); 0 with zero gradients while nothing is known.
     """
-    entries = F.normalize(entries.detach(), dim=-1)
+    entries = entries.detach()
+    centre = (entries * known[:, None]).sum(0) / known.sum().clamp(min=1)
+    directions = F.normalize(entries - centre, dim=-1)
 
     def log_probabilities(z: Tensor, temperature: float) -> Tensor:
-        cosine = F.normalize(z, dim=-1) @ entries.T
+        cosine = F.normalize(z - centre, dim=-1) @ directions.T
         return (cosine / temperature).masked_fill(~known, _UNKNOWN).log_softmax(-1)
 
     target = log_probabilities(teacher.detach(), teacher_temperature)

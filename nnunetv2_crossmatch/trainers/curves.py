@@ -89,7 +89,8 @@ def plot_curves(logger, file: Path, classes: list[str], stages: Sequence[tuple[f
                 axis.legend()
             axis.grid(alpha=0.3)
         for start, name in stages:
-            axes[0].text(start - 0.5, 1, name, transform=axes[0].get_xaxis_transform(), va="top", color="gray")
+            place = {"transform": axes[0].get_xaxis_transform(), "va": "bottom", "color": "gray"}
+            axes[0].text(max(start - 0.5, 0), 0, name, **place)
         axes[-1].set_xlabel("epoch")
         figure.savefig(file)
         plt.close(figure)

@@ -9,11 +9,12 @@ TEMPERATURES = {"student_temperature": 0.1, "teacher_temperature": 0.05}
 
 
 def cosine(a, b) -> float:
-    return (a @ b / (a.norm() * b.norm())).item()
+    return (a @ b / (a.norm() * b.norm()).clamp(min=1e-12)).item()
 
 
 def slow(student, teacher, entries) -> list[float]:
-    losses = []
+    losses, centre = [], sum(entries) / len(entries)
+    student, teacher, entries = student - centre, teacher - centre, entries - centre
     for s, t in zip(student, teacher, strict=True):
         p_s = [math.exp(cosine(s, e) / 0.1) for e in entries]
         p_t = [math.exp(cosine(t, e) / 0.05) for e in entries]
@@ -39,3 +40,13 @@ def test_only_the_student_gets_a_gradient_and_an_empty_bank_gives_none():
     loss = similarity_distillation(student, teacher, entries, torch.zeros(12, dtype=torch.bool), **TEMPERATURES)
     loss.sum().backward()
     assert not loss.any() and not student.grad.any()
+
+
+def test_what_all_embeddings_share_does_not_count():
+    torch.manual_seed(0)
+    student, teacher, entries = (torch.randn(n, 8, dtype=torch.float64) for n in (3, 3, 12))
+    known, shared = torch.arange(12) < 9, 100 * torch.ones(8, dtype=torch.float64)
+    losses = [
+        similarity_distillation(student + s, teacher + s, entries + s, known, **TEMPERATURES) for s in (0, shared)
+    ]
+    torch.testing.assert_close(*losses)

@@ -35,3 +35,17 @@ def test_a_curve_that_begins_late_or_pauses_has_one_value_per_epoch(tmp_path):
     assert store[PREFIX + "kept_share"][2] == [0.6, 0.7]
     plot_curves(logger, tmp_path / "curves.png", ["background", "organ"])
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_stages_are_lines_in_every_panel_and_named_in_the_first(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("nnunetv2_crossmatch.trainers.curves.plt.close", figures.append)
+    logger = MetaLogger(str(tmp_path), False)
+    for epoch in range(4):
+        log_curves(logger, {"loss_a": 1.0, "clipped_share": 0.0}, epoch)
+    plot_curves(logger, tmp_path / "curves.png", ["background"], [(0, "i"), (1.0, "ii"), (2.5, "iii")])
+    axes = figures[0].axes
+    for axis in axes:
+        dashed = [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"]
+        assert dashed == [0.5, 2.0]
+    assert [text.get_text() for text in axes[0].texts] == ["i", "ii", "iii"]
