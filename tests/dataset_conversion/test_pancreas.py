@@ -154,7 +154,7 @@ def convert_bad(source, match):
 def test_a_missing_slice(base, source):
     write_case(source, 1, drop=(6,))
     convert_bad(source, r"PANCREAS_0001: slices are missing or doubled: they lie 1 mm apart, .* at -305 and -303 mm")
-    assert not any((base / "raw").iterdir())
+    assert not any((base / "raw").glob("Dataset*"))
 
 
 def test_a_missing_last_slice_shows_in_the_label(base, source):

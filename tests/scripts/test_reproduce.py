@@ -53,9 +53,9 @@ def test_from_the_download_to_the_table_in_slices(tmp_path, monkeypatch):
 
     trainer = "nnUNetTrainerCrossMatch_smoke"
     once = ("-p", "nnUNetPlansSmall", "--trainers", trainer)
-    slices = [call(*once, "--slice-minutes", "0.02")]  # shorter than an epoch: one is trained all the same
-    while "slice is over" in slices[-1] and len(slices) < 6:
-        slices.append(call(*once, "--slice-minutes", "0.02"))
+    slices = [call(*once, "--slice-minutes", "0.001")]  # shorter than an epoch: one is trained all the same
+    while "slice is over" in slices[-1] and len(slices) < 8:
+        slices.append(call(*once, "--slice-minutes", "0.001"))
     assert len(slices) >= 3, "an epoch, another epoch, predictions"
     assert f"{trainer}_2epochs" in slices[-1]
     (tmp_path / "source").rename(tmp_path / "no source")  # and a third one all but the unlabelled originals
