@@ -26,7 +26,7 @@ def assign_centres(means: Tensor, centres: Tensor) -> Tensor:
         means: (classes, channels), running means of the classes; 0 for one not seen yet.
         centres: (classes, channels).
     """
-    cosine = F.normalize(means, dim=1) @ centres.T
+    cosine = (F.normalize(means, dim=1) @ centres.T).nan_to_num()
     _, assigned = linear_sum_assignment(cosine.cpu().numpy(), maximize=True)
     return torch.as_tensor(assigned, device=means.device)
 

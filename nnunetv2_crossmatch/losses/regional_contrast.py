@@ -18,7 +18,8 @@ def negative_classes(means: Tensor, present: Tensor, temperature: float) -> Tens
     """
     means = F.normalize(means, dim=-1)
     possible = present & ~torch.eye(len(means), dtype=torch.bool, device=means.device)
-    similarity = (means @ means.T / temperature).masked_fill(~possible, -torch.inf)
+    similarity = (means @ means.T / temperature).nan_to_num()  # of a step that overflowed, which is skipped
+    similarity = similarity.masked_fill(~possible, -torch.inf)
     return torch.where(possible.any(1, keepdim=True), similarity, 0).softmax(1)
 
 

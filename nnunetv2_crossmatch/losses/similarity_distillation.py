@@ -17,9 +17,9 @@ def similarity_distillation(
 ) -> Tensor:
     """KL(p_t || p_s) with p(j) = softmax_j(cos(z, entry_j) / temperature) (ISD, arXiv 2012.09259; ACTION, 2206.02307).
 
-    The cosine is that of the directions seen from the mean of the known entries. nnU-Net's InstanceNorm gives
-    a channel nearly the same mean in every image, so seen from the origin all pooled embeddings point one way
-    (cosines above 0.97 before training): both distributions are uniform and nothing is learned.
+    Unlike there, the cosine is that of the directions seen from the mean of the known entries. nnU-Net's
+    InstanceNorm gives a channel nearly the same mean in every image, so seen from the origin all pooled
+    embeddings point nearly one way (cosines above 0.97 before training), and there is hardly a gradient.
 
     Args:
         student: (rows, channels).

@@ -36,13 +36,15 @@ class ACTIONConstants:
         are 100, 100, 200. A stage may begin within an epoch, so a run of one epoch has all three.
     lambda_global, lambda_local, lambda_unsup, lambda_anco: weights, >= 0. Paper's code.
     ema_decay: of the teacher, in [0, 1). Paper.
-    bank: entries of each of the two banks (embeddings, windows), >= 1. Paper.
+    bank: entries of each of the two banks (embeddings, windows), >= 1. Paper. Of the windows one of each image
+        is entered, drawn at random, so that a bank holds many images.
     student_temperature, teacher_temperature: of the similarity distillation, > 0. Paper's code.
     cutmix: share of the volume that the box pasted in stage iii has, in (0, 1). Paper.
     confident: confidence from which a pixel raises the weight of its image in L_unsup, in [0, 1]. Code.
     valid: confidence from which an unlabelled voxel takes part in L_anco, in [0, 1]. ReCo, arXiv 2104.04465.
     hard: the student's probability of the voxel's class below which it is a query, in [0, 1]. ReCo.
-    queries, negatives: drawn for each class, >= 1. ReCo.
+    queries, negatives: drawn for each class, >= 1. ReCo, but for one draw of negatives for all queries of a
+        class, which costs a fraction of the memory.
     temperature, class_temperature: of L_anco, and of the draw of its negatives' classes, > 0. ReCo.
     """
 
@@ -167,7 +169,7 @@ class ACTION(Method):
             z = self.local_predictor(windows)
             loss = self._similarity(self.local_bank, z.flatten(0, 1), target.flatten(0, 1))
             losses["local"] = (loss * share.flatten()).sum() / share.sum().clamp(min=1e-6)
-            one = torch.multinomial(share.clamp(min=1e-6), 1)[:, 0]  # a window of each image: a bank of many images
+            one = torch.multinomial(share.clamp(min=1e-6), 1)[:, 0]
             self.local_bank.push(target[torch.arange(len(one), device=one.device), one])
         return losses
 

@@ -95,5 +95,6 @@ class ACTIONPlusPlus(ACTION):
         means, counts = self._means(known.sums, known.counts)
         means = F.normalize(means, dim=1)
         rate = torch.where(self.running.any(1, keepdim=True), self.constants.mean_rate, 1.0)  # the first is copied
-        self.running.copy_(torch.where(counts[:, None] > 0, self.running.lerp(means, rate), self.running))
+        usable = (counts > 0) & means.isfinite().all(1)
+        self.running.copy_(torch.where(usable[:, None], self.running.lerp(means, rate), self.running))
         return self.centres[assign_centres(self.running, self.centres)]

@@ -29,8 +29,9 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def push(self, rows: Tensor) -> None:
-        """Add rows (n, channels), under DDP those of all processes."""
+        """Add rows (n, channels), under DDP those of all processes; one that is not finite repeats the newest."""
         rows = gather_rows(rows)
+        rows = torch.where(rows.isfinite().all(1, keepdim=True), rows, self.entries[:1])
         self.entries.copy_(torch.cat([rows.flip(0), self.entries])[: len(self.entries)])
         self.count.add_(len(rows)).clamp_(max=len(self.entries))
 
@@ -58,9 +59,13 @@ class ClassQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, rows: Tensor, present: Tensor) -> None:
-        """Add rows (classes, n, channels) of the classes that are ``present`` (classes,), of every process."""
+        """Add rows (classes, n, channels) of the classes that are ``present`` (classes,), of every process.
+
+        One that is not finite repeats its class's newest.
+        """
         size = self.entries.shape[1]
         for new, occurs in zip(gather_rows(rows[None]), gather_rows(present[None]), strict=True):
+            new = torch.where(new.isfinite().all(2, keepdim=True), new, self.entries[:, :1])
             longer = torch.cat([new, self.entries], 1)[:, :size]
             self.entries.copy_(torch.where(occurs[:, None, None], longer, self.entries))
             self.counts.copy_(torch.where(occurs, self.counts + new.shape[1], self.counts).clamp(max=size))

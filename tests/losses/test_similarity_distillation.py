@@ -12,14 +12,14 @@ def cosine(a, b) -> float:
     return (a @ b / (a.norm() * b.norm()).clamp(min=1e-12)).item()
 
 
-def slow(student, teacher, entries) -> list[float]:
+def slow(student, teacher, entries, tau_s=0.1, tau_t=0.05) -> list[float]:
     losses, centre = [], sum(entries) / len(entries)
     student, teacher, entries = student - centre, teacher - centre, entries - centre
     for s, t in zip(student, teacher, strict=True):
-        p_s = [math.exp(cosine(s, e) / 0.1) for e in entries]
-        p_t = [math.exp(cosine(t, e) / 0.05) for e in entries]
+        p_s = [math.exp(cosine(s, e) / tau_s) for e in entries]
+        p_t = [math.exp(cosine(t, e) / tau_t) for e in entries]
         p_s, p_t = ([p / sum(ps) for p in ps] for ps in (p_s, p_t))
-        losses.append(sum(t * math.log(t / s) for t, s in zip(p_t, p_s, strict=True)))
+        losses.append(sum(t * math.log(t / s) for t, s in zip(p_t, p_s, strict=True) if t > 0))
     return losses
 
 

@@ -15,9 +15,11 @@ from nnunetv2_crossmatch.methods.action_plus_plus import ACTIONPlusPlus, ACTIONP
 from nnunetv2_crossmatch.networks import voxels
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 from tests.losses.test_regional_contrast import slow as slow_contrast
+from tests.losses.test_similarity_distillation import slow
 
 SMALL = {"queries": 6, "negatives": 7, "bank": 4, "valid": 0.35, "confident": 0.4, "hard": 0.4}
 CONSTANTS = ACTIONConstants(**SMALL)
+PLUS_PLUS = ACTIONPlusPlusConstants(**SMALL, queue=36)
 STAGE_I, STAGE_II, STAGE_III = 0.0, 0.3, 0.6
 SPATIAL = (16, 24)
 
@@ -45,6 +47,12 @@ def unet(seed: int = 0) -> nn.Module:
 @pytest.fixture
 def network() -> nn.Module:
     return unet()
+
+
+def slow_distillation(student, teacher, entries) -> list[float]:
+    c = CONSTANTS
+    everything = (t.double() for t in (student, teacher, entries))
+    return slow(*everything, c.student_temperature, c.teacher_temperature)
 
 
 def batches(batch: int = 2, seed: int = 1, classes=(0, 1, 2)) -> tuple[UnlabeledBatch, LabeledBatch]:
@@ -283,8 +291,58 @@ def test_distillation_starts_with_an_empty_bank_and_enqueues_after_the_loss(netw
     torch.testing.assert_close(method.global_bank.entries[:2], expected.flip(0))
 
 
-def test_padded_voxels_count_in_no_stage(network, monkeypatch):
-    """Whatever the padded columns predict: the window and pseudo-label losses stay as they are."""
+@pytest.mark.parametrize("seed", [0, 1])
+def test_stages_i_and_ii_equal_the_definitions(network, monkeypatch, seed):
+    """Weak view to the teacher, strong view through head and predictor to the student, KL against the bank."""
+    monkeypatch.setattr(action, "apply_strong", lambda image, parameters: image.sin())
+    method, (unlabeled, labeled) = make(network, STAGE_II), batches(seed=seed)
+    step(method, network, unlabeled, labeled)  # fills the banks
+    bank_global, bank_local = (b.entries[: b.count].clone() for b in (method.global_bank, method.local_bank))
+    values = step(method, network, unlabeled, labeled)
+
+    weak, valid, teacher = unlabeled.image, unlabeled.valid, method.teacher.network
+    strong = torch.where(valid, weak.sin(), weak)
+    with torch.no_grad():
+        z_t = method.teacher_global.network(teacher.encoder(weak)[-1], valid)
+        z_s = method.global_predictor(method.global_head(network.encoder(strong)[-1], valid))
+        w_t, share = method.teacher_local.network(teacher(weak)[0], valid)
+        w_s = method.local_predictor(method.local_head(network(strong)[0], valid)[0])
+    expected = slow_distillation(z_s, z_t, bank_global)
+    assert values["global"] == pytest.approx(sum(expected) / len(expected), rel=1e-3)
+    expected = slow_distillation(w_s.flatten(0, 1), w_t.flatten(0, 1), bank_local)
+    weighted = sum(s * e for s, e in zip(share.flatten().tolist(), expected, strict=True))
+    assert values["local"] == pytest.approx(weighted / share.sum().item(), rel=1e-3)
+
+
+def test_the_student_of_stage_iii_sees_the_strong_view(network, monkeypatch):
+    monkeypatch.setattr(action, "apply_strong", lambda image, parameters: image.sin())
+    unlabeled, labeled = batches()
+    monkeypatch.setattr(action, "draw_boxes", lambda *args, **kwargs: torch.zeros_like(unlabeled.valid))
+    method, seen = make(network, STAGE_III), []
+    network.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    step(method, network, unlabeled, labeled)
+    assert torch.equal(seen[0], torch.where(unlabeled.valid, unlabeled.image.sin(), unlabeled.image))
+
+
+@pytest.mark.parametrize(("cls", "constants"), [(ACTION, CONSTANTS), (ACTIONPlusPlus, PLUS_PLUS)])
+@pytest.mark.parametrize("progress", [STAGE_I, STAGE_II, STAGE_III])
+def test_a_step_that_overflows_leaves_no_trace_in_banks_queue_and_means(network, cls, constants, progress):
+    method = make(network, progress, cls, constants)
+    unlabeled, labeled = batches()
+    step(method, network, unlabeled, labeled)
+    spoiled = unlabeled.image.clone()
+    spoiled[0, 0, 5, 5] = torch.inf
+    image = labeled.image.clone()
+    image[0, 0, 5, 5] = torch.inf
+    step(method, network, replace(unlabeled, image=spoiled), replace(labeled, image=image))
+    assert all(value.isfinite().all() for value in method.state_dict().values())
+    network.zero_grad()
+    values = step(method, network, unlabeled, labeled)
+    assert all(math.isfinite(value) for value in values.values())
+
+
+def test_padded_voxels_do_not_count_in_the_pseudo_label_loss(network, monkeypatch):
+    """Whatever the padded columns predict."""
     monkeypatch.setattr(action, "apply_strong", lambda image, parameters: image)
     unlabeled, labeled = batches()
     decode_levels = SplitUNet.decode_levels
@@ -293,7 +351,8 @@ def test_padded_voxels_count_in_no_stage(network, monkeypatch):
 
         def spoiled(self, features, noise=noise):
             outputs, levels = decode_levels(self, features)
-            return [outputs[0] + noise * ~unlabeled.valid, *outputs[1:]], levels
+            first_class = torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1, 1)
+            return [outputs[0] + noise * first_class * ~unlabeled.valid, *outputs[1:]], levels
 
         monkeypatch.setattr(SplitUNet, "decode_levels", spoiled)
         method = make(network, STAGE_III, constants=replace(CONSTANTS, lambda_anco=0.0))

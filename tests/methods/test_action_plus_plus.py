@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nnunetv2_crossmatch.losses.adaptive_contrast import simplex_centres
-from nnunetv2_crossmatch.methods import action_plus_plus
+from nnunetv2_crossmatch.methods import action, action_plus_plus
 from nnunetv2_crossmatch.methods.action_plus_plus import ACTIONPlusPlus, ACTIONPlusPlusConstants
 from tests.losses.test_adaptive_contrast import slow
 from tests.methods import test_action
@@ -46,6 +46,31 @@ def test_l_aaco_equals_the_definition_with_queue_means_and_assignment(monkeypatc
     assert [int(known.sum()) for _, _, _, known, _, _ in seen] == [0, 18, 36]  # enqueued after the loss
     torch.testing.assert_close(method.queue.entries[:, :6], seen[2][0])
     assert all(torch.equal(c.sort(0)[0], simplex_centres(3, 512).sort(0)[0]) for *_, c, _ in seen)
+
+
+def test_both_contrasts_have_the_temperature_of_the_moment(monkeypatch):
+    network, seen = unet(), []
+    for module, name in ((action, "regional_contrast"), (action_plus_plus, "adaptive_contrast")):
+        original = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, o=original, **kwargs: (seen.append(kwargs["temperature"]), o(*a, **kwargs))[1]
+        )
+    step(make(network, 0.6), network, *batches())
+    expected = 0.1 + 0.45 * (1 + math.cos(2 * math.pi * 0.2))
+    assert seen == pytest.approx([expected] * 2)
+
+
+def test_each_class_gets_the_centre_that_suits_its_mean(monkeypatch):
+    network, seen = unet(), []
+    method = make(network, constants=replace(CONSTANTS, mean_rate=1e-6))
+    order = torch.tensor([2, 0, 1])
+    method.running.copy_(method.centres[order])
+    original = action_plus_plus.adaptive_contrast
+    monkeypatch.setattr(
+        action_plus_plus, "adaptive_contrast", lambda *a, **kwargs: (seen.append(a[4]), original(*a, **kwargs))[1]
+    )
+    step(method, network, *batches())
+    assert torch.equal(seen[0], method.centres[order])
 
 
 def test_running_means_are_of_labelled_voxels_and_forget_at_their_rate():
