@@ -95,6 +95,9 @@ class ACTION(Method):
         constants: see :class:`ACTIONConstants`.
         student: copied for the teacher. Its encoder names its ``output_channels``.
         spatial: size of the patch, 2 or 3 axes.
+
+    Raises:
+        TypeError: a decoder whose levels cannot be reached.
     """
 
     constants: ACTIONConstants
@@ -102,6 +105,11 @@ class ACTION(Method):
 
     def __init__(self, constants: ACTIONConstants, student: nn.Module, spatial: tuple[int, ...]):
         super().__init__(constants)
+        if missing := [part for part in ("stages", "transpconvs", "seg_layers") if not hasattr(student.decoder, part)]:
+            raise TypeError(
+                f"{type(student).__name__}'s decoder has no {', '.join(missing)}. Plan with a PlainConvUNet or a "
+                "ResidualEncoderUNet to use this trainer."
+            )
         c, levels = constants, list(student.encoder.output_channels)  # type: ignore[union-attr,arg-type]
         self.classes: int = student.decoder.num_classes  # type: ignore[union-attr,assignment]
         self.embedding = EMBEDDING[len(spatial)]

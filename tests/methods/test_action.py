@@ -407,3 +407,10 @@ def test_a_constant_out_of_range_is_refused_with_its_value(name, value):
         replace(CONSTANTS, **{name: value})
     with pytest.raises(ValueError, match=r"stage_i and stage_ii .* 0.7 and 0.6"):
         replace(CONSTANTS, stage_i=0.7, stage_ii=0.6)
+
+
+def test_a_decoder_without_levels_is_refused_before_training(network):
+    network.decoder.seg_layers, network.decoder.heads = None, network.decoder.seg_layers
+    del network.decoder.seg_layers
+    with pytest.raises(TypeError, match="PlainConvUNet's decoder has no seg_layers"):
+        ACTION(CONSTANTS, network, SPATIAL)
