@@ -1,10 +1,12 @@
-"""FLOPs and peak saved-for-backward memory of one training step, over those of a supervised step.
+"""FLOPs and peak memory of one training step, over those of a supervised step.
 
 Runs real steps of the real trainers on the CPU, on preprocessed data, with the network of the plans.
 E and D are one encoder and one decoder pass; (12E + 22D)/(3E + 3D) is what CrossMatch needs at least:
 4 encoder and 7 decoder passes with gradient, and a teacher decoding without. ACTION's stage iii needs 7/3 of
-a supervised step: two passes with gradient and a teacher's without. What a loss costs is the difference to a
-step with its weight set to 0.
+a supervised step, two passes with gradient and a teacher's without, and the finest levels of one pass again.
+What a loss costs is the difference to a step with its weight set to 0. Memory is that of all tensors alive at
+one time, gradients and what an operation needs for the moment among them; parameters, momentum and the
+method's own state are not.
 example: python scripts/cost.py -d 4 -c 3d_fullres -tr nnUNetTrainerCrossMatch nnUNetTrainerCrossMatchEMA
          python scripts/cost.py -d 4 -c 3d_fullres -tr nnUNetTrainerACTION --at 0.5 --set lambda_anco=0
 """
@@ -13,6 +15,7 @@ import argparse
 import ast
 import contextlib
 import io
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,49 +24,35 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 
-class SavedForBackward:
-    """Peak bytes that autograd holds at one time; a storage counts once, parameters not at all."""
+class LiveMemory(TorchDispatchMode):
+    """Peak bytes of all tensors made within it that are alive at one time; a storage counts once."""
 
-    class _Held:
-        def __init__(self, meter: "SavedForBackward", tensor: torch.Tensor):
-            self.meter, self.tensor = meter, tensor
-            self.key, self.size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
-            meter.hold(self.key, self.size)
-
-        def __del__(self):
-            self.meter.release(self.key, self.size)
-
-    def __init__(self, network: torch.nn.Module):
-        self._parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
-        self._count: dict[int, int] = {}
+    def __init__(self):
+        super().__init__()
+        self._sizes = WeakIdKeyDictionary()
         self._now = self.peak = 0
 
-    def hold(self, key: int, size: int) -> None:
-        self._count[key] = self._count.get(key, 0) + 1
-        if self._count[key] == 1:
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self._hold, result)
+        return result
+
+    def _hold(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage not in self._sizes:
+            self._sizes[storage] = size = storage.nbytes()
             self._now += size
             self.peak = max(self.peak, self._now)
+            weakref.finalize(storage, self._release, size)
 
-    def release(self, key: int, size: int) -> None:
-        self._count[key] -= 1
-        if self._count[key] == 0:
-            self._now -= size
-
-    def _pack(self, tensor: torch.Tensor):
-        return tensor if tensor.untyped_storage().data_ptr() in self._parameters else self._Held(self, tensor)
-
-    def __enter__(self) -> "SavedForBackward":
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(
-            self._pack, lambda held: held.tensor if isinstance(held, self._Held) else held
-        )
-        self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._hooks.__exit__(*exception)
+    def _release(self, size: int) -> None:
+        self._now -= size
 
 
 def start(name: str, arguments: argparse.Namespace):
@@ -94,14 +83,14 @@ def measure(name: str, arguments: argparse.Namespace) -> tuple[int, int, int, in
     trainer = start(name, arguments)
     batch = next(trainer.dataloader_train)
     trainer.train_step(batch)
-    with SavedForBackward(trainer.network) as saved:
+    with LiveMemory() as memory:
         trainer.train_step(batch)
     step = flops(lambda: trainer.train_step(batch))
     with torch.no_grad():
         encoder = flops(lambda: trainer.network.encoder(batch["data"]))
         skips = trainer.network.encoder(batch["data"])
         decoder = flops(lambda: trainer.network.decoder(skips))
-    return step, saved.peak, encoder, decoder
+    return step, memory.peak, encoder, decoder
 
 
 def main() -> None:
@@ -117,7 +106,7 @@ def main() -> None:
     step, memory, encoder, decoder = measure("nnUNetTrainer", arguments)
     floor = (12 * encoder + 22 * decoder) / (3 * encoder + 3 * decoder)
     print(f"encoder pass {encoder / 1e9:.3f} GFLOP, decoder pass {decoder / 1e9:.3f} GFLOP, floor {floor:.3f}")
-    print(f"{'trainer':40} {'GFLOP':>10} {'ratio':>7} {'MiB saved':>10} {'ratio':>7}")
+    print(f"{'trainer':40} {'GFLOP':>10} {'ratio':>7} {'MiB peak':>10} {'ratio':>7}")
     print(f"{'nnUNetTrainer':40} {step / 1e9:10.2f} {1:7.3f} {memory / 2**20:10.1f} {1:7.3f}")
     for name in arguments.tr:
         own_step, own_memory, _, _ = measure(name, arguments)

@@ -4,6 +4,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 _UNKNOWN = -1e4  # as in similarity_distillation.py
 
@@ -58,15 +59,21 @@ def adaptive_contrast(
         Scalar, the mean over the queries of each class, then over the classes present.
     """
     classes, count, _ = queries.shape
-    queries = (F.normalize(queries, dim=-1) / temperature).flatten(0, 1)
+    queries = F.normalize(queries, dim=-1) / temperature
     entries = F.normalize(entries.detach(), dim=-1)
-    logits = (queries @ entries.flatten(0, 1).T).masked_fill(~known.flatten(), _UNKNOWN)
+    bias = torch.zeros_like(known, dtype=queries.dtype).masked_fill(~known, _UNKNOWN).flatten()
+    # a class at a time, and once more in backward: its logits are as many as its queries times the whole queue
+    everything = [checkpoint(_log_sum, q, entries.flatten(0, 1), bias, use_reentrant=False) for q in queries]
     # the mean of the positives' logits is the logit of their mean
     filled = known.sum(1)
     means = (entries * known[..., None]).sum(1) / filled[:, None].clamp(min=1)
-    positive = (queries * means.repeat_interleave(count, 0)).sum(1)
-    supervised = torch.where(filled > 0, (logits.logsumexp(1) - positive).reshape(classes, count).mean(1), 0)
+    positive = (queries * means[:, None]).sum(2)
+    supervised = torch.where(filled > 0, (torch.stack(everything) - positive).mean(1), 0)
 
-    own = torch.arange(classes, device=queries.device).repeat_interleave(count)
-    centre = F.cross_entropy(queries @ centres.detach().T, own, reduction="none").reshape(classes, count).mean(1)
+    own = torch.arange(classes, device=queries.device)[:, None].expand(-1, count)
+    centre = F.cross_entropy((queries @ centres.detach().T).mT, own, reduction="none").mean(1)
     return torch.where(present, supervised + centre_weight * centre, 0).sum() / present.sum().clamp(min=1)
+
+
+def _log_sum(queries: Tensor, entries: Tensor, bias: Tensor) -> Tensor:
+    return torch.addmm(bias, queries, entries.T).logsumexp(1)

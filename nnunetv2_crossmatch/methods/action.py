@@ -124,10 +124,14 @@ class ACTION(Method):
         self.teacher_global = EMATeacher(self.global_head, c.ema_decay)
         self.teacher_local = EMATeacher(self.local_head, c.ema_decay)
         self._partner = CutMixPartner()
-        self.stages = (
-            (0.0, "stage i: similarity distillation of the encoder, no supervised loss"),
-            (c.stage_i, "stage ii: supervised, similarity distillation of encoder and windows"),
-            (c.stage_i + c.stage_ii, "stage iii: supervised, pseudo-labels, anatomical contrast"),
+        names = (
+            "stage i: similarity distillation of the encoder, no supervised loss",
+            "stage ii: supervised, similarity distillation of encoder and windows",
+            "stage iii: supervised, pseudo-labels, anatomical contrast",
+        )
+        starts = (0.0, c.stage_i, c.stage_i + c.stage_ii, 1.0)
+        self.stages = tuple(
+            (start, name) for start, name, end in zip(starts, names, starts[1:], strict=False) if start < end
         )
 
     def weights(self, progress: float) -> dict[str, float]:
@@ -147,11 +151,11 @@ class ACTION(Method):
         weak = unlabeled.image
         strong = apply_strong(weak, draw_strong(weak.shape[0], weak.shape[1], weak.device))
         strong = torch.where(unlabeled.valid, strong, weak)  # what is padded or masked out stays as it is
-        if "unsup" not in weights:
-            yield self._distil(network, unlabeled, strong, local=bool(weights.get("local")))
-        else:
+        if "unsup" in weights:
             contrast = any(weights[name] for name in self.contrasts)
             yield self._fine_tune(network, unlabeled, strong, labeled if contrast else None)
+        else:
+            yield self._distil(network, unlabeled, strong, local=bool(weights.get("local")))
 
     def after_step(self, network: nn.Module) -> None:
         self.teacher.update(network)
@@ -168,17 +172,19 @@ class ACTION(Method):
             features = teacher.encode(unlabeled.image)
             target = self.teacher_global.network(features[-1], valid)
         z = self.global_predictor(self.global_head(student_features[-1], valid))
-        losses = {"global": self._similarity(self.global_bank, z, target).mean()}
-        self.global_bank.push(target)
+        seen = valid.flatten(1).any(1)
+        losses = {"global": _mean(self._similarity(self.global_bank, z, target), seen)}
+        self.global_bank.push(target, seen)
         if local:
             with torch.no_grad():
                 target, share = self.teacher_local.network(teacher.decode(features), valid)
             windows, _ = self.local_head(network.decode(student_features), valid)
             z = self.local_predictor(windows)
             loss = self._similarity(self.local_bank, z.flatten(0, 1), target.flatten(0, 1))
-            losses["local"] = (loss * share.flatten()).sum() / share.sum().clamp(min=1e-6)
-            one = torch.multinomial(share.clamp(min=1e-6), 1)[:, 0]
-            self.local_bank.push(target[torch.arange(len(one), device=one.device), one])
+            losses["local"] = _mean(loss, share.flatten())
+            # one of each image, drawn as its valid share; multinomial() would wait for the device
+            one = (share / torch.empty_like(share).exponential_()).argmax(1)
+            self.local_bank.push(target[torch.arange(len(one), device=one.device), one], seen)
         return losses
 
     def _similarity(self, bank: Bank, student: Tensor, teacher: Tensor) -> Tensor:
@@ -195,10 +201,14 @@ class ACTION(Method):
     def _fine_tune(
         self, network: SplitUNet, unlabeled: UnlabeledBatch, strong: Tensor, labeled: LabeledBatch | None
     ) -> dict[str, Tensor]:
-        """L_unsup, and with the labelled batch what contrasts both graphs' voxels, in one graph."""
+        """L_unsup, and with the labelled batch what contrasts both graphs' voxels, in one graph.
+
+        The labelled graph comes last, so backward is through with it before it reaches the other one, most
+        of which is computed only then.
+        """
         c = self.constants
         image, label, confidence, valid = self._mix(network, unlabeled, strong)
-        outputs, levels = network.decode_levels(network.encode(image))
+        outputs, levels = network.forward_levels(image, economical=labeled is not None)
         logits = _finest(outputs)
         with torch.no_grad():
             agreed = (logits.argmax(1, keepdim=True) == label) & valid
@@ -206,7 +216,7 @@ class ACTION(Method):
         losses = {"unsup": confident_cross_entropy(logits, label, confidence, valid, threshold=c.confident)}
         if labeled is not None:
             pseudo = self._draw(levels, logits, label, valid & (confidence >= c.valid))
-            outputs, levels = network.decode_levels(network.encode(labeled.image))
+            outputs, levels = network.forward_levels(labeled.image)
             known = self._draw(levels, _finest(outputs), labeled.label, labeled.valid)
             losses[SUPERVISED] = labeled.loss(outputs)
             losses |= self._contrast(known, pseudo, levels, labeled)
@@ -271,6 +281,10 @@ class ACTION(Method):
         """
         sums, counts = sum_over_processes(sums), sum_over_processes(counts)
         return self.represent(sums / counts[:, None].clamp(min=1)), counts
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    return (values * weights).sum() / weights.sum().clamp(min=1e-6)
 
 
 def _finest(outputs: Tensor | list[Tensor]) -> Tensor:

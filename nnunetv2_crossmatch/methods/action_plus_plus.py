@@ -53,7 +53,7 @@ class ACTIONPlusPlus(ACTION):
     constants: ACTIONPlusPlusConstants
     contrasts = ("anco", "aaco")
     running: Tensor  # (classes, embedding), 0 for a class not seen yet
-    centres: Tensor
+    centres: Tensor  # (classes, embedding), each class's own
 
     def __init__(self, constants: ACTIONPlusPlusConstants, student: nn.Module, spatial: tuple[int, ...]):
         super().__init__(constants, student, spatial)
@@ -82,19 +82,25 @@ class ACTIONPlusPlus(ACTION):
             present,
             self.queue.entries,
             self.queue.known,
-            self._assigned_centres(known),
+            self.centres,
             temperature=self.temperature,
             centre_weight=c.lambda_centre,
         )
         self.queue.push(queries, present)
+        self._follow(known)
         return {**super()._contrast(known, pseudo, levels, labeled), "aaco": loss}
 
     @torch.no_grad()
-    def _assigned_centres(self, known: Voxels) -> Tensor:
-        """Move the running means by this batch's, then give each class the centre that suits it."""
+    def _follow(self, known: Voxels) -> None:
+        """Move the running means by this batch's."""
         means, counts = self._means(known.sums, known.counts)
         means = F.normalize(means, dim=1)
         rate = torch.where(self.running.any(1, keepdim=True), self.constants.mean_rate, 1.0)  # the first is copied
         usable = (counts > 0) & means.isfinite().all(1)
         self.running.copy_(torch.where(usable[:, None], self.running.lerp(means, rate), self.running))
-        return self.centres[assign_centres(self.running, self.centres)]
+
+    def after_step(self, network: nn.Module) -> None:
+        """Give each class the centre that suits its mean; here, as the assignment waits for the device."""
+        super().after_step(network)
+        if "aaco" in self.weights(self.progress):
+            self.centres.copy_(self.centres[assign_centres(self.running, self.centres)])

@@ -116,37 +116,38 @@ class CrossMatch(Method):
         box1, box2 = (draw_boxes(batch, tuple(spatial), c.p_cutmix, weak.device) for _ in range(2))
 
         # the weak view: plain (the teacher of all), then through weak and strong feature dropout
+        labels = []
         with network.relay(weak) as features:
             label_n = self._teach(network, features, unlabeled)
-
-            logits = self._decode_dropped(network, features, c.p_weak)
-            label_w = self._pseudo_label(logits.detach(), unlabeled.valid)
-            yield {"tkd": self._learn("dropout_weak", logits, label_n) / 4}
-
-            logits = self._decode_dropped(network, features, c.p_strong)
-            label_s = self._pseudo_label(logits.detach(), unlabeled.valid)
-            yield {"tkd": self._learn("dropout_strong", logits, label_n) / 4}
+            for stream, p in (("dropout_weak", c.p_weak), ("dropout_strong", c.p_strong)):
+                logits = self._decode_dropped(network, features, p)
+                labels.append(self._pseudo_label(logits.detach(), unlabeled.valid))
+                yield {"tkd": self._learn(stream, logits, label_n) / 4}
+                del logits  # holds the features and their gradients
 
         # the first strong view: image perturbation alone
         partner_n = self._partner_label("n", label_n)
         if c.strong_views == 2:
             target1 = _paste_label(box1, label_n, partner_n)
-            logits = network.decode(network.encode(paste(box1, strong1, self._partner.of("strong1", strong1))))
-            yield {"ip": self._learn("strong_view", logits, target1) / 2}
+            mixed = paste(box1, strong1, self._partner.of("strong1", strong1))
+            yield {"ip": self._learn("strong_view", network.decode(network.encode(mixed)), target1) / 2}
 
         # the second strong view: plain, then both perturbations at once
         target2 = _paste_label(box2, label_n, partner_n)
-        target_w = _paste_label(box2, label_w, self._partner_label("w", label_w))
-        target_s = _paste_label(box2, label_s, self._partner_label("s", label_s))
+        targets = [
+            _paste_label(box2, label, self._partner_label(name, label))
+            for name, label in zip("ws", labels, strict=True)
+        ]
         with network.relay(paste(box2, strong2, self._partner.of("strong2", strong2))) as features:
             yield {"ip": self._learn("strong_view", network.decode(features), target2) / c.strong_views}
 
-            for p, target in ((c.p_weak, target_w), (c.p_strong, target_s)):
+            for p, target in zip((c.p_weak, c.p_strong), targets, strict=True):
                 logits = self._decode_dropped(network, features, p)
                 yield {
                     "tkd": self._learn("strong_view_dropout", logits, target2) / 4,
                     "dkd": self._loss(logits, target) / 2,
                 }
+                del logits
 
     def after_step(self, network: nn.Module) -> None:
         if self.teacher is not None:

@@ -28,9 +28,12 @@ class Bank(nn.Module):
         return torch.arange(len(self.entries), device=self.count.device) < self.count
 
     @torch.no_grad()
-    def push(self, rows: Tensor) -> None:
-        """Add rows (n, channels), under DDP those of all processes; one that is not finite repeats the newest."""
-        rows = gather_rows(rows)
+    def push(self, rows: Tensor, usable: Tensor) -> None:
+        """Add rows (n, channels), under DDP those of all processes.
+
+        One that is not ``usable`` (n,) or not finite repeats the newest entry.
+        """
+        rows = gather_rows(rows.masked_fill(~usable[:, None], torch.nan))
         rows = torch.where(rows.isfinite().all(1, keepdim=True), rows, self.entries[:1])
         self.entries.copy_(torch.cat([rows.flip(0), self.entries])[: len(self.entries)])
         self.count.add_(len(rows)).clamp_(max=len(self.entries))

@@ -257,8 +257,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer, ABC):
         values: dict[str, Tensor] = {}
         for losses in self.method.losses(self._split_network, unlabeled, labeled):
             self._scaled(torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()).backward()
-            for name, loss in losses.items():
-                values[name] = values[name] + loss.detach() if name in values else loss.detach()
+            for name in list(losses):  # none stays: its graph would keep the stream's features alive
+                value = losses.pop(name).detach()
+                values[name] = values[name] + value if name in values else value
         return values
 
     def _scaled(self, loss: Tensor) -> Tensor:

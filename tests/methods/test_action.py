@@ -125,7 +125,7 @@ def test_stage_iii_equals_the_definitions_voxel_by_voxel(network, monkeypatch, d
             (image, label, valid & (confidence >= 0.35)),
             (labeled.image, labeled.label, labeled.valid),
         ):
-            outputs, levels = SplitUNet(network).decode_levels(network.encoder(x))
+            outputs, levels = SplitUNet(network).forward_levels(x)
             graphs.append((levels, outputs[0].softmax(1), y, counted))
         members = [[], [], []]  # representations of the voxels of each class, labelled and unlabelled
         hard_ones = [[], [], []]
@@ -204,15 +204,15 @@ def test_who_gets_a_gradient_in_each_stage(network, progress):
 def test_l_anco_reaches_no_voxel_but_the_hard_ones_drawn_and_no_teacher(network, monkeypatch, drawn):
     method, (unlabeled, labeled) = make(network, STAGE_III), batches()
     maps = []
-    decode_levels = SplitUNet.decode_levels
+    forward_levels = SplitUNet.forward_levels
 
-    def keep(self, features):
-        outputs, levels = decode_levels(self, features)
+    def keep(self, image, **kwargs):
+        outputs, levels = forward_levels(self, image, **kwargs)
         levels[0].retain_grad()  # feeds nothing but the logits and the contrast
         maps.append(levels[0])
         return outputs, levels
 
-    monkeypatch.setattr(SplitUNet, "decode_levels", keep)
+    monkeypatch.setattr(SplitUNet, "forward_levels", keep)
     next(iter(method.losses(SplitUNet(network), unlabeled, labeled)))["anco"].backward()
     assert len(maps) == 2
     for i, features in enumerate(maps):
@@ -314,14 +314,36 @@ def test_stages_i_and_ii_equal_the_definitions(network, monkeypatch, seed):
     assert values["local"] == pytest.approx(weighted / share.sum().item(), rel=1e-3)
 
 
+def test_a_patch_without_a_valid_voxel_counts_in_no_distillation_and_enters_no_bank(network):
+    unlabeled, _ = batches(batch=3)
+    unlabeled.valid[1] = False
+    kept = [0, 2]
+    alone = UnlabeledBatch(unlabeled.image[kept], unlabeled.valid[kept])
+    found = []
+    for batch in (unlabeled, alone):
+        method = make(network, STAGE_II)
+        torch.manual_seed(0)  # for the strong view of the first step, which only fills the banks
+        method.global_bank.push(torch.randn(4, 512), torch.ones(4, dtype=torch.bool))
+        channels = method.local_bank.entries.shape[1]
+        method.local_bank.push(torch.randn(4, channels), torch.ones(4, dtype=torch.bool))
+        view = batch.image.cos()
+        with torch.no_grad():
+            losses = method._distil(SplitUNet(network), batch, view, local=True)
+        found.append((*(loss.item() for loss in losses.values()), method.global_bank.entries.unique(dim=0)))
+    assert found[0][:2] == pytest.approx(found[1][:2]) and min(found[0][:2]) > 0
+    assert len(found[0][2]) == 3, "two new ones, of which one twice, and one that was there"
+    assert all((row == found[1][2]).all(1).any() for row in found[0][2])
+
+
 def test_the_student_of_stage_iii_sees_the_strong_view(network, monkeypatch):
     monkeypatch.setattr(action, "apply_strong", lambda image, parameters: image.sin())
     unlabeled, labeled = batches()
     monkeypatch.setattr(action, "draw_boxes", lambda *args, **kwargs: torch.zeros_like(unlabeled.valid))
     method, seen = make(network, STAGE_III), []
-    network.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    network.encoder.stages[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     step(method, network, unlabeled, labeled)
-    assert torch.equal(seen[0], torch.where(unlabeled.valid, unlabeled.image.sin(), unlabeled.image))
+    strong = torch.where(unlabeled.valid, unlabeled.image.sin(), unlabeled.image)
+    assert torch.equal(seen[0], strong)
 
 
 @pytest.mark.parametrize(("cls", "constants"), [(ACTION, CONSTANTS), (ACTIONPlusPlus, PLUS_PLUS)])
@@ -345,16 +367,16 @@ def test_padded_voxels_do_not_count_in_the_pseudo_label_loss(network, monkeypatc
     """Whatever the padded columns predict."""
     monkeypatch.setattr(action, "apply_strong", lambda image, parameters: image)
     unlabeled, labeled = batches()
-    decode_levels = SplitUNet.decode_levels
+    forward_levels = SplitUNet.forward_levels
     values = []
     for noise in (0.0, 100.0):
 
-        def spoiled(self, features, noise=noise):
-            outputs, levels = decode_levels(self, features)
+        def spoiled(self, image, *, noise=noise, **kwargs):
+            outputs, levels = forward_levels(self, image, **kwargs)
             first_class = torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1, 1)
             return [outputs[0] + noise * first_class * ~unlabeled.valid, *outputs[1:]], levels
 
-        monkeypatch.setattr(SplitUNet, "decode_levels", spoiled)
+        monkeypatch.setattr(SplitUNet, "forward_levels", spoiled)
         method = make(network, STAGE_III, constants=replace(CONSTANTS, lambda_anco=0.0))
         monkeypatch.setattr(action, "draw_boxes", lambda *args, **kwargs: torch.zeros_like(unlabeled.valid))
         values.append(step(method, network, unlabeled, labeled)["unsup"])
@@ -384,6 +406,8 @@ def test_weights_and_stages_follow_the_progress(network):
     assert method.weights(0.25) == {"global": 1.0, "local": 1.0}
     assert method.weights(0.5) == {"unsup": 1.0, "anco": 0.01}
     assert [start for start, _ in method.stages] == [0.0, 0.25, 0.5]
+    supervised_first = make(network, 0.0, constants=replace(CONSTANTS, stage_i=0.0)).stages
+    assert [(start, name[:9]) for start, name in supervised_first] == [(0.0, "stage ii:"), (0.25, "stage iii")]
     off = {name: 0.0 for name in ("lambda_global", "lambda_local", "lambda_unsup", "lambda_anco")}
     nothing = make(network, 0.0, constants=replace(CONSTANTS, **off))
     for progress in (STAGE_I, STAGE_II, STAGE_III):

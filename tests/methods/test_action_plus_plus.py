@@ -60,17 +60,22 @@ def test_both_contrasts_have_the_temperature_of_the_moment(monkeypatch):
     assert seen == pytest.approx([expected] * 2)
 
 
-def test_each_class_gets_the_centre_that_suits_its_mean(monkeypatch):
+def test_each_class_gets_the_centre_that_suits_its_mean_once_a_step(monkeypatch):
     network, seen = unet(), []
     method = make(network, constants=replace(CONSTANTS, mean_rate=1e-6))
-    order = torch.tensor([2, 0, 1])
-    method.running.copy_(method.centres[order])
+    start, order = method.centres.clone(), torch.tensor([2, 0, 1])
+    method.running.copy_(start[order])
     original = action_plus_plus.adaptive_contrast
     monkeypatch.setattr(
-        action_plus_plus, "adaptive_contrast", lambda *a, **kwargs: (seen.append(a[4]), original(*a, **kwargs))[1]
+        action_plus_plus,
+        "adaptive_contrast",
+        lambda *a, **kwargs: (seen.append(a[4].clone()), original(*a, **kwargs))[1],
     )
-    step(method, network, *batches())
-    assert torch.equal(seen[0], method.centres[order])
+    for progress in (0.0, STAGE_III, STAGE_III):  # nothing is assigned before stage iii
+        method.progress = progress
+        step(method, network, *batches())
+        method.after_step(network)
+    assert torch.equal(seen[0], start) and torch.equal(seen[1], start[order])
 
 
 def test_running_means_are_of_labelled_voxels_and_forget_at_their_rate():
@@ -81,7 +86,7 @@ def test_running_means_are_of_labelled_voxels_and_forget_at_their_rate():
         unlabeled, labeled = batches(seed=seed, classes=classes)
         step(method, network, unlabeled, labeled)
         with torch.no_grad():
-            _, levels = test_action.SplitUNet(network).decode_levels(network.encoder(labeled.image))
+            _, levels = test_action.SplitUNet(network).forward_levels(labeled.image)
             for c in classes:
                 voxels = [test_action.at(levels, i, y, x) for i, _, y, x in (labeled.label == c).nonzero().tolist()]
                 mean = method.represent(torch.stack(voxels)).mean(0)

@@ -4,18 +4,24 @@ from nnunetv2_crossmatch.networks.banks import Bank, ClassQueue
 
 
 def rows(*values: float) -> torch.Tensor:
-    return torch.tensor(values)[:, None].expand(-1, 2)
+    return torch.tensor(values, dtype=torch.float)[:, None].expand(-1, 2)
+
+
+def push(bank: Bank, *values: float) -> None:
+    bank.push(rows(*values), torch.tensor([value >= 0 for value in values]))
 
 
 def test_a_bank_fills_up_and_then_forgets_the_oldest():
     bank = Bank(5, 2)
     assert not bank.known.any()
-    bank.push(rows(1, 2, 3))
+    push(bank, 1, 2, 3)
     assert bank.known.tolist() == [True] * 3 + [False] * 2
-    bank.push(rows(4, 5, 6))
+    push(bank, 4, 5, 6)
     assert bank.known.all() and bank.entries[:, 0].tolist() == [6, 5, 4, 3, 2]
-    bank.push(rows(*range(7, 17)))
+    push(bank, *range(7, 17))
     assert bank.entries[:, 0].tolist() == [16, 15, 14, 13, 12] and bank.count == 5
+    push(bank, -1, 20, torch.inf)  # one is not usable, one not finite
+    assert bank.entries[:, 0].tolist() == [16, 20, 16, 16, 15]
 
 
 def test_a_class_that_does_not_occur_keeps_its_entries():
@@ -29,6 +35,6 @@ def test_a_class_that_does_not_occur_keeps_its_entries():
 
 def test_what_is_pushed_carries_no_gradient():
     bank, queue = Bank(2, 2), ClassQueue(1, 2, 2)
-    bank.push(torch.ones(1, 2, requires_grad=True) * 2)
+    bank.push(torch.ones(1, 2, requires_grad=True) * 2, torch.tensor([True]))
     queue.push(torch.ones(1, 1, 2, requires_grad=True) * 2, torch.tensor([True]))
     assert not bank.entries.requires_grad and not queue.entries.requires_grad

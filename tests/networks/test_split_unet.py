@@ -44,7 +44,7 @@ def test_halves_together_are_the_network(network, image):
 @pytest.mark.parametrize("deep_supervision", [True, False])
 def test_levels_come_with_exactly_what_the_forward_returns(network, image, deep_supervision):
     network.decoder.deep_supervision = deep_supervision
-    outputs, levels = SplitUNet(network).decode_levels(network.encoder(image))
+    outputs, levels = SplitUNet(network).forward_levels(image)
     expected = network(image)
     if deep_supervision:
         assert len(outputs) == len(expected) and all(map(torch.equal, outputs, expected))
@@ -53,6 +53,27 @@ def test_levels_come_with_exactly_what_the_forward_returns(network, image, deep_
     assert [level.shape[1:] for level in levels] == [(4, 8, 8, 8), (6, 4, 4, 4), (8, 2, 2, 2)]
     for level, segment in zip(levels, reversed(network.decoder.seg_layers), strict=False):
         assert any(torch.equal(segment(level), output) for output in network(image)) or not deep_supervision
+
+
+def test_the_economical_forward_keeps_less_and_has_the_same_gradients(network, image):
+    found = []
+    for economical in (False, True):
+        kept, calls = set(), []
+        count = network.encoder.stages[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(0))
+
+        def hold(tensor, kept=kept):
+            kept.add((tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            outputs, levels = SplitUNet(network).forward_levels(image, economical=economical)
+        loss = sum(output.square().mean() for output in outputs) + sum(level.square().mean() for level in levels)
+        gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+        count.remove()
+        found.append((sum(size for _, size in kept), len(calls), gradients))
+    (kept, calls, expected), (kept_less, calls_more, gradients) = found
+    assert kept_less < 0.6 * kept and (calls, calls_more) == (1, 2)
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(expected, gradients, strict=True))
 
 
 def test_relay_gradients_equal_those_of_one_big_graph(network, image):

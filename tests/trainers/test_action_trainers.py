@@ -87,7 +87,7 @@ def test_the_labelled_part_of_stage_iii_is_nnunets_own_forward_and_loss(make_tra
         expected = trainer.loss(trainer.network(batch["data"]), batch["target"])
         split, method = trainer._split_network, trainer.method
         labeled = trainer._labeled_batch(batch)
-        outputs, _ = split.decode_levels(split.encode(labeled.image))
+        outputs, _ = split.forward_levels(labeled.image)
         assert torch.equal(labeled.loss(outputs), expected)
     values = trainer._method_backward({"supervised": 1.0, **method.weights(0.9)}, labeled)
     assert torch.equal(values["supervised"], expected)

@@ -69,7 +69,7 @@ def train_action(rank: int, folder: str, port: int) -> None:
     method, embeddings = trainer.method, []
     assert_same_on_both(method.state_dict().values())
     push = method.global_bank.push
-    method.global_bank.push = lambda rows: embeddings.append(rows) or push(rows)
+    method.global_bank.push = lambda rows, usable: embeddings.append(rows) or push(rows, usable)
     for epoch in range(2):
         trainer.current_epoch, trainer._step_in_epoch = epoch, 0
         for _ in range(3):
