@@ -59,6 +59,15 @@ def apply_strong(image: Tensor, parameters: StrongParameters) -> Tensor:
     return gaussian_blur(image, parameters.sigma)
 
 
+def strong_view(image: Tensor, valid: Tensor) -> Tensor:
+    """A freshly drawn strong view of ``image`` (batch, channels, *spatial).
+
+    Where ``valid``, bool (batch, 1, *spatial), is False (padded, masked out) it stays as it is.
+    """
+    drawn = draw_strong(image.shape[0], image.shape[1], image.device)
+    return torch.where(valid, apply_strong(image, drawn), image)
+
+
 def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:
     """Separable Gaussian blur, replicated borders.
 

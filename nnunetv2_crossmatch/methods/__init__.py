@@ -3,10 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import exp
 from typing import Any
 
 from torch import Tensor, nn
 
+from nnunetv2_crossmatch.data.mixing import Partner
+from nnunetv2_crossmatch.networks.ema import EMATeacher
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
 
 SUPERVISED = "supervised"  # the name of nnU-Net's own loss
@@ -41,6 +44,30 @@ class LabeledBatch:
     loss: Callable[[Outputs], Tensor]
 
 
+@dataclass(frozen=True)
+class Constants:
+    """Base of the methods' constants."""
+
+    def _require(self, interval: str, *names: str) -> None:
+        """Each named constant that is not None lies in the interval, written as in "[0, 1)".
+
+        Raises:
+            ValueError: names the constant, the interval and the value.
+        """
+        low, high = map(float, interval[1:-1].split(","))
+        for name in names:
+            value = getattr(self, name)
+            if value is None or low < value < high:
+                continue
+            if not ((value == low and interval[0] == "[") or (value == high and interval[-1] == "]")):
+                raise ValueError(f"{name} must be in {interval}, got {value}")
+
+
+def ramp_up(progress: float) -> float:
+    """exp(-5 (1 - progress)^2), from 0.007 to 1: the field's weight of a consistency loss (arXiv 1610.02242)."""
+    return exp(-5 * (1 - progress) ** 2)
+
+
 class Method(nn.Module, ABC):
     """A semi-supervised method. It knows the network and the batches, and nothing of nnU-Net.
 
@@ -48,17 +75,31 @@ class Method(nn.Module, ABC):
     submodules and buffers; it is saved with the checkpoint, apart from the network's weights. Parameters
     that require a gradient are trained by nnU-Net's optimiser together with the network's.
 
+    Args:
+        constants: written to the run's folder. With an ``ema_decay`` among them that is not None the method has
+            a teacher.
+        student: the network, to copy; it is trained by nnU-Net's optimiser.
+        regions: nnU-Net's region-based training: a sigmoid per channel instead of the softmax.
+
     Attributes:
-        constants: a frozen dataclass, written to the run's folder.
+        teacher: moving average of the network, which it follows after each step.
+        partner: whom each unlabelled sample is mixed with; its ``draw`` begins a step.
         curves: ratios of the last step, name -> (numerator, denominator), each a scalar or one value per
             class. Summed over an epoch, then divided.
         progress: share of the training that is done, in [0, 1); set before each step.
         stages: (progress, name) of each stage the training passes through, in order; logged and drawn.
     """
 
-    def __init__(self, constants: Any) -> None:
+    teacher: EMATeacher
+
+    def __init__(self, constants: Any, student: nn.Module, *, regions: bool = False) -> None:
         super().__init__()
         self.constants = constants
+        self.regions = regions
+        self.has_teacher = getattr(constants, "ema_decay", None) is not None
+        if self.has_teacher:
+            self.teacher = EMATeacher(student, constants.ema_decay)
+        self.partner = Partner()
         self.curves: dict[str, tuple[Tensor, Tensor]] = {}
         self.progress = 0.0
         self.stages: tuple[tuple[float, str], ...] = ()
@@ -84,4 +125,6 @@ class Method(nn.Module, ABC):
         """
 
     def after_step(self, network: nn.Module) -> None:
-        """Called after each optimiser step, e.g. to move a teacher."""
+        """Called after each optimiser step with the network."""
+        if self.has_teacher:
+            self.teacher.update(network)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_crossmatch.data.cutmix import CutMixPartner, draw_boxes, paste
-from nnunetv2_crossmatch.data.views import apply_strong, draw_strong
+from nnunetv2_crossmatch.data.mixing import draw_boxes, paste
+from nnunetv2_crossmatch.data.views import strong_view
 from nnunetv2_crossmatch.losses.confident_cross_entropy import confident_cross_entropy
 from nnunetv2_crossmatch.losses.regional_contrast import negative_classes, regional_contrast
 from nnunetv2_crossmatch.losses.similarity_distillation import similarity_distillation
-from nnunetv2_crossmatch.methods import SUPERVISED, LabeledBatch, Method, UnlabeledBatch
+from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.banks import Bank
 from nnunetv2_crossmatch.networks.distributed import sum_over_processes
 from nnunetv2_crossmatch.networks.ema import EMATeacher
@@ -28,7 +28,7 @@ WINDOW = {2: (8, 8), 3: (5, 4)}  # edge of a cell in voxels, cells a side: windo
 
 
 @dataclass(frozen=True)
-class ACTIONConstants:
+class ACTIONConstants(Constants):
     """Constants of the stages' losses: lambda_global L_global | L_nnU-Net + lambda_global L_global +
     lambda_local L_local | L_nnU-Net + lambda_unsup L_unsup + lambda_anco L_anco.
 
@@ -68,21 +68,14 @@ class ACTIONConstants:
     class_temperature: float = 0.5
 
     def __post_init__(self) -> None:
-        self._check("must be in [0, 1]", lambda v: 0 <= v <= 1, "stage_i", "stage_ii", "confident", "valid", "hard")
-        self._check("must be in [0, 1)", lambda v: 0 <= v < 1, "ema_decay")
-        self._check("must be in (0, 1)", lambda v: 0 < v < 1, "cutmix")
-        temperatures = (name for name in vars(self) if name.endswith("temperature"))
-        self._check("must be positive", lambda v: v > 0, *temperatures)
-        self._check("must be at least 1", lambda v: v >= 1, "bank", "queries", "negatives")
-        lambdas = (name for name in vars(self) if name.startswith("lambda_"))
-        self._check("must not be negative", lambda v: v >= 0, *lambdas)
+        self._require("[0, 1]", "stage_i", "stage_ii", "confident", "valid", "hard")
+        self._require("[0, 1)", "ema_decay")
+        self._require("(0, 1)", "cutmix")
+        self._require("(0, inf)", *(name for name in vars(self) if name.endswith("temperature")))
+        self._require("[1, inf)", "bank", "queries", "negatives")
+        self._require("[0, inf)", *(name for name in vars(self) if name.startswith("lambda_")))
         if self.stage_i + self.stage_ii > 1:
             raise ValueError(f"stage_i and stage_ii must leave a share >= 0, got {self.stage_i} and {self.stage_ii}")
-
-    def _check(self, rule: str, holds, *names: str) -> None:
-        for name in names:
-            if not holds(getattr(self, name)):
-                raise ValueError(f"{name} {rule}, got {getattr(self, name)}")
 
 
 class ACTION(Method):
@@ -104,7 +97,7 @@ class ACTION(Method):
     contrasts: tuple[str, ...] = ("anco",)  # losses that need the labelled voxels' features
 
     def __init__(self, constants: ACTIONConstants, student: nn.Module, spatial: tuple[int, ...]):
-        super().__init__(constants)
+        super().__init__(constants, student)
         if missing := [part for part in ("stages", "transpconvs", "seg_layers") if not hasattr(student.decoder, part)]:
             raise TypeError(
                 f"{type(student).__name__}'s decoder has no {', '.join(missing)}. Plan with a PlainConvUNet or a "
@@ -120,10 +113,8 @@ class ACTION(Method):
         self.local_predictor = mlp(self.local_head.channels, self.local_head.channels)
         self.local_bank = Bank(c.bank, self.local_head.channels)
         self.represent = VoxelHead(sum(levels), self.embedding)
-        self.teacher = EMATeacher(student, c.ema_decay)
         self.teacher_global = EMATeacher(self.global_head, c.ema_decay)
         self.teacher_local = EMATeacher(self.local_head, c.ema_decay)
-        self._partner = CutMixPartner()
         names = (
             "stage i: similarity distillation of the encoder, no supervised loss",
             "stage ii: supervised, similarity distillation of encoder and windows",
@@ -148,9 +139,7 @@ class ACTION(Method):
     ) -> Iterator[dict[str, Tensor]]:
         self.curves = {}
         weights = self.weights(self.progress)
-        weak = unlabeled.image
-        strong = apply_strong(weak, draw_strong(weak.shape[0], weak.shape[1], weak.device))
-        strong = torch.where(unlabeled.valid, strong, weak)  # what is padded or masked out stays as it is
+        strong = strong_view(unlabeled.image, unlabeled.valid)
         if "unsup" in weights:
             contrast = any(weights[name] for name in self.contrasts)
             yield self._fine_tune(network, unlabeled, strong, labeled if contrast else None)
@@ -158,7 +147,7 @@ class ACTION(Method):
             yield self._distil(network, unlabeled, strong, local=bool(weights.get("local")))
 
     def after_step(self, network: nn.Module) -> None:
-        self.teacher.update(network)
+        super().after_step(network)
         self.teacher_global.update(self.global_head)
         self.teacher_local.update(self.local_head)
 
@@ -226,7 +215,7 @@ class ACTION(Method):
     def _mix(self, network: SplitUNet, unlabeled: UnlabeledBatch, strong: Tensor) -> tuple[Tensor, ...]:
         """Strong view with a pasted box; the teacher's label, its confidence and the valid voxels follow it."""
         teacher = network.twin(self.teacher.network)
-        probabilities = teacher.decode(teacher.encode(unlabeled.image)).softmax(1)
+        probabilities = teacher.logits(unlabeled.image).softmax(1)
         confidence, label = probabilities.max(1, keepdim=True)
         predicted = [(label == k) & unlabeled.valid for k in range(self.classes)]
         confident = confidence >= self.constants.confident
@@ -235,10 +224,10 @@ class ACTION(Method):
             torch.stack([p.sum() for p in predicted]),
         )
         batch, _, *spatial = strong.shape
-        self._partner.draw(batch)
+        self.partner.draw(batch)
         box = draw_boxes(batch, tuple(spatial), 1.0, strong.device, volumes=(self.constants.cutmix,) * 2)
         everything = {"image": strong, "label": label, "confidence": confidence, "valid": unlabeled.valid}
-        return tuple(paste(box, own, self._partner.of(name, own)) for name, own in everything.items())
+        return tuple(paste(box, own, self.partner.of(name, own)) for name, own in everything.items())
 
     def _draw(self, levels: Features, logits: Tensor, label: Tensor, valid: Tensor) -> Voxels:
         c = self.constants

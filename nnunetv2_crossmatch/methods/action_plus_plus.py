@@ -40,8 +40,8 @@ class ACTIONPlusPlusConstants(ACTIONConstants):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("must be in (0, 1]", lambda v: 0 < v <= 1, "mean_rate")
-        self._check("must be at least 1", lambda v: v >= 1, "queue")
+        self._require("(0, 1]", "mean_rate")
+        self._require("[1, inf)", "queue")
 
 
 class ACTIONPlusPlus(ACTION):

@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nnunetv2_crossmatch.data.cutmix import CutMixPartner, draw_boxes, paste
-from nnunetv2_crossmatch.data.views import apply_strong, draw_strong
+from nnunetv2_crossmatch.data.mixing import draw_boxes, paste
+from nnunetv2_crossmatch.data.pseudo_label import PseudoLabel, probabilities
+from nnunetv2_crossmatch.data.views import strong_view
 from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
-from nnunetv2_crossmatch.methods import LabeledBatch, Method, UnlabeledBatch
-from nnunetv2_crossmatch.networks.ema import EMATeacher
+from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.split_unet import Features, SplitUNet, draw_channel_masks, drop_channels
 
 
 @dataclass(frozen=True)
-class CrossMatchConstants:
+class CrossMatchConstants(Constants):
     """Constants of the loss L = L_nnU-Net + lambda_ip L_ip + lambda_kd [(1 - eta) L_tkd + eta L_dkd].
 
     "Chosen" means: on Hippocampus with 4 labelled cases, by hidden labels of unlabelled ones, see the README.
@@ -56,45 +56,15 @@ class CrossMatchConstants:
     def __post_init__(self) -> None:
         if self.strong_views not in (1, 2):
             raise ValueError(f"strong_views must be 1 or 2, got {self.strong_views}")
-        for name in ("threshold", "eta", "p_cutmix"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("p_weak", "p_strong", "warmup", "ema_decay"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("lambda_ip", "lambda_kd"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class PseudoLabel:
-    """Hard labels and the voxels to trust.
-
-    label: class index (batch, 1, *spatial), or with regions one binary map each (batch, regions, *spatial).
-    kept: bool of the same shape: the teacher's confidence reaches the threshold, and the voxel is valid.
-    valid: bool (batch, 1, *spatial), see :class:`UnlabeledBatch`.
-    """
-
-    label: Tensor
-    kept: Tensor
-    valid: Tensor
+        self._require("[0, 1]", "threshold", "eta", "p_cutmix")
+        self._require("[0, 1)", "p_weak", "p_strong", "warmup", "ema_decay")
+        self._require("[0, inf)", "lambda_ip", "lambda_kd")
 
 
 class CrossMatch(Method):
-    """One set of weights; its plain decoding of the weak view teaches every other stream.
+    """One set of weights; its plain decoding of the weak view, or its moving average's, teaches every other stream."""
 
-    Args:
-        constants: see :class:`CrossMatchConstants`.
-        regions: sigmoid per channel (nnU-Net's region-based training) instead of softmax.
-        student: copied for the EMA teacher if ``constants.ema_decay`` is set; unused otherwise.
-    """
-
-    def __init__(self, constants: CrossMatchConstants, student: nn.Module, *, regions: bool = False):
-        super().__init__(constants)
-        self.regions = regions
-        self.teacher = None if constants.ema_decay is None else EMATeacher(student, constants.ema_decay)
-        self._partner = CutMixPartner()
+    constants: CrossMatchConstants
 
     def weights(self, progress: float) -> dict[str, float]:
         c = self.constants
@@ -106,13 +76,10 @@ class CrossMatch(Method):
     ) -> Iterator[dict[str, Tensor]]:
         """L_ip, L_tkd and L_dkd of arXiv 2405.00354 (equations in the order of the paper's streams)."""
         c, weak = self.constants, unlabeled.image
-        batch, channels, *spatial = weak.shape
+        batch, _, *spatial = weak.shape
         self.curves = {}
-        self._partner.draw(batch)
-        strong1, strong2 = (  # what is padded or masked out stays as it is
-            torch.where(unlabeled.valid, apply_strong(weak, draw_strong(batch, channels, weak.device)), weak)
-            for _ in range(2)
-        )
+        self.partner.draw(batch)
+        strong1, strong2 = (strong_view(weak, unlabeled.valid) for _ in range(2))
         box1, box2 = (draw_boxes(batch, tuple(spatial), c.p_cutmix, weak.device) for _ in range(2))
 
         # the weak view: plain (the teacher of all), then through weak and strong feature dropout
@@ -121,24 +88,20 @@ class CrossMatch(Method):
             label_n = self._teach(network, features, unlabeled)
             for stream, p in (("dropout_weak", c.p_weak), ("dropout_strong", c.p_strong)):
                 logits = self._decode_dropped(network, features, p)
-                labels.append(self._pseudo_label(logits.detach(), unlabeled.valid))
+                labels.append(self._pseudo_label(logits, unlabeled))
                 yield {"tkd": self._learn(stream, logits, label_n) / 4}
                 del logits  # holds the features and their gradients
 
         # the first strong view: image perturbation alone
-        partner_n = self._partner_label("n", label_n)
         if c.strong_views == 2:
-            target1 = _paste_label(box1, label_n, partner_n)
-            mixed = paste(box1, strong1, self._partner.of("strong1", strong1))
-            yield {"ip": self._learn("strong_view", network.decode(network.encode(mixed)), target1) / 2}
+            target1 = label_n.mix(box1, self.partner, "n")
+            mixed = paste(box1, strong1, self.partner.of("strong1", strong1))
+            yield {"ip": self._learn("strong_view", network.logits(mixed), target1) / 2}
 
         # the second strong view: plain, then both perturbations at once
-        target2 = _paste_label(box2, label_n, partner_n)
-        targets = [
-            _paste_label(box2, label, self._partner_label(name, label))
-            for name, label in zip("ws", labels, strict=True)
-        ]
-        with network.relay(paste(box2, strong2, self._partner.of("strong2", strong2))) as features:
+        target2 = label_n.mix(box2, self.partner, "n")
+        targets = [label.mix(box2, self.partner, name) for name, label in zip("ws", labels, strict=True)]
+        with network.relay(paste(box2, strong2, self.partner.of("strong2", strong2))) as features:
             yield {"ip": self._learn("strong_view", network.decode(features), target2) / c.strong_views}
 
             for p, target in zip((c.p_weak, c.p_strong), targets, strict=True):
@@ -149,74 +112,30 @@ class CrossMatch(Method):
                 }
                 del logits
 
-    def after_step(self, network: nn.Module) -> None:
-        if self.teacher is not None:
-            self.teacher.update(network)
-
     @torch.no_grad()
     def _teach(self, network: SplitUNet, features: Features, unlabeled: UnlabeledBatch) -> PseudoLabel:
-        if self.teacher is not None:
-            network = network.twin(self.teacher.network)
-            features = network.encode(unlabeled.image)
-        logits = network.decode(features)
-        pseudo = self._pseudo_label(logits, unlabeled.valid)
-        self.curves["kept_share"] = self._per_class(pseudo, logits.shape[1])
-        return pseudo
+        if self.has_teacher:
+            logits = network.twin(self.teacher.network).logits(unlabeled.image)
+        else:
+            logits = network.decode(features)
+        label = self._pseudo_label(logits, unlabeled)
+        self.curves["kept_share"] = label.kept_share(logits.shape[1])
+        return label
 
     @staticmethod
     def _decode_dropped(network: SplitUNet, features: Features, p: float) -> Tensor:
         return network.decode(drop_channels(features, draw_channel_masks(features, p)))
 
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid() if self.regions else logits.softmax(1)
-
-    def _pseudo_label(self, logits: Tensor, valid: Tensor) -> PseudoLabel:
-        probabilities = self._probabilities(logits)
-        if self.regions:
-            label = probabilities > 0.5
-            confidence = torch.maximum(probabilities, 1 - probabilities)
-        else:
-            confidence, label = probabilities.max(1, keepdim=True)
-            label = label.to(torch.uint8 if logits.shape[1] <= 256 else torch.int16)  # an eighth of int64's memory
-        return PseudoLabel(label, (confidence >= self.constants.threshold) & valid, valid)
+    def _pseudo_label(self, logits: Tensor, unlabeled: UnlabeledBatch) -> PseudoLabel:
+        return PseudoLabel.of(logits, unlabeled.valid, threshold=self.constants.threshold, regions=self.regions)
 
     def _loss(self, logits: Tensor, target: PseudoLabel) -> Tensor:
-        return masked_dice_loss(
-            self._probabilities(logits), target.label, target.kept, present_only=self.constants.present_only
-        )
+        p = probabilities(logits, regions=self.regions)
+        return masked_dice_loss(p, target.label, target.kept, present_only=self.constants.present_only)
 
     def _learn(self, stream: str, logits: Tensor, target: PseudoLabel) -> Tensor:
         """The loss, and on the side how far the stream agrees with its teacher on all valid voxels."""
-        with torch.no_grad():
-            prediction = logits > 0 if self.regions else logits.max(1, keepdim=True).indices
-            valid = target.valid.expand_as(prediction)
-            agreed, counted = self.curves.get(f"agreement_{stream}", (0, 0))
-            self.curves[f"agreement_{stream}"] = (
-                agreed + ((prediction == target.label) & valid).sum(),
-                counted + valid.sum(),
-            )
+        agreed, counted = self.curves.get(f"agreement_{stream}", (0, 0))
+        more, voxels = target.agreement(logits)
+        self.curves[f"agreement_{stream}"] = (agreed + more, counted + voxels)
         return self._loss(logits, target)
-
-    def _per_class(self, pseudo: PseudoLabel, classes: int) -> tuple[Tensor, Tensor]:
-        """Kept and predicted valid voxels per predicted class (or region), each (classes,)."""
-        if self.regions:
-            predicted = list(pseudo.label.split(1, 1))
-            kept = list(pseudo.kept.split(1, 1))
-        else:
-            predicted = [pseudo.label == c for c in range(classes)]
-            kept = [pseudo.kept] * classes
-        return (
-            torch.stack([(p & k).sum() for p, k in zip(predicted, kept, strict=True)]),
-            torch.stack([(p & pseudo.valid).sum() for p in predicted]),
-        )
-
-    def _partner_label(self, name: str, own: PseudoLabel) -> PseudoLabel:
-        return PseudoLabel(
-            *(self._partner.of(f"{name}_{field}", getattr(own, field)) for field in ("label", "kept", "valid"))
-        )
-
-
-def _paste_label(box: Tensor, own: PseudoLabel, partner: PseudoLabel) -> PseudoLabel:
-    return PseudoLabel(
-        paste(box, own.label, partner.label), paste(box, own.kept, partner.kept), paste(box, own.valid, partner.valid)
-    )

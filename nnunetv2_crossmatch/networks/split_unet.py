@@ -53,6 +53,15 @@ class SplitUNet:
             logits = self.decoder(features)
         return (logits if isinstance(logits, Tensor) else logits[0]).float()
 
+    def logits(self, image: Tensor) -> Tensor:
+        """Full-resolution logits of ``image``, as :meth:`decode`."""
+        return self.decode(self.encode(image))
+
+    def outputs(self, image: Tensor) -> Outputs:
+        """What the network's forward returns: logits, with deep supervision of every level."""
+        with self._autocast():
+            return self.decoder(self.encoder(image))
+
     def forward_levels(self, image: Tensor, *, economical: bool = False) -> tuple[Outputs, Features]:
         """What the network's forward returns, and the decoder's feature map of every level.
 

@@ -12,6 +12,13 @@ METHODS = {  # trainer: module
     "nnUNetTrainerCrossMatchPaper": "crossmatch",
     "nnUNetTrainerACTION": "action",
     "nnUNetTrainerACTIONPlusPlus": "action",
+    "nnUNetTrainerMeanTeacher": "baselines",
+    "nnUNetTrainerUAMT": "baselines",
+    "nnUNetTrainerICT": "baselines",
+    "nnUNetTrainerCPS": "baselines",
+    "nnUNetTrainerFixMatch": "baselines",
+    "nnUNetTrainerUniMatch": "baselines",
+    "nnUNetTrainerBCP": "baselines",
 }
 _VARIANT = re.compile(r"(?P<trainer>nnUNetTrainer[A-Za-z]+)_(?:(?P<epochs>[1-9]\d*)epochs?|(?P<smoke>smoke))")
 

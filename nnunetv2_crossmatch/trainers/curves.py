@@ -65,7 +65,7 @@ def plot_curves(logger, file: Path, classes: list[str], stages: Sequence[tuple[f
     }
     panels = {
         "loss": [name for name in store if name.startswith("loss_")],
-        "share of voxels above the threshold, per predicted class": ["kept_share"],
+        "share of voxels that count, per predicted class": ["kept_share"],
         "agreement with the pseudo-label": [name for name in store if name.startswith("agreement_")],
         "gradient norm before clipping": [name for name in store if name.startswith("gradient_norm_")],
         "share of clipped steps": ["clipped_share"],
@@ -75,7 +75,7 @@ def plot_curves(logger, file: Path, classes: list[str], stages: Sequence[tuple[f
         for axis, (title, names) in zip(axes, panels.items(), strict=True):
             for name in names:
                 values = store.get(name, [])
-                if name == "kept_share":
+                if any(isinstance(value, list) for value in values):
                     rows = [v if isinstance(v, list) else [v] * len(classes) for v in values]
                     columns = np.array(rows, float).reshape(-1, len(classes)).T
                     for label, column in zip(classes, columns, strict=True):

@@ -2,8 +2,7 @@
 
 import json
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from os.path import join
@@ -22,7 +21,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_crossmatch.data.loading import Augmenter, UnlabeledDataset, augment, labeled_loader, unlabeled_loader
-from nnunetv2_crossmatch.methods import SUPERVISED, LabeledBatch, Method, UnlabeledBatch
+from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.distributed import average_gradients
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
@@ -36,13 +35,15 @@ WARNINGS_IN_LOG = 10
 METHOD_STATE = "semi_supervised_method"  # our one key in nnU-Net's checkpoint
 
 
-class nnUNetTrainerSemiSupervised(nnUNetTrainer, ABC):
-    """nnU-Net plus unlabelled batches; a subclass says what learns from them (:meth:`build_method`).
+class nnUNetTrainerSemiSupervised(nnUNetTrainer):
+    """nnU-Net plus unlabelled batches; a subclass says what learns from them: ``method_class`` and ``constants``.
 
     Each step takes nnU-Net's labelled batch with nnU-Net's loss, and as large an unlabelled batch. The
     network stays nnU-Net's own object, so the trained model is a stock nnU-Net model.
     """
 
+    method_class: Callable[..., Method]
+    constants: Constants
     epochs = 150
     iterations_per_epoch = 250
     val_iterations_per_epoch = 50
@@ -71,9 +72,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer, ABC):
         self._step_in_epoch = 0
         self._stage = ""
 
-    @abstractmethod
     def build_method(self, network: nn.Module) -> Method:
         """The method, given nnU-Net's network (to copy a teacher from; it is trained by nnU-Net's optimiser)."""
+        return self.method_class(self.constants, network, regions=self.label_manager.has_regions)
 
     def initialize(self):
         super().initialize()
@@ -203,7 +204,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer, ABC):
 
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_([*parameters, *self._own_parameters], GRADIENT_CLIP)
+        norm = nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
+        nn.utils.clip_grad_norm_(self._own_parameters, GRADIENT_CLIP)  # apart: a head takes nothing from the network
         # a step that overflowed is skipped, not clipped: nan is not counted
         ratios["clipped_share"] = (torch.where(norm.isfinite(), (norm > GRADIENT_CLIP).float(), torch.nan), 1)
         if self.grad_scaler is not None:

@@ -9,6 +9,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from scipy.stats import chisquare
 from torch import nn
 
+from nnunetv2_crossmatch.data import views
 from nnunetv2_crossmatch.methods import SUPERVISED, LabeledBatch, UnlabeledBatch, action
 from nnunetv2_crossmatch.methods.action import ACTION, ACTIONConstants
 from nnunetv2_crossmatch.methods.action_plus_plus import ACTIONPlusPlus, ACTIONPlusPlusConstants
@@ -163,9 +164,9 @@ def test_stage_iii_equals_the_definitions_voxel_by_voxel(network, monkeypatch, d
 
 def test_the_mixed_view_follows_the_teachers_label_and_half_of_it_is_pasted(network, monkeypatch):
     method, (unlabeled, labeled) = make(network, STAGE_III), batches(batch=2)
-    monkeypatch.setattr(action, "apply_strong", lambda image, parameters: image)
+    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image)
     step(method, network, unlabeled, labeled)
-    method._partner.draw(2)
+    method.partner.draw(2)
     image, label, confidence, _ = method._mix(SplitUNet(network), unlabeled, unlabeled.image)
     with torch.no_grad():
         p = method.teacher.network(unlabeled.image)[0].softmax(1)
@@ -294,7 +295,7 @@ def test_distillation_starts_with_an_empty_bank_and_enqueues_after_the_loss(netw
 @pytest.mark.parametrize("seed", [0, 1])
 def test_stages_i_and_ii_equal_the_definitions(network, monkeypatch, seed):
     """Weak view to the teacher, strong view through head and predictor to the student, KL against the bank."""
-    monkeypatch.setattr(action, "apply_strong", lambda image, parameters: image.sin())
+    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image.sin())
     method, (unlabeled, labeled) = make(network, STAGE_II), batches(seed=seed)
     step(method, network, unlabeled, labeled)  # fills the banks
     bank_global, bank_local = (b.entries[: b.count].clone() for b in (method.global_bank, method.local_bank))
@@ -336,7 +337,7 @@ def test_a_patch_without_a_valid_voxel_counts_in_no_distillation_and_enters_no_b
 
 
 def test_the_student_of_stage_iii_sees_the_strong_view(network, monkeypatch):
-    monkeypatch.setattr(action, "apply_strong", lambda image, parameters: image.sin())
+    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image.sin())
     unlabeled, labeled = batches()
     monkeypatch.setattr(action, "draw_boxes", lambda *args, **kwargs: torch.zeros_like(unlabeled.valid))
     method, seen = make(network, STAGE_III), []
@@ -365,7 +366,7 @@ def test_a_step_that_overflows_leaves_no_trace_in_banks_queue_and_means(network,
 
 def test_padded_voxels_do_not_count_in_the_pseudo_label_loss(network, monkeypatch):
     """Whatever the padded columns predict."""
-    monkeypatch.setattr(action, "apply_strong", lambda image, parameters: image)
+    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image)
     unlabeled, labeled = batches()
     forward_levels = SplitUNet.forward_levels
     values = []

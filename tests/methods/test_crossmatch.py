@@ -7,7 +7,8 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
-from nnunetv2_crossmatch.data.cutmix import paste
+from nnunetv2_crossmatch.data import views
+from nnunetv2_crossmatch.data.mixing import paste
 from nnunetv2_crossmatch.data.views import apply_strong
 from nnunetv2_crossmatch.methods import UnlabeledBatch, crossmatch
 from nnunetv2_crossmatch.methods.crossmatch import CrossMatch, CrossMatchConstants
@@ -57,9 +58,7 @@ def record(monkeypatch) -> dict[str, list]:
     """Everything that is drawn, in order, so that the slow version can use it again."""
     drawn: dict[str, list] = {"draw_strong": [], "draw_boxes": [], "draw_channel_masks": []}
 
-    def recording(name):
-        original = getattr(crossmatch, name)
-
+    def recording(name, original):
         def draw(*args):
             drawn[name].append(original(*args))
             return drawn[name][-1]
@@ -67,7 +66,8 @@ def record(monkeypatch) -> dict[str, list]:
         return draw
 
     for name in drawn:
-        monkeypatch.setattr(crossmatch, name, recording(name))
+        module = views if name == "draw_strong" else crossmatch
+        monkeypatch.setattr(module, name, recording(name, getattr(module, name)))
     return drawn
 
 
@@ -143,7 +143,7 @@ def test_losses_and_gradients_equal_the_definitions(network, record, changed):
     gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
     network.zero_grad()
 
-    slow = slow_losses(network, unlabeled, record, method._partner._shift, constants)
+    slow = slow_losses(network, unlabeled, record, method.partner._shift, constants)
     total = slow["ip"] + 2 * (0.7 * slow["tkd"] + 0.3 * slow["dkd"])
     total.backward()
     assert values == pytest.approx({name: loss.item() for name, loss in slow.items()}, abs=1e-6)
@@ -174,11 +174,11 @@ def test_labels_follow_their_image_through_cutmix(network, monkeypatch):
     unlabeled = unlabeled_batch(batch=4)
     seen = []
     # the "pseudo-label" of a voxel is the sign of its image, so the composites have to agree everywhere
-    monkeypatch.setattr(crossmatch, "apply_strong", lambda image, parameters: image)
+    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image)
     monkeypatch.setattr(
         method,
         "_pseudo_label",
-        lambda logits, valid: crossmatch.PseudoLabel(
+        lambda logits, batch: crossmatch.PseudoLabel(
             (unlabeled.image > 0).long(), unlabeled.image > 0.5, unlabeled.image > -1
         ),
     )
@@ -214,7 +214,7 @@ def test_labels_follow_their_image_through_cutmix(network, monkeypatch):
 def test_a_single_sample_is_mixed_with_the_previous_steps(network, monkeypatch):
     everything = torch.ones(1, 1, 16, 16, dtype=torch.bool)
     monkeypatch.setattr(crossmatch, "draw_boxes", lambda *args: everything)
-    monkeypatch.setattr(crossmatch, "apply_strong", lambda image, parameters: image)
+    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image)
     method = CrossMatch(CONSTANTS, network)
     inputs = []
 
@@ -292,7 +292,7 @@ def test_regions_are_binary_per_channel(network):
     method, unlabeled = CrossMatch(replace(CONSTANTS, threshold=0.6), network, regions=True), unlabeled_batch()
     with torch.no_grad():
         p = network(unlabeled.image)[0].sigmoid()
-    pseudo = method._pseudo_label(p.logit(), unlabeled.valid)
+    pseudo = method._pseudo_label(p.logit(), unlabeled)
     assert torch.equal(pseudo.label, p > 0.5)
     assert torch.equal(pseudo.kept, ((p >= 0.6) | (p <= 0.4)) & unlabeled.valid)
     values = step(method, network, unlabeled)

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from nnunetv2_crossmatch.data import cutmix
-from nnunetv2_crossmatch.data.cutmix import CutMixPartner, draw_boxes, paste
+from nnunetv2_crossmatch.data import mixing
+from nnunetv2_crossmatch.data.mixing import Partner, draw_boxes, paste
 
 CPU = torch.device("cpu")
 
@@ -20,7 +20,7 @@ def test_boxes_are_solid_have_the_stated_volume_and_come_as_often_as_stated(spat
         extent = index.max(0).values - index.min(0).values + 1
         assert extent.prod() == len(index), "not a box"
         volumes.append(len(index) / box.numel())
-    assert sum(volumes) / len(volumes) == pytest.approx(sum(cutmix.VOLUME) / 2, rel=0.05)
+    assert sum(volumes) / len(volumes) == pytest.approx(sum(mixing.VOLUME) / 2, rel=0.05)
     assert min(volumes) > 0.01 and max(volumes) < 0.45
 
 
@@ -33,7 +33,7 @@ def test_boxes_reach_every_corner():
 @pytest.mark.parametrize("batch", [2, 3, 5])
 def test_nobody_is_their_own_partner_and_everything_follows_one_partner(batch):
     torch.manual_seed(0)
-    partner = CutMixPartner()
+    partner = Partner()
     images, labels = torch.arange(batch), 10 * torch.arange(batch)
     seen = set()
     for _ in range(40):
@@ -46,7 +46,7 @@ def test_nobody_is_their_own_partner_and_everything_follows_one_partner(batch):
 
 
 def test_a_single_sample_is_mixed_with_the_previous_step():
-    partner = CutMixPartner()
+    partner = Partner()
     for step in range(3):
         partner.draw(1)
         image, label = torch.tensor([step]), torch.tensor([10 * step])

@@ -1,0 +1,101 @@
+"""BCP: labelled and unlabelled patches are pasted into each other, both ways.
+
+Bai, Chen, Li, Shen, Wang, "Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation", CVPR
+2023, arXiv 2305.00673.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from nnunetv2_crossmatch.data.components import keep_largest_components
+from nnunetv2_crossmatch.data.mixing import draw_boxes, paste
+from nnunetv2_crossmatch.data.pseudo_label import PseudoLabel, probabilities
+from nnunetv2_crossmatch.losses.masked_cross_entropy import masked_cross_entropy
+from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
+from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Method, UnlabeledBatch
+from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+
+
+@dataclass(frozen=True)
+class BCPConstants(Constants):
+    """Constants of L = L_labeled + weight L_unlabeled, each over its part of both mixtures.
+
+    weight: of the unlabelled parts, >= 0. Paper; at 0 the mixtures still train, see :class:`BCP`.
+    edge: of the box, as a share of the patch's, in (0, 1). Paper.
+    pretrain: share of the training with labelled pairs alone, in [0, 1). Paper: 2000 of 17 000 steps for LA,
+        10 000 of 40 000 for ACDC; in between.
+    ema_decay: of the teacher, in [0, 1). Paper.
+    """
+
+    weight: float = 0.5
+    edge: float = 2 / 3
+    pretrain: float = 0.15
+    ema_decay: float = 0.99
+
+    def __post_init__(self) -> None:
+        self._require("[0, inf)", "weight")
+        self._require("(0, 1)", "edge")
+        self._require("[0, 1)", "pretrain", "ema_decay")
+
+
+class BCP(Method):
+    """No plain supervised term: mixtures take nnU-Net's loss's place, (Dice + cross entropy) / 2 of the full
+    resolution over the labelled part, as nnU-Net's loss cannot weigh a part of a patch. So deep supervision has
+    no loss here. A mixture's labelled part keeps nnU-Net's augmentation, the other one is the weak view.
+
+    The teacher's label keeps the largest connected component of each class; what is cut off is background.
+    """
+
+    constants: BCPConstants
+
+    def __init__(self, constants: BCPConstants, student: nn.Module, *, regions: bool = False):
+        super().__init__(constants, student, regions=regions)
+        self.stages = (
+            (0.0, "pre-training: labelled patches pasted into each other"),
+            (constants.pretrain, "self-training: labelled and unlabelled patches pasted into each other"),
+        )[constants.pretrain == 0 :]
+
+    def weights(self, progress: float) -> dict[str, float]:
+        if progress < self.constants.pretrain:
+            return {SUPERVISED: 0.0, "labeled": 1.0}
+        return {SUPERVISED: 0.0, "labeled": 1.0, "unlabeled": self.constants.weight}
+
+    def losses(
+        self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch
+    ) -> Iterator[dict[str, Tensor]]:
+        image, batch = labeled.image, len(labeled.image)
+        self.curves = {}
+        volume = self.constants.edge ** (image.ndim - 2)
+        box = draw_boxes(batch, tuple(image.shape[2:]), 1.0, image.device, (volume, volume), (1.0, 1.0))
+        # an ignore label is past the last class
+        own = PseudoLabel(torch.where(labeled.valid, labeled.label, 0), labeled.valid, labeled.valid)
+        if "unlabeled" not in self.weights(self.progress):
+            self.partner.draw(batch)
+            target = own.mix(box, self.partner)
+            logits = network.logits(paste(box, image, self.partner.of("image", image)))
+            yield {"labeled": self._loss(logits, target, torch.ones_like(box))}
+            return
+        label = self._teach(network, unlabeled)
+        for from_labeled in (~box, box):  # unlabelled into labelled, labelled into unlabelled
+            logits = network.logits(paste(from_labeled, unlabeled.image, image))
+            yield {
+                "labeled": self._loss(logits, own, from_labeled),
+                "unlabeled": self._loss(logits, label, ~from_labeled),
+            }
+            del logits  # holds its graph
+
+    @torch.no_grad()
+    def _teach(self, network: SplitUNet, unlabeled: UnlabeledBatch) -> PseudoLabel:
+        logits = network.twin(self.teacher.network).logits(unlabeled.image)
+        label = PseudoLabel.of(logits, unlabeled.valid, regions=self.regions)
+        return replace(label, label=keep_largest_components(label.label))
+
+    def _loss(self, logits: Tensor, target: PseudoLabel, part: Tensor) -> Tensor:
+        """Over the ``part`` of the mixture that the target belongs to, bool (batch, 1, *spatial)."""
+        kept = target.kept & part
+        p = probabilities(logits, regions=self.regions)
+        dice = masked_dice_loss(p, target.label, kept, present_only=False)
+        return (dice + masked_cross_entropy(logits, target.label, kept, kept)) / 2

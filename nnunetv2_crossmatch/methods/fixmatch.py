@@ -1,0 +1,65 @@
+"""FixMatch: the confident labels of the weak view teach the strong view.
+
+Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020,
+arXiv 2001.07685. With CutMix for segmentation: arXiv 1906.01916.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nnunetv2_crossmatch.data.pseudo_label import PseudoLabel, strong_mix
+from nnunetv2_crossmatch.losses.masked_cross_entropy import masked_cross_entropy
+from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch
+from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+
+
+@dataclass(frozen=True)
+class FixMatchConstants(Constants):
+    """Constants of L = L_nnU-Net + weight L_strong.
+
+    weight: >= 0. Paper.
+    threshold: confidence from which a voxel's label counts, in [0, 1]. Paper.
+    p_cutmix: share of the strong views with a pasted box, in [0, 1]. UniMatch's.
+    warmup: share of the training before the loss comes in, in [0, 1). Paper 0; CrossMatch's, since hard labels
+        of a network that knows nothing yet teach it background, and nnU-Net's Dice loss finds foreground late.
+    """
+
+    weight: float = 1.0
+    threshold: float = 0.95
+    p_cutmix: float = 0.5
+    warmup: float = 0.15
+
+    def __post_init__(self) -> None:
+        self._require("[0, inf)", "weight")
+        self._require("[0, 1]", "threshold", "p_cutmix")
+        self._require("[0, 1)", "warmup")
+
+
+class FixMatch(Method):
+    """The network is its own teacher. A voxel that is not confident counts nowhere; it is not background."""
+
+    constants: FixMatchConstants
+
+    def weights(self, progress: float) -> dict[str, float]:
+        c = self.constants
+        return {"strong": c.weight if progress >= c.warmup else 0.0}
+
+    def losses(
+        self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch
+    ) -> Iterator[dict[str, Tensor]]:
+        c, weak = self.constants, unlabeled.image
+        with torch.no_grad():
+            logits = network.logits(weak)
+        label = PseudoLabel.of(logits, unlabeled.valid, threshold=c.threshold, regions=self.regions)
+
+        self.partner.draw(len(weak))
+        mixed, target = strong_mix(weak, label, self.partner, c.p_cutmix)
+        logits = network.logits(mixed)
+        self.curves = {
+            "kept_share": label.kept_share(logits.shape[1]),
+            "agreement_strong_view": target.agreement(logits),
+        }
+        yield {"strong": masked_cross_entropy(logits, target.label, target.kept, target.valid)}

@@ -1,0 +1,73 @@
+"""UniMatch: FixMatch with two strong views and a stream of dropped features.
+
+Yang, Qi, Feng, Zhang, Shi, "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation",
+CVPR 2023, arXiv 2208.09910; medical images in its repository.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nnunetv2_crossmatch.data.pseudo_label import PseudoLabel, probabilities, strong_mix
+from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
+from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch
+from nnunetv2_crossmatch.networks.split_unet import SplitUNet, draw_channel_masks, drop_channels
+
+
+@dataclass(frozen=True)
+class UniMatchConstants(Constants):
+    """Constants of L = L_nnU-Net + lambda_strong (L_s1 + L_s2) + lambda_fp L_fp.
+
+    lambda_strong, lambda_fp: >= 0. Paper, whose halving of the sum is left out: nnU-Net's loss keeps its scale.
+    threshold: confidence from which a voxel's label counts, in [0, 1]. Paper.
+    p_drop: share of feature maps dropped, in [0, 1). Paper.
+    p_cutmix: share of each strong view's samples with a pasted box, in [0, 1]. Paper's code.
+    warmup: share of the training before these losses come in, in [0, 1). Paper 0; CrossMatch's, see FixMatch.
+    """
+
+    lambda_strong: float = 0.25
+    lambda_fp: float = 0.5
+    threshold: float = 0.95
+    p_drop: float = 0.5
+    p_cutmix: float = 0.5
+    warmup: float = 0.15
+
+    def __post_init__(self) -> None:
+        self._require("[0, inf)", "lambda_strong", "lambda_fp")
+        self._require("[0, 1]", "threshold", "p_cutmix")
+        self._require("[0, 1)", "p_drop", "warmup")
+
+
+class UniMatch(Method):
+    """Three streams, taught by the plain decoding of the weak view."""
+
+    constants: UniMatchConstants
+
+    def weights(self, progress: float) -> dict[str, float]:
+        c = self.constants
+        on = float(progress >= c.warmup)
+        return {"strong": on * c.lambda_strong, "fp": on * c.lambda_fp}
+
+    def losses(
+        self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch
+    ) -> Iterator[dict[str, Tensor]]:
+        c, weak = self.constants, unlabeled.image
+        with network.relay(weak) as features:
+            with torch.no_grad():
+                logits = network.decode(features)
+            label = PseudoLabel.of(logits, unlabeled.valid, threshold=c.threshold, regions=self.regions)
+            self.curves = {"kept_share": label.kept_share(logits.shape[1])}
+            masks = draw_channel_masks(features, c.p_drop)
+            yield {"fp": self._learn("dropout", network.decode(drop_channels(features, masks)), label)}
+
+        self.partner.draw(len(weak))
+        for view in "12":
+            mixed, target = strong_mix(weak, label, self.partner, c.p_cutmix, view)
+            yield {"strong": self._learn(f"strong_view{view}", network.logits(mixed), target)}
+
+    def _learn(self, stream: str, logits: Tensor, target: PseudoLabel) -> Tensor:
+        self.curves[f"agreement_{stream}"] = target.agreement(logits)
+        p = probabilities(logits, regions=self.regions)
+        return masked_dice_loss(p, target.label, target.kept, present_only=False)

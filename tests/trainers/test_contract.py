@@ -1,0 +1,116 @@
+"""What every registered trainer keeps, in 2D and 3D."""
+
+import json
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.run_training import run_training_entry
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunetv2_crossmatch.methods import SUPERVISED
+from nnunetv2_crossmatch.trainers import METHODS
+from nnunetv2_crossmatch.trainers.curves import PREFIX
+from tests.conftest import DATASET
+from tests.trainers.test_semi_supervised import start, weights
+
+# from the first step on, and with voxels that count although the network knows nothing yet
+EAGER = {"warmup": 0.0, "threshold": 0.0, "valid": 0.0, "confident": 0.0, "hard": 1.0, "queries": 8, "negatives": 8}
+EAGER_UAMT = {**EAGER, "threshold": 1.0}
+
+
+def changed(cls: type, **values: object) -> type:
+    """A subclass with other constants, as far as the method has them."""
+    names = {field.name for field in fields(cls.constants)}
+    constants = replace(cls.constants, **{name: value for name, value in values.items() if name in names})
+    return type(cls.__name__, (cls,), {"constants": constants})
+
+
+@pytest.fixture(params=METHODS)
+def cls(request) -> type:
+    trainer = recursive_find_trainer_class_by_name(f"{request.param}_smoke")
+    return changed(trainer, **EAGER_UAMT if "UAMT" in request.param else EAGER)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_trains_stops_resumes_and_predicts_as_stock_nnunet(dataset, monkeypatch, configuration, cls):
+    """Through the function behind nnUNetv2_train; its validation at the end is the end-to-end test's."""
+    name, trainers = cls.__name__, []
+
+    class Watched(cls):
+        def __init__(self, plans, configuration, fold, dataset_json, device):
+            super().__init__(plans, configuration, fold, dataset_json, device)
+            self.save_every = 1
+            trainers.append(self)
+
+        def on_epoch_end(self):
+            super().on_epoch_end()
+            if len(trainers) == 1:
+                raise Stopped
+
+        def perform_actual_validation(self, save_probabilities=False):
+            pass
+
+    Watched.__name__ = name
+    monkeypatch.setattr("nnunetv2.run.run_training.recursive_find_trainer_class_by_name", lambda _: Watched)
+    command = ["nnUNetv2_train", DATASET, configuration, "all", "-tr", name, "-p", "nnUNetPlansSmall", "-device", "cpu"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(Stopped):
+        run_training_entry()
+    monkeypatch.setattr(sys, "argv", [*command, "--c"])
+    run_training_entry()
+
+    first, second = trainers
+    assert (first.current_epoch, second.current_epoch) == (1, 2)
+    logged = second.logger.local_logger.my_fantastic_logging
+    losses = {key: values for key, values in logged.items() if key.startswith(f"{PREFIX}loss_")}
+    assert losses and all(len(values) == 2 for values in losses.values())
+    assert all(np.isfinite(values).any() and not np.isinf(values).any() for values in losses.values())
+    method = second.method
+    for part, module in method.named_children():
+        if part.startswith("teacher"):
+            assert all(p.grad is None and not p.requires_grad for p in module.parameters())
+    assert json.loads((Path(second.output_folder) / "method.json").read_text())["method"] == type(method).__name__
+
+    predictions = []
+    image = np.random.default_rng(0).normal(size=(1, 1 if configuration == "2d" else 20, 30, 30)).astype(np.float32)
+    for trainer_name in (name, "nnUNetTrainer"):
+        checkpoint = Path(second.output_folder) / "checkpoint_final.pth"
+        content = torch.load(checkpoint, weights_only=False)
+        torch.save({**content, "trainer_name": trainer_name}, checkpoint)
+        predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False, allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(str(Path(second.output_folder).parent), ("all",))
+        predictions.append(predictor.predict_single_npy_array(image, {"spacing": [1.0, 1.0, 1.0]}))
+    assert np.array_equal(*predictions)
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_with_all_weights_0_a_step_is_the_supervised_one(make_trainer, configuration, cls):
+    weightless = changed(cls, **{f.name: 0.0 for f in fields(cls.constants) if is_weight(f.name)})
+    ours = start(make_trainer(weightless, configuration))
+    if ours.method.weights(0.9).get(SUPERVISED) == 0:
+        pytest.skip("has no plain supervised term; its file says what takes its place")
+    stock = start(make_trainer(nnUNetTrainer, configuration))
+    ours.network.load_state_dict(stock.network.state_dict())
+    for _ in range(2):
+        batch = next(stock.dataloader_train)
+        copy = {"data": batch["data"].clone(), "target": [t.clone() for t in batch["target"]]}
+        assert stock.train_step(batch)["loss"] == ours.train_step(copy)["loss"]
+    assert all(map(torch.equal, weights(stock), weights(ours)))
+
+
+def is_weight(name: str) -> bool:
+    return name == "weight" or name.startswith("lambda_")
+
+
+def test_every_method_has_a_weight_that_takes_it_away(cls):
+    assert any(is_weight(field.name) for field in fields(cls.constants))
