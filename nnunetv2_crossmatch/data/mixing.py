@@ -42,7 +42,8 @@ def draw_boxes(
 class Partner:
     """Whom each sample is mixed with: another one of the batch, or with one sample the previous step's.
 
-    Call :meth:`draw` once a step, then :meth:`of` for everything that has to follow the same partner.
+    Call :meth:`draw` once a step, then :meth:`of` for everything that has to follow the same partner. What the
+    previous step had is not in the checkpoint: continued at batch size 1, the first sample is its own partner.
     """
 
     def __init__(self) -> None:

@@ -1,12 +1,14 @@
 """Adaptive anatomical contrast: labelled voxels towards their class's own corner of the sphere (ACTION++)."""
 
+from functools import partial
+
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-_UNKNOWN = -1e4  # as in similarity_distillation.py
+from nnunetv2_crossmatch.losses.similarity_distillation import UNKNOWN
 
 
 def simplex_centres(classes: int, channels: int) -> Tensor:
@@ -61,14 +63,15 @@ def adaptive_contrast(
     classes, count, _ = queries.shape
     queries = F.normalize(queries, dim=-1) / temperature
     entries = F.normalize(entries.detach(), dim=-1)
-    bias = torch.zeros_like(known, dtype=queries.dtype).masked_fill(~known, _UNKNOWN).flatten()
+    bias = torch.zeros_like(known, dtype=queries.dtype).masked_fill(~known, UNKNOWN).flatten()
     # a class at a time, and once more in backward: its logits are as many as its queries times the whole queue
-    everything = [checkpoint(_log_sum, q, entries.flatten(0, 1), bias, use_reentrant=False) for q in queries]
+    again = partial(checkpoint, _log_sum, use_reentrant=False, preserve_rng_state=False)
+    total = torch.stack([again(q, entries.flatten(0, 1), bias) for q in queries])
     # the mean of the positives' logits is the logit of their mean
     filled = known.sum(1)
     means = (entries * known[..., None]).sum(1) / filled[:, None].clamp(min=1)
     positive = (queries * means[:, None]).sum(2)
-    supervised = torch.where(filled > 0, (torch.stack(everything) - positive).mean(1), 0)
+    supervised = torch.where(filled > 0, (total - positive).mean(1), 0)
 
     own = torch.arange(classes, device=queries.device)[:, None].expand(-1, count)
     centre = F.cross_entropy((queries @ centres.detach().T).mT, own, reduction="none").mean(1)

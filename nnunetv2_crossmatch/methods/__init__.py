@@ -118,10 +118,11 @@ class Method(nn.Module, ABC):
     ) -> Iterator[dict[str, Tensor]]:
         """Yield the losses of one graph at a time, named as in :meth:`weights` and not yet weighted.
 
-        The caller multiplies, adds and calls backward before it asks for the next ones, so a graph lives
-        no longer than its stream. Losses of one name add up over the step. A method that needs the
-        labelled graph itself yields ``labeled.loss(outputs)`` as ``SUPERVISED``; for all others the caller
-        takes the labelled batch through nnU-Net's forward when the last loss has been yielded.
+        The caller multiplies, adds, calls backward and empties the dict before it asks for the next ones, so a
+        graph lives no longer than its stream, if no name here holds a tensor of it. Losses of one name add up
+        over the step. A method that needs the labelled graph itself yields ``labeled.loss(outputs)`` as
+        ``SUPERVISED``; for all others the caller takes the labelled batch through nnU-Net's forward when the
+        last loss has been yielded.
         """
 
     def after_step(self, network: nn.Module) -> None:

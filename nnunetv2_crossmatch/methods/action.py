@@ -81,8 +81,12 @@ class ACTIONConstants(Constants):
 class ACTION(Method):
     """Three stages, one after the other, and one moving-average teacher throughout.
 
+    Unlike the paper: stages i and ii distil the unlabelled patches alone (nnU-Net's labelled batch has no view
+    without intensity augmentation), similarities are seen from the bank's mean (see
+    :func:`similarity_distillation`), and padding counts nowhere (a window weighs what it has of valid voxels).
+
     Under DDP the banks and the classes' means are those of all processes together; queries and negatives
-    are drawn by each process from its own samples.
+    are drawn by each process from its own samples, and a mean over patches or windows is each process's own.
 
     Args:
         constants: see :class:`ACTIONConstants`.
@@ -90,7 +94,7 @@ class ACTION(Method):
         spatial: size of the patch, 2 or 3 axes.
 
     Raises:
-        TypeError: a decoder whose levels cannot be reached.
+        TypeError: a network whose levels cannot be reached.
     """
 
     constants: ACTIONConstants
@@ -98,11 +102,13 @@ class ACTION(Method):
 
     def __init__(self, constants: ACTIONConstants, student: nn.Module, spatial: tuple[int, ...]):
         super().__init__(constants, student)
-        if missing := [part for part in ("stages", "transpconvs", "seg_layers") if not hasattr(student.decoder, part)]:
-            raise TypeError(
-                f"{type(student).__name__}'s decoder has no {', '.join(missing)}. Plan with a PlainConvUNet or a "
-                "ResidualEncoderUNet to use this trainer."
-            )
+        parts = {"encoder": ("stages",), "decoder": ("stages", "transpconvs", "seg_layers")}
+        for half, names in parts.items():
+            if missing := [name for name in names if not hasattr(getattr(student, half), name)]:
+                raise TypeError(
+                    f"{type(student).__name__}'s {half} has no {', '.join(missing)}. Plan with a PlainConvUNet or a "
+                    "ResidualEncoderUNet to use this trainer."
+                )
         c, levels = constants, list(student.encoder.output_channels)  # type: ignore[union-attr,arg-type]
         self.classes: int = student.decoder.num_classes  # type: ignore[union-attr,assignment]
         self.embedding = EMBEDDING[len(spatial)]
@@ -120,9 +126,9 @@ class ACTION(Method):
             "stage ii: supervised, similarity distillation of encoder and windows",
             "stage iii: supervised, pseudo-labels, anatomical contrast",
         )
-        starts = (0.0, c.stage_i, c.stage_i + c.stage_ii, 1.0)
+        ends = (c.stage_i, c.stage_i + c.stage_ii, 1.0)
         self.stages = tuple(
-            (start, name) for start, name, end in zip(starts, names, starts[1:], strict=False) if start < end
+            (start, name) for start, end, name in zip((0.0, *ends), ends, names, strict=False) if start < end
         )
 
     def weights(self, progress: float) -> dict[str, float]:
@@ -162,7 +168,7 @@ class ACTION(Method):
             target = self.teacher_global.network(features[-1], valid)
         z = self.global_predictor(self.global_head(student_features[-1], valid))
         seen = valid.flatten(1).any(1)
-        losses = {"global": _mean(self._similarity(self.global_bank, z, target), seen)}
+        losses = {"global": _weighted_mean(self._similarity(self.global_bank, z, target), seen)}
         self.global_bank.push(target, seen)
         if local:
             with torch.no_grad():
@@ -170,10 +176,10 @@ class ACTION(Method):
             windows, _ = self.local_head(network.decode(student_features), valid)
             z = self.local_predictor(windows)
             loss = self._similarity(self.local_bank, z.flatten(0, 1), target.flatten(0, 1))
-            losses["local"] = _mean(loss, share.flatten())
+            losses["local"] = _weighted_mean(loss, share.flatten())
             # one of each image, drawn as its valid share; multinomial() would wait for the device
             one = (share / torch.empty_like(share).exponential_()).argmax(1)
-            self.local_bank.push(target[torch.arange(len(one), device=one.device), one], seen)
+            self.local_bank.push(target[torch.arange(len(one), device=one.device), one], share.any(1))
         return losses
 
     def _similarity(self, bank: Bank, student: Tensor, teacher: Tensor) -> Tensor:
@@ -272,7 +278,7 @@ class ACTION(Method):
         return self.represent(sums / counts[:, None].clamp(min=1)), counts
 
 
-def _mean(values: Tensor, weights: Tensor) -> Tensor:
+def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     return (values * weights).sum() / weights.sum().clamp(min=1e-6)
 
 

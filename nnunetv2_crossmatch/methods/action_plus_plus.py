@@ -25,7 +25,7 @@ class ACTIONPlusPlusConstants(ACTIONConstants):
 
     lambda_aaco: weight, >= 0. Paper.
     lambda_centre: weight of the centre term within L_aaco, >= 0. Paper (its code has 0.1).
-    queue: entries in all, shared out equally among the classes, at least one each. Paper.
+    queue: entries in all. Paper; here shared out equally among the classes, at least one each.
     mean_rate: share of the new in the running class means, in (0, 1]. Paper.
     temperature, lowest_temperature: of L_anco and L_aaco when stage iii begins and ends, and halfway, > 0.
         A cosine between them. Paper.
@@ -47,6 +47,8 @@ class ACTIONPlusPlusConstants(ACTIONConstants):
 class ACTIONPlusPlus(ACTION):
     """ACTION whose stage iii also pulls labelled voxels to centres as far apart as can be.
 
+    The assignment follows the means after each step, so a step uses the one before; the first one any.
+
     Under DDP queue, means and assignment are those of all processes together.
     """
 
@@ -67,7 +69,7 @@ class ACTIONPlusPlus(ACTION):
 
     @property
     def temperature(self) -> float:
-        c, start = self.constants, self.stages[-1][0]
+        c, start = self.constants, self.constants.stage_i + self.constants.stage_ii
         done = (self.progress - start) / max(1 - start, 1e-6)
         return c.lowest_temperature + 0.5 * (1 + cos(2 * pi * done)) * (c.temperature - c.lowest_temperature)
 
@@ -87,11 +89,11 @@ class ACTIONPlusPlus(ACTION):
             centre_weight=c.lambda_centre,
         )
         self.queue.push(queries, present)
-        self._follow(known)
+        self._move_means(known)
         return {**super()._contrast(known, pseudo, levels, labeled), "aaco": loss}
 
     @torch.no_grad()
-    def _follow(self, known: Voxels) -> None:
+    def _move_means(self, known: Voxels) -> None:
         """Move the running means by this batch's."""
         means, counts = self._means(known.sums, known.counts)
         means = F.normalize(means, dim=1)

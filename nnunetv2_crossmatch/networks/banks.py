@@ -29,14 +29,10 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def push(self, rows: Tensor, usable: Tensor) -> None:
-        """Add rows (n, channels), under DDP those of all processes.
-
-        One that is not ``usable`` (n,) or not finite repeats the newest entry.
-        """
-        rows = gather_rows(rows.masked_fill(~usable[:, None], torch.nan))
-        rows = torch.where(rows.isfinite().all(1, keepdim=True), rows, self.entries[:1])
-        self.entries.copy_(torch.cat([rows.flip(0), self.entries])[: len(self.entries)])
-        self.count.add_(len(rows)).clamp_(max=len(self.entries))
+        """Add those rows (n, channels) that are ``usable`` (n,) and finite, under DDP of all processes."""
+        rows = gather_rows(rows.masked_fill(~usable[:, None], torch.nan)).flip(0)
+        self.entries.copy_(_newest(rows[None], self.entries[None], self.known[None])[0])
+        self.count.add_(rows.isfinite().all(1).sum()).clamp_(max=len(self.entries))
 
 
 class ClassQueue(nn.Module):
@@ -62,13 +58,18 @@ class ClassQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, rows: Tensor, present: Tensor) -> None:
-        """Add rows (classes, n, channels) of the classes that are ``present`` (classes,), of every process.
+        """Add finite rows (classes, n, channels) of the classes ``present`` (classes,), under DDP of all processes."""
+        for new in gather_rows(rows.masked_fill(~present[:, None, None], torch.nan)[None]):
+            self.entries.copy_(_newest(new, self.entries, self.known))
+            self.counts.add_(new.isfinite().all(2).sum(1)).clamp_(max=self.entries.shape[1])
 
-        One that is not finite repeats its class's newest.
-        """
-        size = self.entries.shape[1]
-        for new, occurs in zip(gather_rows(rows[None]), gather_rows(present[None]), strict=True):
-            new = torch.where(new.isfinite().all(2, keepdim=True), new, self.entries[:, :1])
-            longer = torch.cat([new, self.entries], 1)[:, :size]
-            self.entries.copy_(torch.where(occurs[:, None, None], longer, self.entries))
-            self.counts.copy_(torch.where(occurs, self.counts + new.shape[1], self.counts).clamp(max=size))
+
+def _newest(rows: Tensor, entries: Tensor, known: Tensor) -> Tensor:
+    """The finite ``rows`` (memories, n, channels), then the known entries, cut to as many as there are entries.
+
+    A sort instead of a selection: how many rows are finite stays on the device.
+    """
+    everything = torch.cat([rows, entries], 1)
+    holds = torch.cat([rows.isfinite().all(2), known], 1)
+    order = (~holds).int().argsort(dim=1, stable=True)[:, : entries.shape[1]]
+    return everything.masked_fill(~holds[..., None], 0).gather(1, order[..., None].expand_as(entries))

@@ -1,4 +1,4 @@
-"""An encoder/decoder U-Net called in two halves, with one decoder graph alive at a time."""
+"""An encoder/decoder U-Net called in two halves or level by level, with few graphs alive at a time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -35,7 +35,7 @@ class SplitUNet:
         self.encoder: nn.Module = network.encoder  # type: ignore[assignment]
         self.decoder: nn.Module = network.decoder  # type: ignore[assignment]
         self._autocast = autocast
-        self._forward_levels = _forward_levels
+        self._by_levels = _forward_levels
 
     @staticmethod
     def can_split(module: nn.Module) -> bool:
@@ -67,22 +67,21 @@ class SplitUNet:
 
         Args:
             image: (batch, channels, *spatial).
-            economical: compute the finest third of the levels once more in backward instead of keeping what
-                they need for it. For a graph that waits for another one: of PlainConvUNet's memory about a
-                fifth stays in 3D and a third in 2D, for at most 0.26 of a forward and backward pass more.
+            economical: compute the finest third of the levels (rounded down) once more in backward instead of
+                keeping what they need for it. For a graph that waits for another one.
 
         Returns:
             outputs, and the maps (batch, channels of the level, *spatial of the level) in front of the
             segmentation layers, finest first; the bottleneck is the coarsest level's.
         """
         with self._autocast():
-            return self._forward_levels(self.encoder, self.decoder, image, economical)
+            return self._by_levels(self.encoder, self.decoder, image, economical)
 
     def compile(self) -> None:
         """Compile the halves in place; nnU-Net compiles the network, whose halves would run eagerly beside it."""
         self.encoder.compile()
         self.decoder.compile()
-        self._forward_levels = torch.compile(_forward_levels)
+        self._by_levels = torch.compile(_forward_levels)
 
     def twin(self, network: nn.Module) -> "SplitUNet":
         """Another network of the same kind, called the same way."""
@@ -106,12 +105,12 @@ class SplitUNet:
 
 
 def _forward_levels(encoder: Any, decoder: Any, image: Tensor, economical: bool) -> tuple[Outputs, Features]:
-    """The forward of dynamic_network_architectures' U-Nets, which keeps no feature map."""
+    """The forward of dynamic_network_architectures' U-Nets, which keeps no feature map; calls their levels itself."""
     count = len(encoder.stages)
-    twice = round(count / 3) if economical else 0
+    recomputed = count // 3 if economical else 0  # levels
 
     def run(level: int, function: Callable[..., Any], *inputs: Any) -> Any:
-        return checkpoint(function, *inputs, use_reentrant=False) if level < twice else function(*inputs)
+        return checkpoint(function, *inputs, use_reentrant=False) if level < recomputed else function(*inputs)
 
     x = image if getattr(encoder, "stem", None) is None else run(0, encoder.stem, image)
     skips = []

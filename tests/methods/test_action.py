@@ -223,6 +223,50 @@ def test_l_anco_reaches_no_voxel_but_the_hard_ones_drawn_and_no_teacher(network,
     assert all(p.grad is None for p in method.teacher.parameters())
 
 
+@pytest.mark.parametrize(("cls", "constants"), [(ACTION, CONSTANTS), (ACTIONPlusPlus, PLUS_PLUS)])
+def test_the_first_graph_is_economical_and_its_turn_comes_when_the_second_is_gone(network, monkeypatch, cls, constants):
+    forward_levels, (unlabeled, labeled) = SplitUNet.forward_levels, batches()
+    found = []
+    for allowed in (True, False):
+        method, asked, order = make(network, STAGE_III, cls, constants), [], []
+
+        def forward(self, image, *, economical=False, asked=asked, allowed=allowed):
+            asked.append(economical)
+            return forward_levels(self, image, economical=economical and allowed)
+
+        monkeypatch.setattr(SplitUNet, "forward_levels", forward)
+
+        def watch(module, inputs, output, order=order):
+            if output.requires_grad:
+                output.register_hook(lambda gradient: order.append("backward"))
+
+        finest = network.encoder.stages[0]
+        hooks = [
+            finest.register_forward_pre_hook(lambda *_, order=order: order.append("forward")),
+            finest.register_forward_hook(watch),
+        ]
+        torch.manual_seed(0)
+        step(method, network, unlabeled, labeled)
+        for hook in hooks:
+            hook.remove()
+        assert asked == [True, False]
+        found.append(([p.grad.clone() for p in network.parameters() if p.grad is not None], order))
+        network.zero_grad()
+    (gradients, order), (expected, _) = found
+    assert all(map(torch.equal, gradients, expected))
+    assert order == ["forward", "forward", "backward", "backward", "forward"]
+
+
+def test_a_class_that_no_pseudo_label_has_works(network):
+    method, (unlabeled, labeled) = make(network, STAGE_III), batches()
+    with torch.no_grad():
+        method.teacher.network.decoder.seg_layers[-1].bias[1] = -100.0
+    method.curves = {}
+    _, label, _, _ = method._mix(SplitUNet(network), unlabeled, unlabeled.image)
+    assert not (label == 1).any()
+    assert all(math.isfinite(value) for value in step(method, network, unlabeled, labeled).values())
+
+
 def test_without_a_hard_voxel_l_anco_is_0_with_finite_gradients(network):
     constants = replace(CONSTANTS, hard=0.0)
     method, (unlabeled, labeled) = make(network, STAGE_III, constants=constants), batches()
@@ -330,10 +374,27 @@ def test_a_patch_without_a_valid_voxel_counts_in_no_distillation_and_enters_no_b
         view = batch.image.cos()
         with torch.no_grad():
             losses = method._distil(SplitUNet(network), batch, view, local=True)
-        found.append((*(loss.item() for loss in losses.values()), method.global_bank.entries.unique(dim=0)))
+        found.append((*(loss.item() for loss in losses.values()), method.global_bank.entries, method.local_bank))
     assert found[0][:2] == pytest.approx(found[1][:2]) and min(found[0][:2]) > 0
-    assert len(found[0][2]) == 3, "two new ones, of which one twice, and one that was there"
-    assert all((row == found[1][2]).all(1).any() for row in found[0][2])
+    torch.testing.assert_close(found[0][2], found[1][2])  # two new ones, two that were there
+    method.local_bank.entries.zero_()
+    assert not torch.equal(found[0][3].entries[1], found[0][3].entries[2])
+
+
+def test_of_each_patch_one_window_enters_the_bank_drawn_by_its_valid_share(network, monkeypatch):
+    method, (unlabeled, _) = make(network, STAGE_II), batches(batch=3)
+    pushed, share = [], torch.tensor([[0.0, 1.0, 0.0], [0.25, 0.0, 0.75], [0.0, 0.0, 0.0]])
+    windows = torch.arange(9.0).reshape(3, 3, 1).expand(-1, -1, method.local_head.channels)
+    monkeypatch.setattr(method.teacher_local.network, "forward", lambda *_: (windows, share))
+    monkeypatch.setattr(method, "_similarity", lambda bank, student, teacher: torch.zeros(len(teacher)))
+    monkeypatch.setattr(method.local_bank, "push", lambda rows, usable: pushed.append((rows[:, 0], usable)))
+    for _ in range(60):
+        with torch.no_grad():
+            method._distil(SplitUNet(network), unlabeled, unlabeled.image, local=True)
+    assert all(usable.tolist() == [True, True, False] for _, usable in pushed)
+    drawn = torch.stack([rows for rows, _ in pushed])
+    assert (drawn[:, 0] == 1).all() and set(drawn[:, 1].tolist()) == {3.0, 5.0}
+    assert (drawn[:, 1] == 5).float().mean().item() == pytest.approx(0.75, abs=0.18)
 
 
 def test_the_student_of_stage_iii_sees_the_strong_view(network, monkeypatch):
@@ -352,13 +413,15 @@ def test_the_student_of_stage_iii_sees_the_strong_view(network, monkeypatch):
 def test_a_step_that_overflows_leaves_no_trace_in_banks_queue_and_means(network, cls, constants, progress):
     method = make(network, progress, cls, constants)
     unlabeled, labeled = batches()
-    step(method, network, unlabeled, labeled)
-    spoiled = unlabeled.image.clone()
-    spoiled[0, 0, 5, 5] = torch.inf
-    image = labeled.image.clone()
-    image[0, 0, 5, 5] = torch.inf
-    step(method, network, replace(unlabeled, image=spoiled), replace(labeled, image=image))
-    assert all(value.isfinite().all() for value in method.state_dict().values())
+    spoiled, image = unlabeled.image.clone(), labeled.image.clone()
+    spoiled[..., 5, 5] = image[..., 5, 5] = torch.inf
+    remembered = ("bank", "queue", "running")
+    for _ in range(2):
+        before = {k: v.clone() for k, v in method.state_dict().items() if any(name in k for name in remembered)}
+        step(method, network, replace(unlabeled, image=spoiled), replace(labeled, image=image))
+        after = method.state_dict()
+        assert all(torch.equal(after[name], value) for name, value in before.items()), "first and later"
+        step(method, network, unlabeled, labeled)
     network.zero_grad()
     values = step(method, network, unlabeled, labeled)
     assert all(math.isfinite(value) for value in values.values())
@@ -387,17 +450,20 @@ def test_padded_voxels_do_not_count_in_the_pseudo_label_loss(network, monkeypatc
 def test_the_teacher_follows_with_all_its_heads_once_a_step(network):
     method, (unlabeled, labeled) = make(network, STAGE_II), batches()
     optimizer = torch.optim.SGD([*network.parameters(), *(p for p in method.parameters() if p.requires_grad)], 0.1)
+    pairs = [
+        (method.teacher, network),
+        (method.teacher_global, method.global_head),
+        (method.teacher_local, method.local_head),
+    ]
     for _ in range(3):
         step(method, network, unlabeled, labeled)
         optimizer.step()
-        before = [p.clone() for p in method.teacher_global.network.parameters()]
+        before = [[p.clone() for p in teacher.network.parameters()] for teacher, _ in pairs]
         method.after_step(network)
-    for teacher in (method.teacher, method.teacher_global, method.teacher_local):
+    for olds, (teacher, student) in zip(before, pairs, strict=True):
         assert teacher.updates == 3
-    for old, mine, theirs in zip(
-        before, method.teacher_global.network.parameters(), method.global_head.parameters(), strict=True
-    ):
-        torch.testing.assert_close(mine, old * 2 / 3 + theirs / 3)
+        for old, mine, theirs in zip(olds, teacher.network.parameters(), student.parameters(), strict=True):
+            torch.testing.assert_close(mine, old * 2 / 3 + theirs / 3)
 
 
 def test_weights_and_stages_follow_the_progress(network):
@@ -434,8 +500,11 @@ def test_a_constant_out_of_range_is_refused_with_its_value(name, value):
         replace(CONSTANTS, stage_i=0.7, stage_ii=0.6)
 
 
-def test_a_decoder_without_levels_is_refused_before_training(network):
+def test_a_network_without_levels_is_refused_before_training(network):
     network.decoder.seg_layers, network.decoder.heads = None, network.decoder.seg_layers
     del network.decoder.seg_layers
     with pytest.raises(TypeError, match="PlainConvUNet's decoder has no seg_layers"):
+        ACTION(CONSTANTS, network, SPATIAL)
+    del network.encoder.stages
+    with pytest.raises(TypeError, match="PlainConvUNet's encoder has no stages"):
         ACTION(CONSTANTS, network, SPATIAL)

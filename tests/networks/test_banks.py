@@ -21,7 +21,20 @@ def test_a_bank_fills_up_and_then_forgets_the_oldest():
     push(bank, *range(7, 17))
     assert bank.entries[:, 0].tolist() == [16, 15, 14, 13, 12] and bank.count == 5
     push(bank, -1, 20, torch.inf)  # one is not usable, one not finite
-    assert bank.entries[:, 0].tolist() == [16, 20, 16, 16, 15]
+    assert bank.entries[:, 0].tolist() == [20, 16, 15, 14, 13]
+
+
+def test_what_is_not_usable_or_not_finite_leaves_no_trace_even_in_an_empty_memory():
+    bank, queue = Bank(3, 2), ClassQueue(2, 3, 1)
+    push(bank, -1, torch.inf)
+    assert bank.count == 0 and not bank.entries.any()
+    push(bank, -1, 5)
+    assert bank.known.tolist() == [True, False, False] and bank.entries[:, 0].tolist() == [5, 0, 0]
+    both = torch.tensor([True, True])
+    queue.push(torch.tensor([[[torch.nan], [2.0]], [[torch.inf], [torch.nan]]]), both)
+    assert queue.known.tolist() == [[True, False, False], [False] * 3]
+    queue.push(torch.tensor([[[3.0], [torch.nan]], [[30.0], [40.0]]]), both)
+    assert queue.entries[..., 0].tolist() == [[3, 2, 0], [30, 40, 0]]
 
 
 def test_a_class_that_does_not_occur_keeps_its_entries():
