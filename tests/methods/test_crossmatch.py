@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from nnunetv2_crossmatch.data import views
@@ -13,6 +12,7 @@ from nnunetv2_crossmatch.data.views import apply_strong
 from nnunetv2_crossmatch.methods import UnlabeledBatch, crossmatch
 from nnunetv2_crossmatch.methods.crossmatch import CrossMatch, CrossMatchConstants
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet, drop_channels
+from tests.methods.test_action import unet
 
 CONSTANTS = CrossMatchConstants(
     threshold=0.4,
@@ -27,23 +27,7 @@ CONSTANTS = CrossMatchConstants(
 
 @pytest.fixture
 def network() -> nn.Module:
-    torch.manual_seed(0)
-    return PlainConvUNet(
-        1,
-        n_stages=3,
-        features_per_stage=[4, 6, 8],
-        conv_op=nn.Conv2d,
-        kernel_sizes=3,
-        strides=[1, 2, 2],
-        n_conv_per_stage=1,
-        num_classes=3,
-        n_conv_per_stage_decoder=1,
-        conv_bias=True,
-        norm_op=nn.InstanceNorm2d,
-        norm_op_kwargs={"affine": True},
-        nonlin=nn.LeakyReLU,
-        deep_supervision=True,
-    )
+    return unet()
 
 
 def unlabeled_batch(batch: int = 3, seed: int = 1) -> UnlabeledBatch:
