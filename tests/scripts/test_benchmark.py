@@ -1,0 +1,96 @@
+import importlib.util
+import json
+
+import pytest
+import torch
+
+from tests.conftest import REPOSITORY, run
+
+spec = importlib.util.spec_from_file_location("benchmark", REPOSITORY / "scripts" / "benchmark.py")
+benchmark = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(benchmark)
+
+
+def test_live_memory_counts_each_storage_once_and_forgets_it_when_it_is_gone():
+    before = torch.ones(100)
+    with benchmark.LiveMemory() as memory:
+        first = before + 1
+        view = first[:50].reshape(5, 10)
+        assert memory.peak == 400
+        second = view * 2
+        assert memory.peak == 600
+        del first
+        third = second + 1  # the view keeps the first one alive
+        assert memory.peak == 800
+        del view, second, third
+        torch.zeros(100)
+    assert memory.peak == 800
+
+
+def test_live_memory_sees_what_a_checkpoint_computes_again():
+    weight = torch.ones(100, requires_grad=True)
+    peaks = []
+    for economical in (False, True):
+        with benchmark.LiveMemory() as memory:
+            first = weight * 2
+            chain = lambda x: x.sin().sin().sin().sin()  # noqa: E731
+            y = torch.utils.checkpoint.checkpoint(chain, first, use_reentrant=False) if economical else chain(first)
+            forward = memory.peak
+            y.sum().backward()
+        peaks.append((forward, memory.peak))
+        weight.grad = None
+    assert peaks[1][0] < peaks[0][0], "forward keeps less"
+    assert peaks[1][1] >= 400 * 5, "and backward has all of it"
+
+
+@pytest.fixture
+def plans(dataset) -> str:
+    """Of small but not tiny networks: images, masks and the contrast cost the same in every network."""
+    script, name = REPOSITORY / "scripts" / "small_plans.py", "nnUNetPlansCost"
+    for configuration, patch in (("2d", "64 64"), ("3d_fullres", "24 32 24")):
+        line = f"-d 901 -c {configuration} -o {name} --features 16 32 64 128 --patch {patch} --batch 2"
+        run("python", script, *line.split())
+    return name
+
+
+def measure(*trainers: str, configuration: str, plans: str, options: str = "--steps 0") -> dict[str, dict]:
+    line = f"-d 901 -c {configuration} -p {plans} {options} -tr {' '.join(trainers)}"
+    return benchmark.run(benchmark.parse(line.split()))
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_steps_stay_near_the_floor_and_within_their_limits(plans, configuration):
+    names = ("nnUNetTrainerCrossMatch", "nnUNetTrainerACTION")
+    results = measure(*names, configuration=configuration, plans=plans)
+    stock, crossmatch, action = (results[name] for name in ("nnUNetTrainer", *names))
+    e, d = stock["encoder_flops"], stock["decoder_flops"]
+    assert crossmatch["flops"] / stock["flops"] <= 1.02 * (12 * e + 22 * d) / (3 * e + 3 * d)
+    assert crossmatch["peak_bytes"] / stock["peak_bytes"] <= 1.3
+    if configuration == "3d_fullres":  # in 2D the contrast's 512 channels weigh more than so small a network
+        assert action["flops"] / stock["flops"] <= 2.6
+        assert action["peak_bytes"] / stock["peak_bytes"] <= 1.5
+
+
+def test_times_waits_and_shares_are_measured_and_written(dataset, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "benchmark.json"
+    line = f"-d 901 -p nnUNetPlansSmall --steps 3 --warm-up 1 --synthetic --out {out} -tr nnUNetTrainerFixMatch"
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *line.split()])
+    benchmark.main()
+    assert "nnUNetTrainerFixMatch" in capsys.readouterr().out
+    written = json.loads(out.read_text())
+    assert written["torch"] == torch.__version__ and written["settings"]["steps"] == 3
+    for result in written["trainers"].values():
+        assert sum(result["shares"].values()) == pytest.approx(1)
+        assert {"backward", "forward", "optimiser", "waiting"} <= result["shares"].keys()
+        assert min(result["shares"].values()) >= 0
+        assert result["step_seconds"]["lower_quartile"] <= result["step_seconds"]["upper_quartile"]
+    assert written["trainers"]["nnUNetTrainerFixMatch"]["shares"]["augmentation"] > 0
+
+
+def test_whole_epochs_are_timed_with_their_waits(dataset, monkeypatch):
+    smoke = "nnUNetTrainerCrossMatch_smoke"  # stock nnU-Net has no trainer with so short an epoch
+    monkeypatch.setattr(benchmark, "STOCK", smoke)
+    results = measure(smoke, configuration="2d", plans="nnUNetPlansSmall", options="--epochs 1")
+    assert 0 < results[smoke]["waiting_share"] < 1
+    assert results[smoke]["epoch_seconds"]["median"] == pytest.approx(3 * results[smoke]["step_seconds"]["median"])
+    assert len(list(benchmark.rows(results))) == 2
