@@ -11,19 +11,23 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_crossmatch.networks.distributed import average_gradients, gather_rows
+from nnunetv2_crossmatch.trainers import METHODS
 from nnunetv2_crossmatch.trainers.curves import PREFIX
 from tests.conftest import DATASET
 from tests.trainers.test_action_trainers import SmokePlusPlus
+from tests.trainers.test_contract import EAGER, changed
 from tests.trainers.test_semi_supervised import SmokeEMA
 
 
 def start(rank: int, folder: str, port: int, cls: type):
     """The trainer in its process; one sample each, so CutMix pastes the previous step's."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", rank=rank, world_size=2)
     stock.DDP = lambda network, device_ids: DistributedDataParallel(network)
     plans = json.loads((Path(folder) / "nnUNetPlansSmall.json").read_text())
     plans["configurations"]["2d"]["batch_size"] = 2
@@ -60,6 +64,23 @@ def train(rank: int, folder: str, port: int) -> None:
     assert_same_on_both([*trainer.network.parameters(), *trainer.method.teacher.parameters()])
     assert trainer.logger.get_value(PREFIX + "gradient_norm_unlabeled", 0) > 0
     del trainer
+    finish()
+
+
+def train_every(rank: int, folder: str, port: int) -> None:
+    """Ten steps of each, eager so that the unlabelled losses act; a second network is the same on both as well."""
+    for name in METHODS:
+        cls = recursive_find_trainer_class_by_name(f"{name}_smoke")
+        trainer = start(rank, folder, port, changed(cls, **EAGER, pretrain=0.5))
+        before = [p.detach().clone() for p in trainer.network.parameters()]
+        for i in range(10):
+            trainer.current_epoch, trainer._step_in_epoch = divmod(i * 6 // 10, 3)  # through all stages
+            trainer.train_step(next(trainer.dataloader_train))
+        assert not all(map(torch.equal, before, trainer.network.parameters())), name
+        learning = [p for p in trainer.method.parameters() if p.requires_grad]
+        assert_same_on_both([*trainer.network.parameters(), *learning])
+        del trainer, learning
+        gc.collect()
     finish()
 
 
@@ -101,7 +122,7 @@ def train_action(rank: int, folder: str, port: int) -> None:
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch was built without gloo")
-@pytest.mark.parametrize("work", [train, train_action])
+@pytest.mark.parametrize("work", [train, train_every, train_action])
 def test_both_processes_hold_the_same_parameters_after_unlabelled_steps(dataset, work):
-    port = 20000 + (os.getpid() + 7 * (work is train)) % 20000
+    port = 20000 + (os.getpid() + 7 * len(work.__name__)) % 20000
     mp.spawn(work, args=(str(dataset / "preprocessed" / DATASET), port), nprocs=2)
