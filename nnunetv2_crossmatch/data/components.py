@@ -18,11 +18,13 @@ def keep_largest_components(label: Tensor) -> Tensor:
     result = np.zeros_like(array)
     for sample, kept in zip(array, result, strict=True):
         for channel, into in zip(sample, kept, strict=True):
-            for value in np.unique(channel[channel > 0]):
-                into[_largest(channel == value)] = value
+            boxes = ndimage.find_objects(channel.astype(np.int32))  # a component is sought where its class is
+            for value, box in enumerate(boxes, 1):
+                if box is not None:
+                    into[box][_largest(channel[box] == value)] = value
     return torch.from_numpy(result).to(label.device)
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
     components, count = ndimage.label(mask, ndimage.generate_binary_structure(mask.ndim, mask.ndim))
-    return components == 1 + np.bincount(components.ravel())[1:].argmax() if count else mask
+    return components == 1 + np.bincount(components.ravel())[1:].argmax() if count > 1 else mask

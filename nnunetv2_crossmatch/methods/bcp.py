@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from nnunetv2_crossmatch.data.components import keep_largest_components
 from nnunetv2_crossmatch.data.mixing import draw_boxes, paste
 from nnunetv2_crossmatch.data.pseudo_label import PseudoLabel, probabilities
+from nnunetv2_crossmatch.losses.deep_supervision import deeply_supervised
 from nnunetv2_crossmatch.losses.masked_cross_entropy import masked_cross_entropy
 from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
 from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Method, UnlabeledBatch
-from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
 
 
 @dataclass(frozen=True)
 class BCPConstants(Constants):
-    """Constants of L = L_labeled + weight L_unlabeled, each over its part of both mixtures.
+    """Constants of L = L_labeled + weight L_unlabeled, each over its part of the mixtures.
 
     weight: of the unlabelled parts, >= 0. Paper; at 0 the mixtures still train, see :class:`BCP`.
     edge: of the box, as a share of the patch's, in (0, 1). Paper.
@@ -42,11 +43,15 @@ class BCPConstants(Constants):
 
 
 class BCP(Method):
-    """No plain supervised term: mixtures take nnU-Net's loss's place, (Dice + cross entropy) / 2 of the full
-    resolution over the labelled part, as nnU-Net's loss cannot weigh a part of a patch. So deep supervision has
-    no loss here. A mixture's labelled part keeps nnU-Net's augmentation, the other one is the weak view.
+    """Half of the batch has unlabelled boxes in labelled patches, half labelled boxes in unlabelled patches; a
+    batch of one has both. A labelled part keeps nnU-Net's augmentation, an unlabelled one is the weak view.
 
-    The teacher's label keeps the largest connected component of each class; what is cut off is background.
+    No plain supervised term: the mixtures take its place, with the paper's (Dice + cross entropy) / 2 on each level
+    of nnU-Net's deep supervision, since nnU-Net's own loss cannot weigh a part of a patch. Under DDP it is each
+    process's own.
+
+    The teacher's label keeps the largest connected component of each class, and what is cut off is background:
+    the paper's way, made for one heart in a patch, not for classes with several parts.
     """
 
     constants: BCPConstants
@@ -66,26 +71,31 @@ class BCP(Method):
     def losses(
         self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch
     ) -> Iterator[dict[str, Tensor]]:
-        image, batch = labeled.image, len(labeled.image)
+        c, image, batch = self.constants, labeled.image, len(labeled.image)
         self.curves = {}
-        volume = self.constants.edge ** (image.ndim - 2)
+        volume = c.edge ** (image.ndim - 2)
         box = draw_boxes(batch, tuple(image.shape[2:]), 1.0, image.device, (volume, volume), (1.0, 1.0))
         # an ignore label is past the last class
-        own = PseudoLabel(torch.where(labeled.valid, labeled.label, 0), labeled.valid, labeled.valid)
-        if "unlabeled" not in self.weights(self.progress):
+        own = PseudoLabel(labeled.label.masked_fill(~labeled.valid, 0), labeled.valid, labeled.valid)
+        if self.progress < c.pretrain:
             self.partner.draw(batch)
             target = own.mix(box, self.partner)
-            logits = network.logits(paste(box, image, self.partner.of("image", image)))
-            yield {"labeled": self._loss(logits, target, torch.ones_like(box))}
+            outputs = network.outputs(paste(box, image, self.partner.of("image", image)))
+            yield {"labeled": self._loss(outputs, target, torch.ones_like(box))}
             return
         label = self._teach(network, unlabeled)
-        for from_labeled in (~box, box):  # unlabelled into labelled, labelled into unlabelled
-            logits = network.logits(paste(from_labeled, unlabeled.image, image))
+        if batch == 1:
+            parts = [~box, box]
+        else:  # every second sample the other way
+            swapped = torch.arange(batch, device=box.device).reshape(-1, *[1] * (box.ndim - 1)) % 2 == 1
+            parts = [box == swapped]
+        for from_labeled in parts:
+            outputs = network.outputs(paste(from_labeled, unlabeled.image, image))
             yield {
-                "labeled": self._loss(logits, own, from_labeled),
-                "unlabeled": self._loss(logits, label, ~from_labeled),
+                "labeled": self._loss(outputs, own, from_labeled) / len(parts),
+                "unlabeled": self._loss(outputs, label, ~from_labeled) / len(parts),
             }
-            del logits  # holds its graph
+            del outputs  # not beside the next ones
 
     @torch.no_grad()
     def _teach(self, network: SplitUNet, unlabeled: UnlabeledBatch) -> PseudoLabel:
@@ -93,9 +103,12 @@ class BCP(Method):
         label = PseudoLabel.of(logits, unlabeled.valid, regions=self.regions)
         return replace(label, label=keep_largest_components(label.label))
 
-    def _loss(self, logits: Tensor, target: PseudoLabel, part: Tensor) -> Tensor:
+    def _loss(self, outputs: Outputs, target: PseudoLabel, part: Tensor) -> Tensor:
         """Over the ``part`` of the mixture that the target belongs to, bool (batch, 1, *spatial)."""
-        kept = target.kept & part
-        p = probabilities(logits, regions=self.regions)
-        dice = masked_dice_loss(p, target.label, kept, present_only=False)
-        return (dice + masked_cross_entropy(logits, target.label, kept, kept)) / 2
+
+        def of_level(logits: Tensor, label: Tensor, kept: Tensor) -> Tensor:
+            p = probabilities(logits, regions=self.regions)
+            dice = masked_dice_loss(p, label, kept, present_only=False)
+            return (dice + masked_cross_entropy(logits, label, kept, kept)) / 2
+
+        return deeply_supervised(of_level, outputs, target.label, target.kept & part)

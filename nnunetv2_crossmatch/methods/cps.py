@@ -16,6 +16,8 @@ from nnunetv2_crossmatch.losses.masked_cross_entropy import masked_cross_entropy
 from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch, ramp_up
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 
 @dataclass(frozen=True)
 class CPSConstants(Constants):
@@ -33,6 +35,9 @@ class CPSConstants(Constants):
 class CPS(Method):
     """nnU-Net's network is used at inference, the second one only for training.
 
+    As in SSL4MIS, and unlike the paper, the networks label for each other on unlabelled images alone and without
+    CutMix. ``-pretrained_weights`` reach the first one.
+
     Every voxel has a label, however uncertain. The first network labels before any of the two graphs is
     made, so that there is one at a time; its forward pass is computed twice. The second draws its own weights.
     """
@@ -42,7 +47,9 @@ class CPS(Method):
     def __init__(self, constants: CPSConstants, student: nn.Module, *, regions: bool = False):
         super().__init__(constants, student, regions=regions)
         self.second = deepcopy(student)
-        self.second.apply(self.second.initialize)  # type: ignore[arg-type]
+        for module in self.second.modules():  # nnU-Net's initialisation of convolutions
+            if isinstance(module, CONVOLUTIONS):
+                nn.init.kaiming_normal_(module.weight, a=0.01)
 
     def weights(self, progress: float) -> dict[str, float]:
         weight = self.constants.weight
@@ -59,7 +66,7 @@ class CPS(Method):
         second_label = PseudoLabel.of(logits, unlabeled.valid, regions=self.regions)
         self.curves = {"agreement_second": label.agreement(logits)}
         yield {"cps": masked_cross_entropy(logits, label.label, label.kept, label.kept)}
-        del logits  # holds its graph
+        del logits  # not beside the next ones
 
         logits = network.logits(unlabeled.image)
         yield {"cps": masked_cross_entropy(logits, second_label.label, second_label.kept, second_label.kept)}

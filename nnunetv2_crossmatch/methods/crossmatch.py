@@ -23,7 +23,7 @@ class CrossMatchConstants(Constants):
     """Constants of the loss L = L_nnU-Net + lambda_ip L_ip + lambda_kd [(1 - eta) L_tkd + eta L_dkd].
 
     "Chosen" means: on Hippocampus with 4 labelled cases, by hidden labels of unlabelled ones, see the README.
-    The strong view and CutMix's boxes have theirs in data/views.py and data/cutmix.py.
+    The strong view and CutMix's boxes have theirs in data/views.py and data/mixing.py.
 
     threshold: confidence from which a voxel of a pseudo-label counts, in [0, 1]. Paper 0.95 on ACDC, 0.85
         on LA (there times ln 2, so nearly everything counts). Chosen among 0, 0.75 and 0.95.

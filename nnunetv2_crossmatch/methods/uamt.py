@@ -17,13 +17,14 @@ from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 
 @dataclass(frozen=True)
 class UAMTConstants(MeanTeacherConstants):
-    """Mean Teacher's, and of the uncertainty.
+    """Mean Teacher's, without its warm-up as in the paper's code, and of the uncertainty.
 
     passes: of the teacher, >= 1, whose mean prediction has the entropy. Paper.
     threshold: share of the largest entropy, in [0, 1], below which a voxel counts when the training begins;
         it rises to 1 with the ramp. Paper.
     """
 
+    warmup: float = 0.0
     passes: int = 8
     threshold: float = 0.75
 

@@ -186,7 +186,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
             with self.network.no_sync() if self.is_ddp else nullcontext():
                 values = self._method_backward({**weights, SUPERVISED: 1.0}, labeled)
             ratios |= self.method.curves
-            graphs = "joint" if SUPERVISED in values else "unlabeled"
+            graphs = "joint" if {SUPERVISED, "labeled"} & values.keys() else "unlabeled"
             ratios[f"gradient_norm_{graphs}"] = (self._unscaled(_norm(p.grad for p in parameters)), 1)
 
         if supervised and SUPERVISED not in values:
