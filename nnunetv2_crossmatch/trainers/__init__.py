@@ -12,6 +12,7 @@ METHODS = {  # trainer: module
     "nnUNetTrainerCrossMatchPaper": "crossmatch",
     "nnUNetTrainerACTION": "action",
     "nnUNetTrainerACTIONPlusPlus": "action",
+    "nnUNetTrainerPseudoLabel": "pseudo_label",
 }
 _VARIANT = re.compile(r"(?P<trainer>nnUNetTrainer[A-Za-z]+)_(?:(?P<epochs>[1-9]\d*)epochs?|(?P<smoke>smoke))")
 

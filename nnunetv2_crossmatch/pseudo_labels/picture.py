@@ -1,0 +1,38 @@
+"""One picture of a pseudo-label, to see at a glance whether it is worth correcting."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+
+def draw_picture(
+    file: Path, title: str, image: np.ndarray, label: np.ndarray, predicted: np.ndarray, ignore: int, spacing: list
+) -> None:
+    """Write a PNG: slices through the largest foreground, contours of the label, ignored voxels shaded.
+
+    Args:
+        image: (z, y, x), as are ``label`` and ``predicted``, the label without ignored voxels.
+        spacing: of the three axes in mm.
+    """
+    foreground = predicted > 0
+    axes = [0] if label.shape[0] == 1 else [0, 1, 2]
+    figure = Figure(figsize=(4.5 * len(axes), 5), layout="constrained")
+    colors = matplotlib.colormaps["tab10"]
+    for plot, axis in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
+        others = tuple(a for a in range(3) if a != axis)
+        where = int(foreground.sum(others).argmax()) if foreground.any() else label.shape[axis] // 2
+        grey, shown = (array.take(where, axis).astype(float) for array in (image, label))
+        aspect = spacing[others[0]] / spacing[others[1]]
+        low, high = np.percentile(grey, (1, 99))
+        plot.imshow(grey, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect)
+        ignored = np.where(shown == ignore, 1.0, np.nan)
+        plot.imshow(ignored, cmap="autumn", alpha=0.45, vmin=0, vmax=2, aspect=aspect, interpolation="nearest")
+        for c in np.unique(shown).astype(int):
+            if c not in (0, ignore) and min(shown.shape) > 1:
+                plot.contour(shown == c, [0.5], colors=[colors((c - 1) % 10)], linewidths=1.2)
+        plot.set_title(f"axis {axis}, slice {where}", fontsize=9)
+        plot.set_axis_off()
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(file, dpi=100)
