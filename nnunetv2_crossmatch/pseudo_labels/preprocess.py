@@ -3,7 +3,6 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -187,7 +186,7 @@ def preprocess_pseudo_label(
     configuration = plans.get_configuration(configuration_name)
     label_manager = plans.get_label_manager(dataset_json)
     data, mask, _, properties = UnlabeledDataset(str(images), [case]).load_case(case)
-    seg = _read(file, plans, properties, {*label_manager.all_labels, label_manager.ignore_label})
+    seg = _read(file, plans, properties, [*map(int, label_manager.all_labels), label_manager.ignore_label])
 
     seg = seg.transpose([0, *(axis + 1 for axis in plans.transpose_forward)])
     seg = seg[(slice(None), *bounding_box_to_slice(properties["bbox_used_for_cropping"]))]
@@ -212,7 +211,7 @@ def preprocess_pseudo_label(
             os.replace(temporary + suffix, target / (case + suffix))
 
 
-def _read(file: Path, plans: PlansManager, properties: dict, allowed: Iterable[int]) -> np.ndarray:
+def _read(file: Path, plans: PlansManager, properties: dict, allowed: list[int]) -> np.ndarray:
     anew = "Correct it, or remove it and run nnUNetv2_crossmatch pseudo-label again."
     try:
         seg, own = plans.image_reader_writer_class().read_seg(str(file))
@@ -225,5 +224,5 @@ def _read(file: Path, plans: PlansManager, properties: dict, allowed: Iterable[i
             f"{properties['spacing']}. {anew}"
         )
     if foreign := set(np.unique(seg).tolist()) - set(allowed):
-        raise BadLabel(f"{file} has labels {sorted(foreign)}, which are none of {sorted(allowed)}. {anew}")
+        raise BadLabel(f"{file} has labels {sorted(foreign)}, which are none of {allowed}. {anew}")
     return seg.astype(np.int16)
