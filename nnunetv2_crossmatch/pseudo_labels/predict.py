@@ -6,8 +6,9 @@ import shutil
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -182,9 +183,12 @@ def _label_fold(
         predictor = nnUNetPredictor(device=device, allow_tqdm=False)
         fold = (record.origin.fold,)
         predictor.initialize_from_trained_model_folder(str(model_folder), fold, record.origin.checkpoint)
-        with tempfile.TemporaryDirectory(prefix=INCOMING, dir=record.folder) as incoming:
-            dataset = UnlabeledDataset(str(images.folder), list(written.predicted))
-            for case, entry in _predict(predictor, dataset, files, record.origin, Path(incoming), num_processes):
+        dataset = UnlabeledDataset(str(images.folder), list(written.predicted))
+        with (
+            tempfile.TemporaryDirectory(prefix=INCOMING, dir=record.folder) as incoming,
+            closing(_predict(predictor, dataset, files, record.origin, Path(incoming), num_processes)) as predictions,
+        ):
+            for case, entry in predictions:
                 file = record.folder / (case + ending)
                 replaced = sha256_of(file) if file.exists() else None
                 record.cases[case] = {
@@ -213,7 +217,7 @@ def _predict(
     origin: Origin,
     incoming: Path,
     num_processes: int,
-) -> Iterator[tuple[str, dict]]:
+) -> Generator[tuple[str, dict], None, None]:
     """Predict here, export in the background; no more predictions wait than there are processes."""
     pool: Executor = (
         ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"))

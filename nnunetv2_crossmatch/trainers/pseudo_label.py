@@ -13,6 +13,7 @@ from nnunetv2_crossmatch.data.pseudo_labeled import MixedDataset, PseudoLabeledD
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.pseudo_labels.confidence import with_ignore_label
 from nnunetv2_crossmatch.pseudo_labels.preprocess import pseudo_labels_for_training
+from nnunetv2_crossmatch.pseudo_labels.record import Origin, sha256_of
 from nnunetv2_crossmatch.trainers.semi_supervised import nnUNetTrainerSemiSupervised
 
 
@@ -60,7 +61,7 @@ class nnUNetTrainerPseudoLabel(nnUNetTrainer):
         if self.local_rank == 0:
             Path(self.output_folder, "pseudo_labels.json").write_text(json.dumps(asdict(origin), indent=2))
 
-    def _prepare_pseudo_labels(self):
+    def _prepare_pseudo_labels(self) -> tuple[Path, Origin]:
         name = self.plans_manager.dataset_name
         folder, origin = pseudo_labels_for_training(
             Path(nnUNet_raw) / name if nnUNet_raw.is_set() else None,
@@ -76,6 +77,9 @@ class nnUNetTrainerPseudoLabel(nnUNetTrainer):
         self.print_to_log_file(
             f"pseudo-labels of {origin.trainer}, {origin.checkpoint}, threshold {origin.threshold:g}: {folder}"
         )
+        model = Path(self.output_folder_base).parent / folder.parent.name / folder.name / origin.checkpoint
+        if self.local_rank == 0 and model.exists() and sha256_of(model) != origin.model:
+            self.print_to_log_file(f"warning: {model} was trained anew since it wrote these pseudo-labels.")
         return folder, origin
 
     def get_tr_and_val_datasets(self):

@@ -10,6 +10,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.pseudo_labels import predict
+from nnunetv2_crossmatch.pseudo_labels.record import Origin
 
 CASES = [f"scan{i}" for i in range(4)]
 
@@ -138,6 +139,44 @@ def test_regions_and_processes(place):
     assert place.write(num_processes=2)[0].predicted == CASES
     label = read(place.labels / "fold_0" / "scan0.nii.gz")
     assert set(np.unique(label)) <= {0, 1, 2, 3} and 3 in label and len(np.unique(label)) > 2
+
+
+def test_fold_all(place):
+    place.make_model("all", seed=0)
+    written = place.write(("all",))["all"]
+    assert (written.predicted, written.held_out) == (CASES, [])
+    assert place.record("all")["origin"]["validation"] == []
+
+
+def test_natural_images(tmp_path):
+    """Label and picture are both PNG files, and lie apart."""
+    plans = {
+        "image_reader_writer": "NaturalImage2DIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {
+            "2d": {
+                "architecture": {},
+                "spacing": [1.0, 1.0],
+                "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+                "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, "order_z": 0},
+            }
+        },
+    }
+    dataset_json = {"labels": {"background": 0, "lesion": 1}, "file_ending": ".png"}
+    logits = np.random.default_rng(0).normal(size=(2, 1, 20, 30)).astype(np.float32)
+    properties = {
+        "spacing": (999, 1, 1),
+        "shape_before_cropping": (1, 20, 30),
+        "bbox_used_for_cropping": [[0, 1], [0, 20], [0, 30]],
+        "shape_after_cropping_and_before_resampling": (1, 20, 30),
+    }
+    image = tmp_path / "a_0000.png"
+    sitk.WriteImage(sitk.GetImageFromArray(np.arange(600, dtype=np.uint8).reshape(20, 30)), str(image))
+    origin = Origin("T", "P", "2d", 0, "c", "m", 0.7, 2, [], {})
+    predict._export("a", [image], logits, properties, plans, dataset_json, origin, tmp_path)
+    assert set(np.unique(read(tmp_path / "a" / "a.png"))) == {0, 1, 2}
+    assert (tmp_path / "a.png").stat().st_size > 5000
 
 
 def test_errors_come_first_and_name_the_fix(place, no_prediction, monkeypatch):

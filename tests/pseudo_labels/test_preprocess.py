@@ -16,11 +16,11 @@ from nnunetv2_crossmatch.pseudo_labels.preprocess import preprocess_pseudo_label
 CASES = [f"scan{i}" for i in range(4)]
 
 
-def prepare(place, raw=True, cases=None, validation=None, teacher=None, fold=0):
+def prepare(place, raw=True, cases=None, validation=None, teacher=None, fold=0, plans=None):
     return pseudo_labels_for_training(
         place.raw if raw else None,
         place.preprocessed,
-        place.plans,
+        plans or place.plans,
         "3d_fullres",
         fold,
         cases or CASES,
@@ -93,7 +93,7 @@ def test_only_what_was_corrected_is_made_anew(place):
     assert 3 not in blosc2.open(str(folder / "scan1_seg.b2nd"))[:]
 
 
-def test_other_plans_and_images_make_them_anew(place):
+def test_another_image_makes_its_label_anew(place):
     before = times(prepare(place))
     change(place.raw / "imagesUn" / "scan2_0000.nii.gz", lambda image: image + 1)
     preprocess_unlabeled(place.raw, place.preprocessed, place.plans, "3d_fullres", 1)
@@ -109,6 +109,10 @@ def test_without_the_raw_folder_what_is_there_is_used(place):
         prepare(place)
     with pytest.raises(DatasetError, match="lacks scan9"):
         prepare(place, raw=False, cases=["scan0", "scan9"])
+    plans = place.plans.plans
+    plans["configurations"]["3d_fullres"]["spacing"] = [1.5, 1.3, 0.8]
+    with pytest.raises(DatasetError, match="other plans"):
+        prepare(place, raw=False, plans=PlansManager(plans))
 
 
 def test_errors_name_the_command(place):

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from nnunetv2_crossmatch.pseudo_labels.record import Origin, Record, sha256_of
 from tests.conftest import DATASET, ball, write_image
 
 SMOKE = "nnUNetTrainerPseudoLabel_smoke"
-VALIDATION = ["case4"]
 
 
 def write_labels(
@@ -141,6 +141,14 @@ def test_scans_of_held_out_patients_are_left_out(dataset, make_trainer):
     trainer = started(make_trainer)
     assert "scan1" not in trainer.dataloader_train.data_loader.indices
     assert "scan2" in trainer.dataloader_train.data_loader.indices
+
+
+def test_a_model_trained_anew_is_noticed(dataset, make_trainer):
+    write_labels(dataset)
+    model = dataset / "results" / DATASET / "nnUNetTrainer__nnUNetPlansSmall__3d_fullres" / "fold_0"
+    model.mkdir(parents=True)
+    (model / "checkpoint_final.pth").write_text("another")
+    assert "was trained anew since" in Path(started(make_trainer).log_file).read_text()
 
 
 def test_missing_pseudo_labels_and_leaks_stop_the_training(dataset, make_trainer):
