@@ -19,6 +19,7 @@ METHODS = {  # trainer: module
     "nnUNetTrainerFixMatch": "baselines",
     "nnUNetTrainerUniMatch": "baselines",
     "nnUNetTrainerBCP": "baselines",
+    "nnUNetTrainerPseudoLabel": "pseudo_label",
 }
 _VARIANT = re.compile(r"(?P<trainer>nnUNetTrainer[A-Za-z]+)_(?:(?P<epochs>[1-9]\d*)epochs?|(?P<smoke>smoke))")
 

@@ -12,9 +12,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from nnunetv2.configuration import default_num_processes
-from nnunetv2.paths import nnUNet_raw
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, autocast, nn
 from torch._dynamo import OptimizedModule
@@ -24,18 +21,15 @@ from nnunetv2_crossmatch.data.loading import Augmenter, UnlabeledDataset, augmen
 from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.distributed import average_gradients
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
-from nnunetv2_crossmatch.preprocessing.check import check_dataset
-from nnunetv2_crossmatch.preprocessing.listing import has_training_scans
-from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients, validation_patients
-from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
+from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.trainers.curves import EpochRatios, log_curves, plot_curves
+from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
 
 GRADIENT_CLIP = 12  # nnU-Net's, a literal in its train_step
-WARNINGS_IN_LOG = 10
 METHOD_STATE = "semi_supervised_method"  # our one key in nnU-Net's checkpoint
 
 
-class nnUNetTrainerSemiSupervised(nnUNetTrainer):
+class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     """nnU-Net plus unlabelled batches; a subclass says what learns from them: ``method_class`` and ``constants``.
 
     Each step takes nnU-Net's labelled batch with nnU-Net's loss, and as large an unlabelled batch. The
@@ -45,8 +39,6 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
     method_class: Callable[..., Method]
     constants: Constants
     epochs = 150
-    iterations_per_epoch = 250
-    val_iterations_per_epoch = 50
 
     def __init__(
         self,
@@ -57,14 +49,6 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.is_cascaded:
-            raise RuntimeError(
-                f"{type(self).__name__} cannot train the second stage of a cascade ({configuration}). "
-                "Train 2d, 3d_fullres or 3d_lowres with it."
-            )
-        self.num_epochs = self.epochs
-        self.num_iterations_per_epoch = self.iterations_per_epoch
-        self.num_val_iterations_per_epoch = self.val_iterations_per_epoch
         self.save_every = 10
         self.method: Method  # -> initialize
         self.dataloader_unlabeled: Augmenter  # -> get_dataloaders
@@ -114,38 +98,6 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainer):
         if self.local_rank == 0:
             with open(join(self.output_folder, "method.json"), "w") as f:
                 json.dump({"method": type(self.method).__name__, **asdict(self.method.constants)}, f, indent=2)
-
-    def _prepare_unlabeled(self) -> list[str]:
-        """Splits and unlabelled cases, made now if no command made them; every complaint comes from here."""
-        name = self.plans_manager.dataset_name
-        raw = Path(nnUNet_raw) / name if nnUNet_raw.is_set() else None
-        if raw is not None and not has_training_scans(raw):  # perhaps only test scans are here
-            raw = None
-        preprocessed = Path(self.preprocessed_dataset_folder_base)
-        patients = known_patients(raw, preprocessed)
-        ensure_splits(preprocessed, self.dataset_class.get_identifiers(self.preprocessed_dataset_folder), patients)
-        held_out = validation_patients(preprocessed, self.fold, patients)
-        cases = unlabeled_cases_for_training(
-            raw, preprocessed, self.plans_manager, self.configuration_name, default_num_processes
-        )
-        used = [case for case in cases if patients.get(case) not in held_out]
-        if not used:
-            raise ValueError(f"Every unlabelled scan is of a patient that fold {self.fold} validates. Train fold all.")
-        self._check(raw, preprocessed)
-        self.print_to_log_file(
-            f"{len(used)} unlabelled cases; {len(cases) - len(used)} more belong to patients of the validation set"
-        )
-        return used
-
-    def _check(self, raw: Path | None, preprocessed: Path) -> None:
-        findings = check_dataset(raw, preprocessed, self.dataset_json, default_num_processes, self.fold)
-        findings.raise_errors(self.plans_manager.dataset_name)
-        for warning in findings.warnings[:WARNINGS_IN_LOG]:
-            self.print_to_log_file("warning:", warning)
-        if (more := len(findings.warnings) - WARNINGS_IN_LOG) > 0:
-            self.print_to_log_file(
-                f"{more} more warnings: nnUNetv2_crossmatch check -d {self.plans_manager.dataset_name}"
-            )
 
     def get_dataloaders(self):
         workers = get_allowed_n_proc_DA()

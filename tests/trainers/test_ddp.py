@@ -15,11 +15,10 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_crossmatch.networks.distributed import average_gradients, gather_rows
-from nnunetv2_crossmatch.trainers import METHODS
 from nnunetv2_crossmatch.trainers.curves import PREFIX
 from tests.conftest import DATASET
 from tests.trainers.test_action_trainers import SmokePlusPlus
-from tests.trainers.test_contract import EAGER, changed
+from tests.trainers.test_contract import EAGER, ONLINE, changed
 from tests.trainers.test_semi_supervised import SmokeEMA
 
 
@@ -69,7 +68,7 @@ def train(rank: int, folder: str, port: int) -> None:
 
 def train_every(rank: int, folder: str, port: int) -> None:
     """Ten steps of each, eager so that the unlabelled losses act; a second network is the same on both as well."""
-    for name in METHODS:
+    for name in ONLINE:
         cls = recursive_find_trainer_class_by_name(f"{name}_smoke")
         trainer = start(rank, folder, port, changed(cls, **EAGER, pretrain=0.5))
         before = [p.detach().clone() for p in trainer.network.parameters()]

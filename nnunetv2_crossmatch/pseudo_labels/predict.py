@@ -1,0 +1,277 @@
+"""A fold's trained model labels the unlabelled scans, where it is sure."""
+
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from filelock import FileLock
+from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.file_path_utilities import get_output_folder
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from tqdm import tqdm
+
+from nnunetv2_crossmatch.data.loading import UnlabeledDataset
+from nnunetv2_crossmatch.preprocessing.check import check_dataset
+from nnunetv2_crossmatch.preprocessing.listing import are_absent, labeled_scans, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.manifest import Manifest, plans_stamp
+from nnunetv2_crossmatch.preprocessing.scan import INCOMING
+from nnunetv2_crossmatch.preprocessing.splits import SPLITS, ensure_splits, known_patients, validation_patients
+from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
+from nnunetv2_crossmatch.pseudo_labels.confidence import confident_labels, confident_shares, with_ignore_label
+from nnunetv2_crossmatch.pseudo_labels.picture import draw_picture
+from nnunetv2_crossmatch.pseudo_labels.record import Origin, Record, pseudo_label_folder, sha256_of
+
+PICTURES = "pictures"
+
+
+@dataclass
+class Written:
+    """What :func:`write_pseudo_labels` did for one fold.
+
+    predicted, current, corrected: cases that were labelled now, that were there, that somebody changed and which
+        therefore were left alone.
+    held_out: unlabelled cases of patients that the fold validates.
+    confident: mean over the cases of the share of confident voxels per predicted class.
+    """
+
+    folder: Path
+    predicted: list[str] = field(default_factory=list)
+    current: list[str] = field(default_factory=list)
+    corrected: list[str] = field(default_factory=list)
+    held_out: list[str] = field(default_factory=list)
+    confident: dict[str, float] = field(default_factory=dict)
+
+
+def write_pseudo_labels(
+    raw_folder: Path,
+    preprocessed_folder: Path,
+    plans: PlansManager,
+    configuration_name: str,
+    trainer: str,
+    folds: list[int | str] | None,
+    threshold: float,
+    checkpoint: str,
+    device: torch.device,
+    num_processes: int,
+    overwrite: bool = False,
+) -> Iterator[tuple[int | str, Written]]:
+    """Label the unlabelled scans for each fold with the model of that fold alone.
+
+    Another fold's model was trained on the cases that this fold validates, so its labels, and those of an
+    ensemble, would tell the new network about them. What is there from the same model and threshold is not predicted
+    again. Everything is checked before the first prediction.
+
+    Args:
+        folds: numbers or "all"; None for all of ``splits_final.json``.
+        overwrite: replace corrected cases, too.
+
+    Yields:
+        Each fold when it is done.
+
+    Raises:
+        ValueError: no such fold, a threshold outside 0 to 1, a model of other plans or labels, a cascade.
+        FileNotFoundError: names every checkpoint that is missing.
+        DatasetError: no unlabelled scan, or bad ones, or a leak.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"The threshold is a probability, 0 to 1, not {threshold}.")
+    configuration = plans.get_configuration(configuration_name)
+    if configuration.previous_stage_name is not None:
+        raise ValueError(f"{configuration_name} is the second stage of a cascade. Use 2d, 3d_fullres or 3d_lowres.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("There is no CUDA device here. Use -device cpu.")
+    dataset_json = load_json(str(raw_folder / "dataset.json"))
+    patients = known_patients(raw_folder, preprocessed_folder)
+    ensure_splits(preprocessed_folder, list(labeled_scans(raw_folder, dataset_json)), patients)
+    splits = load_json(str(preprocessed_folder / SPLITS)) if (preprocessed_folder / SPLITS).exists() else []
+    folds = (list(range(len(splits))) or ["all"]) if folds is None else folds
+    held_out = {fold: validation_patients(preprocessed_folder, fold, patients) for fold in folds}
+    model_folder = Path(get_output_folder(raw_folder.name, trainer, plans.plans_name, configuration_name))
+    _check_model(model_folder, folds, checkpoint, plans, configuration_name, dataset_json)
+
+    check_dataset(raw_folder, preprocessed_folder, dataset_json, num_processes).raise_errors(raw_folder.name)
+
+    cases = unlabeled_cases_for_training(raw_folder, preprocessed_folder, plans, configuration_name, num_processes)
+    images = Manifest.read(unlabeled_folder(preprocessed_folder, configuration))
+    files = list_unlabeled(raw_folder, dataset_json, images.whole()) or {}
+    for fold in folds:
+        origin = Origin(
+            trainer=trainer,
+            plans=plans.plans_name,
+            configuration=configuration_name,
+            fold=fold,
+            checkpoint=checkpoint,
+            model=sha256_of(model_folder / f"fold_{fold}" / checkpoint),
+            threshold=threshold,
+            ignore_label=with_ignore_label(dataset_json)["labels"]["ignore"],
+            validation=[] if fold == "all" else sorted(splits[int(fold)]["val"]),
+            versions={name: version(name) for name in ("nnunetv2_crossmatch", "nnunetv2", "torch")},
+        )
+        folder = pseudo_label_folder(raw_folder, trainer, plans.plans_name, configuration_name, fold)
+        used = {case: files[case] for case in cases if patients.get(case) not in held_out[fold]}
+        written = Written(folder, held_out=sorted(set(cases) - used.keys()))
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            record = Record(folder, origin, Record.read(folder).cases)
+            _label_fold(record, used, images, plans, model_folder, device, num_processes, overwrite, written)
+        yield fold, written
+
+
+def _check_model(
+    model_folder: Path,
+    folds: list[int | str],
+    checkpoint: str,
+    plans: PlansManager,
+    configuration_name: str,
+    dataset_json: dict,
+) -> None:
+    files = {fold: model_folder / f"fold_{fold}" / checkpoint for fold in folds}
+    missing = {fold: file for fold, file in files.items() if not file.exists()}
+    if missing:
+        trainer = model_folder.name.split("__")[0]
+        train = f"nnUNetv2_train {plans.dataset_name} {configuration_name} {{}} -tr {trainer} -p {plans.plans_name}"
+        raise FileNotFoundError(
+            "\n".join(("", *(f"{file} is missing. Run: {train.format(fold)}" for fold, file in missing.items())))
+        )
+    of_model = PlansManager(str(model_folder / "plans.json"))
+    stamps = [plans_stamp(p, p.get_configuration(configuration_name)) for p in (plans, of_model)]
+    if stamps[0] != stamps[1]:
+        raise ValueError(f"{model_folder} was trained with other plans than {plans.plans_name} now are. Train it anew.")
+    if load_json(str(model_folder / "dataset.json"))["labels"] != dataset_json["labels"]:
+        raise ValueError(f"{model_folder} was trained with other labels than dataset.json now has. Train it anew.")
+
+
+def _label_fold(
+    record: Record,
+    files: dict[str, list[Path]],
+    images: Manifest,
+    plans: PlansManager,
+    model_folder: Path,
+    device: torch.device,
+    num_processes: int,
+    overwrite: bool,
+    written: Written,
+) -> None:
+    assert record.origin is not None
+    for leftover in record.folder.glob(INCOMING + "*"):
+        shutil.rmtree(leftover)
+    ending = load_json(str(model_folder / "dataset.json"))["file_ending"]
+    for case in files:
+        file = record.folder / (case + ending)
+        if record.is_corrected(case, file) and not overwrite:
+            written.corrected.append(case)
+        elif record.is_current(case, file, images.cases[case]["sha256"]):
+            written.current.append(case)
+        else:
+            written.predicted.append(case)
+    record.write()
+    if written.predicted:
+        (record.folder / PICTURES).mkdir(exist_ok=True)
+        predictor = nnUNetPredictor(device=device, allow_tqdm=False)
+        fold = (record.origin.fold,)
+        predictor.initialize_from_trained_model_folder(str(model_folder), fold, record.origin.checkpoint)
+        dataset = UnlabeledDataset(str(images.folder), list(written.predicted))
+        with (
+            tempfile.TemporaryDirectory(prefix=INCOMING, dir=record.folder) as incoming,
+            closing(_predict(predictor, dataset, files, record.origin, Path(incoming), num_processes)) as predictions,
+        ):
+            for case, entry in predictions:
+                file = record.folder / (case + ending)
+                replaced = sha256_of(file) if file.exists() else None
+                record.cases[case] = {
+                    **entry,
+                    "replaced": replaced,
+                    "model": record.origin.model,
+                    "threshold": record.origin.threshold,
+                    "image": images.cases[case]["sha256"],
+                }
+                record.write()
+                os.replace(Path(incoming) / f"{case}.png", record.folder / PICTURES / f"{case}.png")
+                for part in sorted((Path(incoming) / case).iterdir()):  # some readers keep the spacing beside the file
+                    os.replace(part, record.folder / part.name)
+                record.cases[case]["replaced"] = None
+                record.write()
+    shares = [record.cases[case]["confident"] for case in (*written.predicted, *written.current)]
+    for c in shares[0] if shares else ():
+        of_class = [share[c] for share in shares if share[c] is not None]
+        written.confident[c] = float(np.mean(of_class)) if of_class else float("nan")
+
+
+def _predict(
+    predictor: nnUNetPredictor,
+    dataset: UnlabeledDataset,
+    files: dict[str, list[Path]],
+    origin: Origin,
+    incoming: Path,
+    num_processes: int,
+) -> Generator[tuple[str, dict], None, None]:
+    """Predict here, export in the background; no more predictions wait than there are processes."""
+    pool: Executor = (
+        ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"))
+        if num_processes > 1
+        else ThreadPoolExecutor(1)
+    )
+    waiting: deque[tuple[str, Future]] = deque()
+    try:
+        for case in tqdm(
+            dataset.identifiers, desc=f"Labelling for fold {origin.fold}", disable=not sys.stderr.isatty()
+        ):
+            data, _, _, properties = dataset.load_case(case)
+            logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data[:])).numpy()
+            arguments = (logits, properties, predictor.plans_manager.plans, predictor.dataset_json)
+            waiting.append((case, pool.submit(_export, case, files[case], *arguments, origin, incoming)))
+            if len(waiting) > num_processes:
+                case, done = waiting.popleft()
+                yield case, done.result()
+        for case, done in waiting:
+            yield case, done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _export(
+    case: str,
+    image_files: list[Path],
+    logits: np.ndarray,
+    properties: dict,
+    plans_json: dict,
+    dataset_json: dict,
+    origin: Origin,
+    incoming: Path,
+) -> dict:
+    """Write ``incoming/CASE/`` (the label) and ``incoming/CASE.png``; the case's entry in the record."""
+    plans = PlansManager(plans_json)
+    label_manager = plans.get_label_manager(dataset_json)
+    _, probabilities = convert_predicted_logits_to_segmentation_with_correct_shape(
+        logits,
+        plans,
+        plans.get_configuration(origin.configuration),
+        label_manager,
+        properties,
+        return_probabilities=True,
+    )
+    label, predicted = confident_labels(probabilities, label_manager, origin.threshold, origin.ignore_label)
+    shares = confident_shares(label, predicted, label_manager.all_labels)
+    reader = plans.image_reader_writer_class()
+    (incoming / case).mkdir()
+    file = incoming / case / (case + dataset_json["file_ending"])
+    reader.write_seg(label, str(file), properties)
+    # a scan that was preprocessed elsewhere and is not here has no grey values to show
+    image = label * 0 if are_absent(image_files) else reader.read_images([str(f) for f in image_files])[0][0]
+    percent = ", ".join(f"{c}: {'-' if share is None else f'{share:.0%}'}" for c, share in shares.items())
+    title = f"{case}, fold {origin.fold}: confident (>= {origin.threshold:g}) voxels of predicted class {percent}"
+    draw_picture(incoming / f"{case}.png", title, image, label, predicted, origin.ignore_label, properties["spacing"])
+    return {"file": sha256_of(file), "confident": shares}

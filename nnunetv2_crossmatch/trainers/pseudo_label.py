@@ -1,0 +1,75 @@
+"""Offline self-training as an nnU-Net trainer."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from nnunetv2.configuration import default_num_processes
+
+from nnunetv2_crossmatch.data.pseudo_labeled import MixedDataset, PseudoLabeledDataset
+from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
+from nnunetv2_crossmatch.pseudo_labels.confidence import with_ignore_label
+from nnunetv2_crossmatch.pseudo_labels.preprocess import pseudo_labels_for_training
+from nnunetv2_crossmatch.pseudo_labels.record import Origin, sha256_of
+from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
+
+
+class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
+    """nnU-Net on the fold's labelled cases and on what ``nnUNetv2_crossmatch pseudo-label`` wrote for the fold.
+
+    Loss, augmentation and schedule are nnU-Net's. Labelled and pseudo-labelled cases are drawn half and half.
+    ``teacher`` is the trainer that wrote the pseudo-labels, None for the only one that did.
+    """
+
+    teacher: str | None = None
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        # dataset_json goes into the checkpoint and stays as it is
+        self.label_manager = self.plans_manager.get_label_manager(with_ignore_label(dataset_json))
+
+    def on_train_start(self):
+        if not self.was_initialized:
+            self.initialize()
+        self._cases = self._prepare_unlabeled()
+        self._pseudo_labels, origin = self._prepare_pseudo_labels()
+        super().on_train_start()
+        if self.local_rank == 0:
+            Path(self.output_folder, "pseudo_labels.json").write_text(json.dumps(asdict(origin), indent=2))
+
+    def _prepare_pseudo_labels(self) -> tuple[Path, Origin]:
+        folder, origin = pseudo_labels_for_training(
+            self.raw_folder,
+            Path(self.preprocessed_dataset_folder_base),
+            self.plans_manager,
+            self.configuration_name,
+            self.fold,
+            self._cases,
+            self.do_split()[1],
+            self.teacher,
+            default_num_processes,
+        )
+        self.print_to_log_file(
+            f"pseudo-labels of {origin.trainer}, {origin.checkpoint}, threshold {origin.threshold:g}: {folder}"
+        )
+        model = Path(self.output_folder_base).parent / folder.parent.name / folder.name / origin.checkpoint
+        if self.local_rank == 0 and model.exists() and sha256_of(model) != origin.model:
+            self.print_to_log_file(f"warning: {model} was trained anew since it wrote these pseudo-labels.")
+        return folder, origin
+
+    def get_tr_and_val_datasets(self):
+        labeled, validation = super().get_tr_and_val_datasets()
+        images = unlabeled_folder(Path(self.preprocessed_dataset_folder_base), self.configuration_manager)
+        pseudo_labeled = PseudoLabeledDataset(self._pseudo_labels, images, list(self._cases))
+        return (
+            MixedDataset([labeled, pseudo_labeled], self.label_manager),
+            MixedDataset([validation], self.label_manager),
+        )

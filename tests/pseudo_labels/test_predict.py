@@ -1,0 +1,205 @@
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.pseudo_labels import predict
+from nnunetv2_crossmatch.pseudo_labels.record import Origin
+
+CASES = [f"scan{i}" for i in range(4)]
+
+
+def read(file):
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+
+
+def times(folder):
+    return {file.name: file.stat().st_mtime_ns for file in folder.glob("*.nii.gz")}
+
+
+@pytest.fixture
+def no_prediction(monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("it predicted")
+
+    monkeypatch.setattr(predict, "_predict", refuse)
+
+
+def test_labels_are_the_folds_own_model_where_it_is_sure(place):
+    written = place.write((0, 1))
+    assert written[0].current == CASES and written[1].predicted == CASES
+    found = {}
+    for fold in (0, 1):
+        predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(str(place.model), (fold,))
+        for case in CASES:
+            file = place.raw / "imagesUn" / f"{case}_0000.nii.gz"
+            image, properties = predictor.plans_manager.image_reader_writer_class().read_images([str(file)])
+            segmentation, probabilities = predictor.predict_single_npy_array(
+                image, properties, save_or_return_probabilities=True
+            )
+            label = read(place.labels / f"fold_{fold}" / f"{case}.nii.gz")
+            assert np.array_equal(label, np.where(probabilities.max(0) >= 0.6, segmentation, 3))
+            found[fold, case] = label
+    assert all(len(np.unique(found[0, case])) > 2 and (found[0, case] == 3).any() for case in CASES)
+    assert any((found[0, case] != found[1, case]).any() for case in CASES)
+
+
+def test_the_label_lies_on_its_scan_with_a_picture_and_a_record(place):
+    for case in CASES:
+        label = sitk.ReadImage(str(place.labels / "fold_0" / f"{case}.nii.gz"))
+        scan = sitk.ReadImage(str(place.raw / "imagesUn" / f"{case}_0000.nii.gz"))
+        for of in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(label, of)() == getattr(scan, of)()
+        assert (place.labels / "fold_0" / "pictures" / f"{case}.png").stat().st_size > 10_000
+    record = place.record()
+    checkpoint = place.model / "fold_0" / "checkpoint_final.pth"
+    origin = record["origin"]
+    assert origin["model"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert (origin["threshold"], origin["ignore_label"], origin["trainer"]) == (0.6, 3, "nnUNetTrainer")
+    assert "nnunetv2" in origin["versions"] and len(origin["validation"]) == 1
+    for case in CASES:
+        label = read(place.labels / "fold_0" / f"{case}.nii.gz")
+        for c, share in record["cases"][case]["confident"].items():
+            assert share is None or 0 < share <= 1 or not (label == int(c)).any()
+    assert not list((place.labels / "fold_0").glob(".incoming*"))
+
+
+def test_nothing_is_predicted_twice(place, no_prediction):
+    before = times(place.labels / "fold_0")
+    assert place.write()[0].current == CASES
+    assert times(place.labels / "fold_0") == before
+
+
+def test_an_interrupted_run_goes_on_where_it_was(place, monkeypatch):
+    label_all = predict._predict
+
+    def two(*arguments):
+        for i, done in enumerate(label_all(*arguments)):
+            if i == 2:
+                raise KeyboardInterrupt
+            yield done
+
+    monkeypatch.setattr(predict, "_predict", two)
+    with pytest.raises(KeyboardInterrupt):
+        place.write((1,))
+    monkeypatch.setattr(predict, "_predict", label_all)
+    written = place.write((1,))[1]
+    assert (written.current, written.predicted) == (CASES[:2], CASES[2:])
+
+
+def test_another_threshold_or_model_labels_anew(place):
+    assert place.write(threshold=0.7)[0].predicted == CASES
+    place.make_model(0, seed=7)
+    assert place.write(threshold=0.7)[0].predicted == CASES
+    assert place.write(threshold=0.7)[0].current == CASES
+
+
+def test_corrections_are_kept_unless_overwritten(place):
+    file = place.labels / "fold_0" / "scan1.nii.gz"
+    shutil.copy(place.labels / "fold_0" / "scan0.nii.gz", file)
+    corrected = file.read_bytes()
+    for threshold in (0.6, 0.7):
+        written = place.write(threshold=threshold)[0]
+        assert written.corrected == ["scan1"] and file.read_bytes() == corrected
+    assert written.predicted == ["scan0", "scan2", "scan3"]
+    written = place.write(threshold=0.7, overwrite=True)[0]
+    assert written.predicted == ["scan1"] and file.read_bytes() != corrected
+
+
+def test_killed_between_record_and_file_is_not_a_correction(place):
+    record = place.record()
+    entry = record["cases"]["scan1"]
+    entry.update(replaced=entry["file"], file="of the file that was never moved here", threshold=0.7)
+    (place.labels / "fold_0" / "pseudo_labels.json").write_text(json.dumps(record))
+    written = place.write(threshold=0.6)[0]
+    assert (written.corrected, written.predicted) == ([], ["scan1"])
+
+
+def test_scans_of_held_out_patients_are_left_out(place):
+    held_out = place.record()["origin"]["validation"][0]
+    (place.raw / "patients.json").write_text(json.dumps({held_out: "p", "scan2": "p"}))
+    place.write((1,))
+    shutil.rmtree(place.labels / "fold_0")
+    written = place.write()[0]
+    assert (written.held_out, written.predicted) == (["scan2"], ["scan0", "scan1", "scan3"])
+    assert not (place.labels / "fold_0" / "scan2.nii.gz").exists()
+    assert (place.labels / "fold_1" / "scan2.nii.gz").exists()
+
+
+def test_regions_and_processes(place):
+    place.change_dataset_json(labels={"background": 0, "whole": [1, 2], "core": 2}, regions_class_order=[1, 2])
+    place.make_model(0, seed=0, certainty=100)
+    assert place.write(num_processes=2)[0].predicted == CASES
+    label = read(place.labels / "fold_0" / "scan0.nii.gz")
+    assert set(np.unique(label)) <= {0, 1, 2, 3} and 3 in label and len(np.unique(label)) > 2
+
+
+def test_fold_all(place):
+    place.make_model("all", seed=0)
+    written = place.write(("all",))["all"]
+    assert (written.predicted, written.held_out) == (CASES, [])
+    assert place.record("all")["origin"]["validation"] == []
+
+
+def test_natural_images(tmp_path):
+    """Label and picture are both PNG files, and lie apart."""
+    plans = {
+        "image_reader_writer": "NaturalImage2DIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {
+            "2d": {
+                "architecture": {},
+                "spacing": [1.0, 1.0],
+                "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+                "resampling_fn_probabilities_kwargs": {"is_seg": False, "order": 1, "order_z": 0},
+            }
+        },
+    }
+    dataset_json = {"labels": {"background": 0, "lesion": 1}, "file_ending": ".png"}
+    logits = np.random.default_rng(0).normal(size=(2, 1, 20, 30)).astype(np.float32)
+    properties = {
+        "spacing": (999, 1, 1),
+        "shape_before_cropping": (1, 20, 30),
+        "bbox_used_for_cropping": [[0, 1], [0, 20], [0, 30]],
+        "shape_after_cropping_and_before_resampling": (1, 20, 30),
+    }
+    image = tmp_path / "a_0000.png"
+    sitk.WriteImage(sitk.GetImageFromArray(np.arange(600, dtype=np.uint8).reshape(20, 30)), str(image))
+    origin = Origin("T", "P", "2d", 0, "c", "m", 0.7, 2, [], {})
+    predict._export("a", [image], logits, properties, plans, dataset_json, origin, tmp_path)
+    assert set(np.unique(read(tmp_path / "a" / "a.png"))) == {0, 1, 2}
+    assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_errors_come_first_and_name_the_fix(place, no_prediction, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="fold_2/checkpoint_final.pth is missing. Run: nnUNetv2_train") as e:
+        place.write(None)
+    assert "fold_4" in str(e.value) and "fold_1" not in str(e.value)
+    with pytest.raises(ValueError, match="has folds 0 to 4, not 5"):
+        place.write((5,))
+    with pytest.raises(ValueError, match="0 to 1, not 90"):
+        place.write(threshold=90)
+    place.change_dataset_json(labels={"background": 0, "all": 1})
+    with pytest.raises(ValueError, match="other labels"):
+        place.write()
+    place.change_dataset_json(labels={"background": 0, "shell": 1, "core": 2})
+    shutil.rmtree(place.raw / "imagesUn")
+    shutil.rmtree(place.preprocessed / "nnUNetPlans_3d_fullres_unlabeled")
+    with pytest.raises(DatasetError, match="has no unlabelled scans"):
+        place.write()
+
+
+def test_plans_that_changed_since_the_training_are_refused(place):
+    plans = json.loads((place.model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"]["spacing"] = [2.0, 1.0, 1.0]
+    (place.model / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(ValueError, match="other plans"):
+        place.write()

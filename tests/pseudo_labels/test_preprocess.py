@@ -1,0 +1,137 @@
+import os
+import shutil
+
+import blosc2
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from batchgenerators.utilities.file_and_folder_operations import load_json, load_pickle
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
+from nnunetv2_crossmatch.pseudo_labels.confidence import with_ignore_label
+from nnunetv2_crossmatch.pseudo_labels.preprocess import preprocess_pseudo_label, pseudo_labels_for_training
+
+CASES = [f"scan{i}" for i in range(4)]
+
+
+def prepare(place, raw=True, cases=None, validation=None, teacher=None, fold=0, plans=None):
+    return pseudo_labels_for_training(
+        place.raw if raw else None,
+        place.preprocessed,
+        plans or place.plans,
+        "3d_fullres",
+        fold,
+        cases or CASES,
+        place.record()["origin"]["validation"] if validation is None else validation,
+        teacher,
+        num_processes=1,
+    )[0]
+
+
+def times(folder):
+    return {file.name: file.stat().st_mtime_ns for file in folder.glob("scan*")}
+
+
+def change(file, edit=lambda array: array):
+    """Write the label anew, edited."""
+    image = sitk.ReadImage(str(file))
+    changed = sitk.GetImageFromArray(edit(sitk.GetArrayFromImage(image)))
+    if changed.GetSize() == image.GetSize():
+        changed.CopyInformation(image)
+    sitk.WriteImage(changed, str(file))
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_arrays_and_locations_are_what_nnunets_preprocessor_makes(place, configuration):
+    plans = place.plans.plans
+    plans["transpose_forward"], plans["transpose_backward"] = [1, 0, 2], [1, 0, 2]
+    spacing = [1.3, 0.8] if configuration == "2d" else [1.5, 1.3, 0.8]
+    plans["configurations"][configuration].update(spacing=spacing, data_identifier="other")
+    manager = PlansManager(plans)
+    preprocess_unlabeled(place.raw, place.preprocessed, manager, configuration, 1)
+    label = place.labels / "fold_0" / "scan0.nii.gz"
+    dataset_json = with_ignore_label(load_json(str(place.raw / "dataset.json")))
+    target = place.preprocessed / "target"
+    target.mkdir()
+    images = place.preprocessed / "other_unlabeled"
+    preprocess_pseudo_label(label, images, target, "scan0", plans, configuration, dataset_json)
+
+    of_configuration = manager.get_configuration(configuration)
+    image = str(place.raw / "imagesUn" / "scan0_0000.nii.gz")
+    data, seg, properties = of_configuration.preprocessor_class(verbose=False).run_case(
+        [image], str(label), manager, of_configuration, dataset_json
+    )
+    ours = blosc2.open(str(target / "scan0_seg.b2nd"))[:]
+    np.testing.assert_array_equal(ours, seg)
+    np.testing.assert_array_equal(blosc2.open(str(images / "scan0.b2nd"))[:], data)
+    assert ours.shape != (1, *sitk.GetArrayFromImage(sitk.ReadImage(image)).shape)
+    locations = load_pickle(str(target / "scan0.pkl"))["class_locations"]
+    assert locations.keys() == properties["class_locations"].keys() == {1, 2, (-1, 0, 1, 2)}
+    for key, expected in properties["class_locations"].items():
+        np.testing.assert_array_equal(locations[key], expected)
+
+
+def test_a_zero_background_is_outside_as_in_the_image(place):
+    file = place.raw / "imagesUn" / "scan0_0000.nii.gz"
+    change(file, lambda image: np.where(np.indices(image.shape).sum(0) < 20, 0, image))
+    preprocess_unlabeled(place.raw, place.preprocessed, place.plans, "3d_fullres", 1)
+    change(place.labels / "fold_0" / "scan0.nii.gz", np.zeros_like)
+    seg = blosc2.open(str(prepare(place) / "scan0_seg.b2nd"))[:]
+    mask = blosc2.open(str(place.preprocessed / "nnUNetPlans_3d_fullres_unlabeled" / "scan0_seg.b2nd"))[:]
+    np.testing.assert_array_equal(seg, mask)
+    assert (seg == -1).any()
+
+
+def test_only_what_was_corrected_is_made_anew(place):
+    before = times(prepare(place))
+    assert times(prepare(place)) == before
+    change(place.labels / "fold_0" / "scan1.nii.gz", lambda label: np.where(label == 3, 2, label))
+    folder = prepare(place)
+    assert {name for name, time in times(folder).items() if before[name] != time} == {"scan1_seg.b2nd", "scan1.pkl"}
+    assert 3 not in blosc2.open(str(folder / "scan1_seg.b2nd"))[:]
+
+
+def test_another_image_makes_its_label_anew(place):
+    before = times(prepare(place))
+    change(place.raw / "imagesUn" / "scan2_0000.nii.gz", lambda image: image + 1)
+    preprocess_unlabeled(place.raw, place.preprocessed, place.plans, "3d_fullres", 1)
+    after = times(prepare(place))
+    assert {name for name in before if before[name] != after[name]} == {"scan2_seg.b2nd", "scan2.pkl"}
+
+
+def test_without_the_raw_folder_what_is_there_is_used(place):
+    folder = prepare(place)
+    assert prepare(place, raw=False) == folder
+    os.remove(place.labels / "fold_0" / "scan0.nii.gz")
+    with pytest.raises(DatasetError, match=r"no pseudo-label of scan0. Run: nnUNetv2_crossmatch pseudo-label"):
+        prepare(place)
+    with pytest.raises(DatasetError, match="lacks scan9"):
+        prepare(place, raw=False, cases=["scan0", "scan9"])
+    plans = place.plans.plans
+    plans["configurations"]["3d_fullres"]["spacing"] = [1.5, 1.3, 0.8]
+    with pytest.raises(DatasetError, match="other plans"):
+        prepare(place, raw=False, plans=PlansManager(plans))
+
+
+def test_errors_name_the_command(place):
+    with pytest.raises(DatasetError, match=r"Run: nnUNetv2_crossmatch pseudo-label -d .* -c 3d_fullres .* -f 3"):
+        prepare(place, fold=3)
+    with pytest.raises(DatasetError, match="validated other cases"):
+        prepare(place, validation=["case9"])
+    shutil.copytree(place.labels, place.labels.with_name(place.labels.name.replace("Trainer", "TrainerOther")))
+    with pytest.raises(DatasetError, match="several trainers"):
+        prepare(place)
+    assert "nnUNetTrainerOther__" in str(prepare(place, teacher="nnUNetTrainerOther"))
+
+
+def test_labels_that_do_not_fit_are_all_named(place):
+    change(place.labels / "fold_0" / "scan0.nii.gz", lambda label: label + 4)
+    change(place.labels / "fold_0" / "scan1.nii.gz", lambda label: label[1:])
+    (place.labels / "fold_0" / "scan2.nii.gz").write_bytes(b"nonsense")
+    with pytest.raises(DatasetError) as e:
+        prepare(place)
+    assert "scan0.nii.gz has labels" in str(e.value) and "none of [0, 1, 2, 3]" in str(e.value)
+    assert "scan1.nii.gz has shape (15, 24, 24)" in str(e.value) and "scan2.nii.gz cannot be read" in str(e.value)
+    assert "scan3" not in str(e.value)
