@@ -26,14 +26,14 @@ class BCPConstants(Constants):
 
     weight: of the unlabelled parts, >= 0. Paper; at 0 the mixtures still train, see :class:`BCP`.
     edge: of the box, as a share of the patch's, in (0, 1). Paper.
-    pretrain: share of the training with labelled pairs alone, in [0, 1). Paper: 2000 of 17 000 steps for LA,
-        10 000 of 40 000 for ACDC; in between.
+    pretrain: share of the training with labelled pairs alone, in [0, 1). Paper's for ACDC, 10 000 of 40 000 steps;
+        for LA it has 2000 of 17 000.
     ema_decay: of the teacher, in [0, 1). Paper.
     """
 
     weight: float = 0.5
     edge: float = 2 / 3
-    pretrain: float = 0.15
+    pretrain: float = 0.25
     ema_decay: float = 0.99
 
     def __post_init__(self) -> None:
@@ -46,9 +46,9 @@ class BCP(Method):
     """Half of the batch has unlabelled boxes in labelled patches, half labelled boxes in unlabelled patches; a
     batch of one has both. A labelled part keeps nnU-Net's augmentation, an unlabelled one is the weak view.
 
-    No plain supervised term: the mixtures take its place, with the paper's (Dice + cross entropy) / 2 on each level
-    of nnU-Net's deep supervision, since nnU-Net's own loss cannot weigh a part of a patch. Under DDP it is each
-    process's own.
+    No plain supervised term: the mixtures take its place, with Dice + cross entropy on each level of nnU-Net's deep
+    supervision (the paper halves the sum; nnU-Net's loss does not), since nnU-Net's own cannot weigh a part of a
+    patch. Under DDP it is each process's own.
 
     The teacher's label keeps the largest connected component of each class, and what is cut off is background:
     the paper's way, made for one heart in a patch, not for classes with several parts.
@@ -109,6 +109,6 @@ class BCP(Method):
         def of_level(logits: Tensor, label: Tensor, kept: Tensor) -> Tensor:
             p = probabilities(logits, regions=self.regions)
             dice = masked_dice_loss(p, label, kept, present_only=False)
-            return (dice + masked_cross_entropy(logits, label, kept, kept)) / 2
+            return dice + masked_cross_entropy(logits, label, kept, kept)
 
         return deeply_supervised(of_level, outputs, target.label, target.kept & part)

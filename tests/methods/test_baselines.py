@@ -306,7 +306,7 @@ def test_bcp_pastes_both_ways_and_cuts_stray_components_off(network, plain_views
             ("unlabeled", clean(taught), unlabeled.valid, ~from_labeled),
         ):
             kept = valid & part
-            expected[name] += (dice(p, y, kept) + cross_entropy(p, y, kept, kept)) / 2 / len(ways)
+            expected[name] += (dice(p, y, kept) + cross_entropy(p, y, kept, kept)) / len(ways)
     assert values == {name: pytest.approx(value, rel=1e-4) for name, value in expected.items()}
     assert method.weights(0.5) == {SUPERVISED: 0.0, "labeled": 1.0, "unlabeled": 0.5}
 
@@ -319,9 +319,9 @@ def test_bcp_begins_with_labelled_pairs(network, plain_views):
     image, y, kept = (torch.where(box, v.flip(0), v) for v in (labeled.image, labeled.label, labeled.valid))
     assert torch.equal(seen[0], image) and len(seen) == 1
     p = predict(network, image)
-    assert values == {"labeled": pytest.approx((dice(p, y, kept) + cross_entropy(p, y, kept, kept)) / 2, rel=1e-4)}
+    assert values == {"labeled": pytest.approx(dice(p, y, kept) + cross_entropy(p, y, kept, kept), rel=1e-4)}
     assert method.weights(0.1) == {SUPERVISED: 0.0, "labeled": 1.0}
-    assert [start for start, _ in method.stages] == [0.0, 0.15]
+    assert [start for start, _ in method.stages] == [0.0, 0.25]
     assert [start for start, _ in make(BCP, network, pretrain=0.0).stages] == [0.0]
 
 
@@ -368,7 +368,7 @@ def test_the_constants_are_the_published_ones():
     assert vars(FixMatchConstants()) == {"weight": 1.0, "threshold": 0.95, "p_cutmix": 0.5, "warmup": 0.15}
     unimatch = {"lambda_strong": 0.25, "lambda_fp": 0.5, "threshold": 0.95, "p_drop": 0.5, "p_cutmix": 0.5}
     assert vars(UniMatchConstants()) == {**unimatch, "warmup": 0.15}
-    assert vars(BCPConstants()) == {"weight": 0.5, "edge": 2 / 3, "pretrain": 0.15, "ema_decay": 0.99}
+    assert vars(BCPConstants()) == {"weight": 0.5, "edge": 2 / 3, "pretrain": 0.25, "ema_decay": 0.99}
 
 
 def test_a_single_sample_gets_the_previous_steps_view_in_its_box(network, plain_views):
