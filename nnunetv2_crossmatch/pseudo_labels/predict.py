@@ -38,7 +38,7 @@ from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_trai
 from nnunetv2_crossmatch.preprocessing.workers import open_pool
 from nnunetv2_crossmatch.pseudo_labels.confidence import confident_labels, confident_shares, with_ignore_label
 from nnunetv2_crossmatch.pseudo_labels.picture import draw_picture
-from nnunetv2_crossmatch.pseudo_labels.record import Origin, Record, pseudo_label_folder, sha256_of
+from nnunetv2_crossmatch.pseudo_labels.record import Origin, Record, image_stamp, pseudo_label_folder, sha256_of
 
 PICTURES = "pictures"
 
@@ -210,7 +210,7 @@ def _label_fold(
         file = record.folder / (case + ending)
         if record.is_corrected(case, file) and not overwrite:
             written.corrected.append(case)
-        elif record.is_current(case, file, origin, images.cases[case]["sha256"]):
+        elif record.is_current(case, file, origin, image_stamp(images.cases[case])):
             written.current.append(case)
         else:
             written.predicted.append(case)
@@ -230,7 +230,7 @@ def _label_fold(
                     written.corrected.append(case)
                     continue
                 replaced = sha256_of(file) if file.exists() else None
-                image = images.cases[case]["sha256"]
+                image = image_stamp(images.cases[case])
                 record.add(case, {**asdict(origin), "image": image, "replaced": replaced, **entry})
                 os.replace(Path(incoming) / f"{case}.png", record.folder / PICTURES / f"{case}.png")
                 for part in sorted((Path(incoming) / case).iterdir()):  # some readers keep the spacing beside the file

@@ -22,7 +22,15 @@ from nnunetv2_crossmatch.preprocessing.splits import SPLITS
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.preprocessing.workers import run_in_workers
 from nnunetv2_crossmatch.pseudo_labels.confidence import with_ignore_label
-from nnunetv2_crossmatch.pseudo_labels.record import FOLDER, RECORD, Origin, Record, is_corrected, sha256_of
+from nnunetv2_crossmatch.pseudo_labels.record import (
+    FOLDER,
+    RECORD,
+    Origin,
+    Record,
+    image_stamp,
+    is_corrected,
+    sha256_of,
+)
 
 _SUFFIXES = ("_seg.b2nd", ".pkl")
 _ELSEWHERE = "Start the training where the raw scans are, then copy the folder again."
@@ -145,7 +153,7 @@ def _unusable(
 
     reasons = {
         "other labels than dataset.json now has": lambda case, entry: entry["labels"] != labels,
-        "scans that have changed since": lambda case, entry: entry["image"] != images.cases[case]["sha256"],
+        "scans that have changed since": lambda case, entry: entry["image"] != image_stamp(images.cases[case]),
         f"a model that validated other cases than the fold of {SPLITS} now does (train it anew)": (
             lambda case, entry: entry["validation"] != validation
         ),

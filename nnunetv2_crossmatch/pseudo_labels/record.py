@@ -55,8 +55,8 @@ class Origin:
 class Record:
     """``pseudo_labels.json`` of one fold.
 
-    cases: id -> {**its :class:`Origin`, "image": SHA-256 of the scan's voxels, "file": SHA-256 as it was written,
-        "replaced": that of the file before, "confident": share of confident voxels per predicted class}; the newest
+    cases: id -> {**its :class:`Origin`, "image": :func:`image_stamp`, "file": SHA-256 as it was written, "replaced": that of
+        the file before, "confident": share of confident voxels per predicted class}; the newest
         is the last.
     """
 
@@ -82,7 +82,7 @@ class Record:
         """Whether the file is not one that the command wrote."""
         return file.exists() and (case not in self.cases or is_corrected(self.cases[case], sha256_of(file)))
 
-    def is_current(self, case: str, file: Path, origin: Origin, image: str) -> bool:
+    def is_current(self, case: str, file: Path, origin: Origin, image: list) -> bool:
         """Whether the file is what this model and threshold make of this image."""
         entry = self.cases.get(case, {})
         wanted = {key: getattr(origin, key) for key in ("model", "threshold", "labels", "validation")}
@@ -91,6 +91,11 @@ class Record:
             and sha256_of(file) == entry.get("file")
             and all(entry[key] == value for key, value in {**wanted, "image": image}.items())
         )
+
+
+def image_stamp(entry: dict) -> list:
+    """SHA-256 of the voxels and the spacing, from a scan's entry in the manifest."""
+    return [entry["sha256"], entry["spacing"]]
 
 
 def is_corrected(entry: dict, file: str) -> bool:

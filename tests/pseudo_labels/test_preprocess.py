@@ -14,6 +14,7 @@ from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 from nnunetv2_crossmatch.pseudo_labels.confidence import with_ignore_label
 from nnunetv2_crossmatch.pseudo_labels.preprocess import preprocess_pseudo_label, pseudo_labels_for_training
+from nnunetv2_crossmatch.pseudo_labels.record import image_stamp
 
 CASES = [f"scan{i}" for i in range(4)]
 
@@ -98,11 +99,15 @@ def test_only_what_was_corrected_is_made_anew(place):
 def test_labels_of_a_scan_that_changed_are_refused_until_it_is_labelled_anew(place):
     prepare(place)
     change(place.raw / "imagesUn" / "scan2_0000.nii.gz", lambda image: image + 1)
+    file = str(place.raw / "imagesUn" / "scan3_0000.nii.gz")
+    image = sitk.ReadImage(file)
+    image.SetSpacing((1.0, 1.0, 1.5))
+    sitk.WriteImage(image, file)
     preprocess_unlabeled(place.raw, place.preprocessed, place.plans, "3d_fullres", 1)
     for raw in (True, False):
-        with pytest.raises(DatasetError, match="1 of 4 .* are of scans that have changed since: scan2"):
+        with pytest.raises(DatasetError, match="2 of 4 .* are of scans that have changed since: scan2, scan3"):
             prepare(place, raw=raw)
-    assert place.write()[0].predicted == ["scan2"]
+    assert place.write()[0].predicted == ["scan2", "scan3"]
     prepare(place)
 
 
@@ -214,7 +219,7 @@ def test_a_correction_saved_in_another_orientation_is_refused(place, reader):
     preprocess_unlabeled(place.raw, place.preprocessed, manager, "3d_fullres", 1)
     entries = place.record()
     for case, entry in Manifest.read(place.preprocessed / "nnUNetPlans_3d_fullres_unlabeled").cases.items():
-        entries[case]["image"] = entry["sha256"]
+        entries[case]["image"] = image_stamp(entry)
     (place.labels / "fold_0" / "pseudo_labels.json").write_text(json.dumps({"cases": entries}))
     prepare(place, plans=manager)
     file = str(place.labels / "fold_0" / "scan0.nii.gz")

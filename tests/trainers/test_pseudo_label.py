@@ -19,7 +19,7 @@ from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.splits import ensure_splits
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled, unlabeled_folder
 from nnunetv2_crossmatch.pseudo_labels.confidence import with_ignore_label
-from nnunetv2_crossmatch.pseudo_labels.record import Origin, Record, pseudo_label_folder, sha256_of
+from nnunetv2_crossmatch.pseudo_labels.record import Origin, Record, image_stamp, pseudo_label_folder, sha256_of
 from tests.conftest import DATASET, ball, write_image
 from tests.trainers.test_ddp import assert_same_on_both, finish, start
 
@@ -49,7 +49,7 @@ def write_labels(
         label[:, :, 10:14] = labels["ignore"]
         file = record.folder / f"{case}.nii.gz"
         write_image(label, file)
-        of_file = {"image": entry["sha256"], "file": sha256_of(file), "replaced": None, "confident": {}}
+        of_file = {"image": image_stamp(entry), "file": sha256_of(file), "replaced": None, "confident": {}}
         record.add(case, {**asdict(made_with), **of_file})
     return record.folder
 
