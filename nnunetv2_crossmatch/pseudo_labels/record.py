@@ -55,9 +55,9 @@ class Origin:
 class Record:
     """``pseudo_labels.json`` of one fold.
 
-    cases: id -> {**its :class:`Origin`, "image": :func:`image_stamp`, "file": SHA-256 as it was written, "replaced": that of
-        the file before, "confident": share of confident voxels per predicted class}; the newest
-        is the last.
+    cases: id -> {**its :class:`Origin`, "image": :func:`image_stamp`, "file": SHA-256 as it was written,
+        "replaced": that of the file before, until the new one is there, "confident": share of confident voxels
+        per predicted class}; the newest is the last.
     """
 
     folder: Path

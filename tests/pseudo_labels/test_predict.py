@@ -158,6 +158,9 @@ def test_regions_and_processes(place):
     assert place.write(num_processes=2)[0].predicted == CASES
     label = read(place.labels / "fold_0" / "scan0.nii.gz")
     assert set(np.unique(label)) <= {0, 1, 2, 3} and 3 in label and len(np.unique(label)) > 2
+    place.change_dataset_json(regions_class_order=[2, 1])
+    with pytest.raises(ValueError, match="other labels"):
+        place.write()
 
 
 def test_fold_all(place):
