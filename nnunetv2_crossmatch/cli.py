@@ -272,6 +272,8 @@ def _pseudo_label(arguments: argparse.Namespace) -> None:
         arguments.overwrite,
     )
     for fold, written in written_folds:
+        for warning in written.warnings:
+            print(f"warning: fold {fold}: {warning}", file=sys.stderr)
         print(
             f"fold {fold}: {len(written.predicted)} labelled, {len(written.current)} were there, "
             f"{len(written.held_out)} left out, being of patients that the fold validates: {written.folder}"

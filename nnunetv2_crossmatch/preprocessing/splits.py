@@ -1,6 +1,7 @@
 """Cross-validation splits that keep a patient's scans together."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -78,3 +79,8 @@ def validation_patients(preprocessed_folder: Path, fold: int | str, patients: di
             "a split by patient is made anew."
         )
     return val
+
+
+def without_patients(cases: Iterable[str], patients: dict[str, str], held_out: set[str]) -> list[str]:
+    """The cases that are of none of the held-out patients."""
+    return [case for case in cases if patients.get(case) not in held_out]

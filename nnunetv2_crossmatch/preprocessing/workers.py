@@ -2,14 +2,36 @@
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Generator, Hashable, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
 
 Key = TypeVar("Key", bound=Hashable)
+
+
+@contextmanager
+def open_pool(workers: int) -> Iterator[Executor]:
+    """Spawned processes; a thread instead of a single one, because starting a process takes seconds.
+
+    Raises:
+        RuntimeError: a worker was killed.
+    """
+    pool: Executor = (
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else ThreadPoolExecutor(1)
+    )
+    try:
+        yield pool
+    except BrokenProcessPool as e:
+        raise RuntimeError(
+            "A worker process was killed, most likely for lack of memory. Use fewer (-np, or in training "
+            "nnUNet_def_n_proc)."
+        ) from e
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def run_in_workers(
@@ -24,21 +46,11 @@ def run_in_workers(
     """
     if not jobs:
         return
-    workers = min(num_processes, len(jobs))
-    # starting a process takes seconds, so a single one is not worth it
-    pool: Executor = (
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else ThreadPoolExecutor(1)
-    )
-    try:
+    with open_pool(min(num_processes, len(jobs))) as pool:
         futures = {pool.submit(function, *arguments): key for key, arguments in jobs.items()}
         for future in tqdm(
             as_completed(futures), total=len(futures), desc=description, disable=not sys.stderr.isatty()
         ):
-            if isinstance(future.exception(), BrokenProcessPool):
-                raise RuntimeError(
-                    "A worker process was killed, most likely for lack of memory. Use fewer (-np, or in training "
-                    "nnUNet_def_n_proc)."
-                )
+            if isinstance(broken := future.exception(), BrokenProcessPool):
+                raise broken
             yield futures[future], future
-    finally:
-        pool.shutdown(cancel_futures=True)

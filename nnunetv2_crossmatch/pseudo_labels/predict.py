@@ -1,15 +1,14 @@
 """A fold's trained model labels the unlabelled scans, where it is sure."""
 
-import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -28,11 +27,18 @@ from nnunetv2_crossmatch.preprocessing.check import check_dataset
 from nnunetv2_crossmatch.preprocessing.listing import are_absent, labeled_scans, list_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest, plans_stamp
 from nnunetv2_crossmatch.preprocessing.scan import INCOMING
-from nnunetv2_crossmatch.preprocessing.splits import SPLITS, ensure_splits, known_patients, validation_patients
+from nnunetv2_crossmatch.preprocessing.splits import (
+    SPLITS,
+    ensure_splits,
+    known_patients,
+    validation_patients,
+    without_patients,
+)
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
+from nnunetv2_crossmatch.preprocessing.workers import open_pool
 from nnunetv2_crossmatch.pseudo_labels.confidence import confident_labels, confident_shares, with_ignore_label
 from nnunetv2_crossmatch.pseudo_labels.picture import draw_picture
-from nnunetv2_crossmatch.pseudo_labels.record import Origin, Record, pseudo_label_folder, sha256_of
+from nnunetv2_crossmatch.pseudo_labels.record import Origin, Record, image_stamp, pseudo_label_folder, sha256_of
 
 PICTURES = "pictures"
 
@@ -45,6 +51,7 @@ class Written:
         therefore were left alone.
     held_out: unlabelled cases of patients that the fold validates.
     confident: mean over the cases of the share of confident voxels per predicted class.
+    warnings: of the dataset, the model and the labels.
     """
 
     folder: Path
@@ -53,6 +60,7 @@ class Written:
     corrected: list[str] = field(default_factory=list)
     held_out: list[str] = field(default_factory=list)
     confident: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 def write_pseudo_labels(
@@ -82,7 +90,7 @@ def write_pseudo_labels(
         Each fold when it is done.
 
     Raises:
-        ValueError: no such fold, a threshold outside 0 to 1, a model of other plans or labels, a cascade.
+        ValueError: no such fold, a threshold outside 0 to 1, a cascade, a model of other plans, labels or splits.
         FileNotFoundError: names every checkpoint that is missing.
         DatasetError: no unlabelled scan, or bad ones, or a leak.
     """
@@ -102,7 +110,12 @@ def write_pseudo_labels(
     model_folder = Path(get_output_folder(raw_folder.name, trainer, plans.plans_name, configuration_name))
     _check_model(model_folder, folds, checkpoint, plans, configuration_name, dataset_json)
 
-    check_dataset(raw_folder, preprocessed_folder, dataset_json, num_processes).raise_errors(raw_folder.name)
+    validation = {fold: [] if fold == "all" else sorted(splits[int(fold)]["val"]) for fold in folds}
+    warnings = {fold: _check_validation(model_folder, fold, validation[fold], dataset_json) for fold in folds}
+    for fold in folds:
+        findings = check_dataset(raw_folder, preprocessed_folder, dataset_json, num_processes, fold)
+        findings.raise_errors(raw_folder.name)
+        warnings[fold] += findings.warnings
 
     cases = unlabeled_cases_for_training(raw_folder, preprocessed_folder, plans, configuration_name, num_processes)
     images = Manifest.read(unlabeled_folder(preprocessed_folder, configuration))
@@ -116,17 +129,19 @@ def write_pseudo_labels(
             checkpoint=checkpoint,
             model=sha256_of(model_folder / f"fold_{fold}" / checkpoint),
             threshold=threshold,
-            ignore_label=with_ignore_label(dataset_json)["labels"]["ignore"],
-            validation=[] if fold == "all" else sorted(splits[int(fold)]["val"]),
+            labels=with_ignore_label(dataset_json)["labels"],
+            validation=validation[fold],
             versions={name: version(name) for name in ("nnunetv2_crossmatch", "nnunetv2", "torch")},
         )
         folder = pseudo_label_folder(raw_folder, trainer, plans.plans_name, configuration_name, fold)
-        used = {case: files[case] for case in cases if patients.get(case) not in held_out[fold]}
-        written = Written(folder, held_out=sorted(set(cases) - used.keys()))
+        # scans that were preprocessed elsewhere need not be here
+        used = {case: files.get(case, []) for case in without_patients(cases, patients, held_out[fold])}
+        written = Written(folder, held_out=sorted(set(cases) - used.keys()), warnings=warnings[fold])
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"):
-            record = Record(folder, origin, Record.read(folder).cases)
-            _label_fold(record, used, images, plans, model_folder, device, num_processes, overwrite, written)
+            _label_fold(
+                Record.read(folder), origin, used, images, model_folder, device, num_processes, overwrite, written
+            )
         yield fold, written
 
 
@@ -150,22 +165,44 @@ def _check_model(
     stamps = [plans_stamp(p, p.get_configuration(configuration_name)) for p in (plans, of_model)]
     if stamps[0] != stamps[1]:
         raise ValueError(f"{model_folder} was trained with other plans than {plans.plans_name} now are. Train it anew.")
-    if load_json(str(model_folder / "dataset.json"))["labels"] != dataset_json["labels"]:
+    of_training = load_json(str(model_folder / "dataset.json"))
+    if any(of_training.get(key) != dataset_json.get(key) for key in ("labels", "regions_class_order")):
         raise ValueError(f"{model_folder} was trained with other labels than dataset.json now has. Train it anew.")
+
+
+def _check_validation(model_folder: Path, fold: int | str, split: list[str], dataset_json: dict) -> list[str]:
+    """Compare the cases that a model held out with the split, which may have changed since; returns warnings.
+
+    nnU-Net's training ends with a prediction of each held-out case and a summary.
+
+    Raises:
+        ValueError: they differ, so the model has learned what the fold now validates.
+    """
+    folder = model_folder / f"fold_{fold}" / "validation"
+    ending = dataset_json["file_ending"]
+    predicted = {file.name.removesuffix(ending) for file in folder.glob(f"*{ending}")}
+    is_whole = (folder / "summary.json").exists()
+    if fold == "all" or (is_whole and predicted == set(split)):
+        return []
+    if is_whole or not predicted <= set(split):
+        raise ValueError(
+            f"The model of {folder.parent} validated other cases than fold {fold} of {SPLITS} now does "
+            f"({', '.join(sorted(predicted ^ set(split)))}). Remove {folder} and train the fold anew."
+        )
+    return [f"{folder} has no summary.json: {SPLITS} is taken for the split that the model was trained with."]
 
 
 def _label_fold(
     record: Record,
+    origin: Origin,
     files: dict[str, list[Path]],
     images: Manifest,
-    plans: PlansManager,
     model_folder: Path,
     device: torch.device,
     num_processes: int,
     overwrite: bool,
     written: Written,
 ) -> None:
-    assert record.origin is not None
     for leftover in record.folder.glob(INCOMING + "*"):
         shutil.rmtree(leftover)
     ending = load_json(str(model_folder / "dataset.json"))["file_ending"]
@@ -173,37 +210,38 @@ def _label_fold(
         file = record.folder / (case + ending)
         if record.is_corrected(case, file) and not overwrite:
             written.corrected.append(case)
-        elif record.is_current(case, file, images.cases[case]["sha256"]):
+        elif record.is_current(case, file, origin, image_stamp(images.cases[case])):
             written.current.append(case)
         else:
             written.predicted.append(case)
-    record.write()
     if written.predicted:
         (record.folder / PICTURES).mkdir(exist_ok=True)
         predictor = nnUNetPredictor(device=device, allow_tqdm=False)
-        fold = (record.origin.fold,)
-        predictor.initialize_from_trained_model_folder(str(model_folder), fold, record.origin.checkpoint)
+        predictor.initialize_from_trained_model_folder(str(model_folder), (origin.fold,), origin.checkpoint)
         dataset = UnlabeledDataset(str(images.folder), list(written.predicted))
         with (
             tempfile.TemporaryDirectory(prefix=INCOMING, dir=record.folder) as incoming,
-            closing(_predict(predictor, dataset, files, record.origin, Path(incoming), num_processes)) as predictions,
+            closing(_predict(predictor, dataset, files, origin, Path(incoming), num_processes)) as predictions,
         ):
             for case, entry in predictions:
                 file = record.folder / (case + ending)
+                if record.is_corrected(case, file) and not overwrite:  # meanwhile
+                    written.predicted.remove(case)
+                    written.corrected.append(case)
+                    continue
                 replaced = sha256_of(file) if file.exists() else None
-                record.cases[case] = {
-                    **entry,
-                    "replaced": replaced,
-                    "model": record.origin.model,
-                    "threshold": record.origin.threshold,
-                    "image": images.cases[case]["sha256"],
-                }
-                record.write()
+                image = image_stamp(images.cases[case])
+                record.add(case, {**asdict(origin), "image": image, "replaced": replaced, **entry})
                 os.replace(Path(incoming) / f"{case}.png", record.folder / PICTURES / f"{case}.png")
                 for part in sorted((Path(incoming) / case).iterdir()):  # some readers keep the spacing beside the file
                     os.replace(part, record.folder / part.name)
                 record.cases[case]["replaced"] = None
                 record.write()
+    written.warnings += [
+        f"{record.folder / (case + ending)} has no voxel that is sure enough. Use a lower --threshold, or correct it."
+        for case in (*written.predicted, *written.current)
+        if not any(record.cases[case]["confident"].values())
+    ]
     shares = [record.cases[case]["confident"] for case in (*written.predicted, *written.current)]
     for c in shares[0] if shares else ():
         of_class = [share[c] for share in shares if share[c] is not None]
@@ -219,13 +257,8 @@ def _predict(
     num_processes: int,
 ) -> Generator[tuple[str, dict], None, None]:
     """Predict here, export in the background; no more predictions wait than there are processes."""
-    pool: Executor = (
-        ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"))
-        if num_processes > 1
-        else ThreadPoolExecutor(1)
-    )
     waiting: deque[tuple[str, Future]] = deque()
-    try:
+    with open_pool(num_processes) as pool:
         for case in tqdm(
             dataset.identifiers, desc=f"Labelling for fold {origin.fold}", disable=not sys.stderr.isatty()
         ):
@@ -238,8 +271,6 @@ def _predict(
                 yield case, done.result()
         for case, done in waiting:
             yield case, done.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _export(
@@ -263,7 +294,8 @@ def _export(
         properties,
         return_probabilities=True,
     )
-    label, predicted = confident_labels(probabilities, label_manager, origin.threshold, origin.ignore_label)
+    ignore_label = origin.labels["ignore"]
+    label, predicted = confident_labels(probabilities, label_manager, origin.threshold, ignore_label)
     shares = confident_shares(label, predicted, label_manager.all_labels)
     reader = plans.image_reader_writer_class()
     (incoming / case).mkdir()
@@ -273,5 +305,5 @@ def _export(
     image = label * 0 if are_absent(image_files) else reader.read_images([str(f) for f in image_files])[0][0]
     percent = ", ".join(f"{c}: {'-' if share is None else f'{share:.0%}'}" for c, share in shares.items())
     title = f"{case}, fold {origin.fold}: confident (>= {origin.threshold:g}) voxels of predicted class {percent}"
-    draw_picture(incoming / f"{case}.png", title, image, label, predicted, origin.ignore_label, properties["spacing"])
+    draw_picture(incoming / f"{case}.png", title, image, label, predicted, ignore_label, properties["spacing"])
     return {"file": sha256_of(file), "confident": shares}

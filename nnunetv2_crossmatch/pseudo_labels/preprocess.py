@@ -4,7 +4,6 @@ import os
 import shutil
 import tempfile
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +16,24 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_crossmatch.data.loading import UnlabeledDataset
 from nnunetv2_crossmatch.preprocessing.files import write_json
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
-from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, plans_stamp, source_stamp
+from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, plans_stamp
 from nnunetv2_crossmatch.preprocessing.scan import INCOMING
+from nnunetv2_crossmatch.preprocessing.splits import SPLITS
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.preprocessing.workers import run_in_workers
 from nnunetv2_crossmatch.pseudo_labels.confidence import with_ignore_label
-from nnunetv2_crossmatch.pseudo_labels.record import FOLDER, RECORD, Origin, Record
+from nnunetv2_crossmatch.pseudo_labels.record import (
+    FOLDER,
+    RECORD,
+    Origin,
+    Record,
+    image_stamp,
+    is_corrected,
+    sha256_of,
+)
 
 _SUFFIXES = ("_seg.b2nd", ".pkl")
+_ELSEWHERE = "Start the training where the raw scans are, then copy the folder again."
 
 
 class BadLabel(ValueError):
@@ -41,7 +50,7 @@ def pseudo_labels_for_training(
     validation: list[str],
     teacher: str | None,
     num_processes: int,
-) -> tuple[Path, Origin]:
+) -> tuple[Path, Origin, dict[str, str]]:
     """Preprocess what is missing or stale of one fold's pseudo-labels while the raw folder has them.
 
     Args:
@@ -51,49 +60,111 @@ def pseudo_labels_for_training(
 
     Returns:
         ``nnUNet_preprocessed/DatasetXXX_NAME/<data_identifier>_pseudo/TRAINER__PLANS__CONFIG/fold_K`` with
-        ``CASE_seg.b2nd`` and ``CASE.pkl``, and what the pseudo-labels were made with.
+        ``CASE_seg.b2nd`` and ``CASE.pkl``; the newest origin among the labels; the SHA-256 of each label file.
 
     Raises:
         DatasetError: no or several sets of pseudo-labels, cases without one, labels that fit neither their
-            scan nor the dataset, another split than that of the model that wrote them.
+            scan nor the dataset, or are of several models, or of one that validated other cases.
     """
     configuration = plans.get_configuration(configuration_name)
-    preprocessed = preprocessed_folder / f"{configuration.data_identifier}_pseudo"
+    cache = preprocessed_folder / f"{configuration.data_identifier}_pseudo"
     command = (
-        f"nnUNetv2_crossmatch pseudo-label -d {plans.dataset_name} -c {configuration_name} "
-        f"-tr {teacher or 'nnUNetTrainer'} -p {plans.plans_name} -f {fold}"
+        f"nnUNetv2_crossmatch pseudo-label -d {plans.dataset_name} -c {configuration_name} -p {plans.plans_name} "
+        f"-f {fold} -tr "
     )
+    # labels that somebody removed from the raw folder are still in the cache
+    sets, file = (cache, MANIFEST) if raw_folder is None else (raw_folder / FOLDER, RECORD)
     of_fold = f"{teacher or '*'}__{plans.plans_name}__{configuration_name}/fold_{fold}"
-    raw_sets = [] if raw_folder is None else (raw_folder / FOLDER).glob(f"{of_fold}/{RECORD}")
-    names = {file.parents[1].name for file in (*raw_sets, *preprocessed.glob(f"{of_fold}/{MANIFEST}"))}
-    if not names:
-        raise DatasetError([f"Fold {fold} of {plans.dataset_name} has no pseudo-labels. Run: {command}"])
-    if len(names) > 1:
+    sources = sorted(found.parent for found in sets.glob(f"{of_fold}/{file}"))
+    if not sources:
+        raise DatasetError(
+            [f"Fold {fold} of {plans.dataset_name} has no pseudo-labels. Run: {command}{teacher or 'nnUNetTrainer'}"]
+        )
+    if len(sources) > 1:
         raise DatasetError(
             [
-                f"Fold {fold} has pseudo-labels of several trainers: {', '.join(sorted(names))}. Remove all but one, "
-                "or say in a subclass which: teacher = 'nnUNetTrainer'."
+                f"Fold {fold} has pseudo-labels of several trainers: {', '.join(map(str, sources))}. Remove all but "
+                "one, or say in a subclass which: teacher = 'nnUNetTrainer'."
             ]
         )
-    name = names.pop()
-    target = preprocessed / name / f"fold_{fold}"
-    source = None if raw_folder is None else raw_folder / FOLDER / name / f"fold_{fold}"
-    if source is not None and (source / RECORD).exists():
-        _bring_up_to_date(source, target, preprocessed_folder, plans, configuration_name, cases, command, num_processes)
-    content = load_json(str(target / MANIFEST))
-    origin = Origin(**content["origin"])
-    if missing := [case for case in cases if case not in content["cases"]]:
-        raise DatasetError([f"{target} lacks {_some(missing)}. Where the raw scans are, run: {command}"])
-    if content["plans"] != plans_stamp(plans, configuration):
-        raise DatasetError([f"{target} was made with other plans than {plans.plans_name}. Run: {command}"])
-    if fold != "all" and origin.validation != sorted(validation):
-        raise DatasetError(
-            [
-                f"The model that wrote {target} validated other cases than fold {fold} of splits_final.json now does. "
-                f"Train it anew, then run: {command}"
-            ]
+    source = sources[0]
+    target = cache / source.parent.name / source.name
+    stamp = plans_stamp(plans, configuration)
+    dataset_json = with_ignore_label(load_json(str(preprocessed_folder / "dataset.json")))
+    if raw_folder is not None:
+        entries = _with_files(Record.read(source), dataset_json["file_ending"])
+    elif load_json(str(source / MANIFEST))["plans"] == stamp:
+        entries = _preprocessed(target, stamp)
+    else:
+        raise DatasetError([f"{source} was made with other plans than {plans.plans_name}. {_ELSEWHERE}"])
+    entries = {case: entry for case, entry in entries.items() if case in cases}
+    origin = Origin.of(_newest(entries)) if entries else None
+    command += (
+        f"{origin.trainer} -chk {origin.checkpoint} --threshold {origin.threshold:g}"
+        if origin is not None
+        else source.parent.name.split("__")[0]
+    )
+    missing = [case for case in cases if case not in entries]
+    if missing or origin is None:
+        fix = _ELSEWHERE if raw_folder is None else f"Remove those that are there, then run: {command}"
+        raise DatasetError([f"{source} lacks {_some(missing)}, or {file} says not what made them. {fix}"])
+    images = Manifest.read(unlabeled_folder(preprocessed_folder, configuration))
+    held_out = [] if fold == "all" else sorted(validation)
+    if problems := _unusable(source, entries, images, dataset_json["labels"], held_out):
+        raise DatasetError([*problems, f"Run: {command} (it keeps what was corrected by hand; remove that if named)"])
+    if raw_folder is not None:
+        _bring_up_to_date(
+            entries, source, target, images.folder, plans, stamp, configuration_name, dataset_json, num_processes
         )
-    return target, origin
+    return target, origin, {case: entry["used"] for case, entry in entries.items()}
+
+
+def _with_files(record: Record, ending: str) -> dict[str, dict]:
+    """The record's entries whose file is there, "used" being its SHA-256."""
+    files = {case: record.folder / (case + ending) for case in record.cases}
+    return {case: {**record.cases[case], "used": sha256_of(file)} for case, file in files.items() if file.exists()}
+
+
+def _preprocessed(target: Path, stamp: str) -> dict[str, dict]:
+    """Entries, as by :func:`_with_files`, of what was preprocessed with these plans and is whole."""
+    content = load_json(str(target / MANIFEST)) if (target / MANIFEST).exists() else {}
+    return {
+        case: entry
+        for case, entry in (content["cases"] if content.get("plans") == stamp else {}).items()
+        if all((target / (case + suffix)).exists() for suffix in _SUFFIXES)
+    }
+
+
+def _newest(entries: dict[str, dict]) -> dict:
+    """The last that was not corrected, if there is any."""
+    return sorted(entries.values(), key=lambda entry: not is_corrected(entry, entry["used"]))[-1]
+
+
+def _unusable(
+    source: Path, entries: dict[str, dict], images: Manifest, labels: dict, validation: list[str]
+) -> list[str]:
+    """Why labels may not be used, a line each."""
+    made_by = [_newest(entries)[key] for key in ("model", "threshold")]
+
+    def is_of_another_model(entry: dict) -> bool:
+        if is_corrected(entry, entry["used"]):
+            return False
+        return entry["used"] != entry["file"] or [entry["model"], entry["threshold"]] != made_by
+
+    reasons = {
+        "other labels than dataset.json now has": lambda case, entry: entry["labels"] != labels,
+        "scans that have changed since": lambda case, entry: entry["image"] != image_stamp(images.cases[case]),
+        f"a model that validated other cases than the fold of {SPLITS} now does (train it anew)": (
+            lambda case, entry: entry["validation"] != validation
+        ),
+        "another model or threshold than the newest": lambda case, entry: is_of_another_model(entry),
+    }
+    found = {reason: [case for case in entries if applies(case, entries[case])] for reason, applies in reasons.items()}
+    return [
+        f"{len(cases)} of {len(entries)} pseudo-labels in {source} are of {reason}: {_some(cases)}."
+        for reason, cases in found.items()
+        if cases
+    ]
 
 
 def _some(cases: list[str]) -> str:
@@ -101,55 +172,38 @@ def _some(cases: list[str]) -> str:
 
 
 def _bring_up_to_date(
+    entries: dict[str, dict],
     source: Path,
     target: Path,
-    preprocessed_folder: Path,
+    images: Path,
     plans: PlansManager,
+    stamp: str,
     configuration_name: str,
-    cases: list[str],
-    command: str,
+    dataset_json: dict,
     num_processes: int,
 ) -> None:
-    configuration = plans.get_configuration(configuration_name)
-    dataset_json = with_ignore_label(load_json(str(preprocessed_folder / "dataset.json")))
-    images = Manifest.read(unlabeled_folder(preprocessed_folder, configuration))
-    files = {case: source / (case + dataset_json["file_ending"]) for case in cases}
-    if missing := [case for case, file in files.items() if not file.exists()]:
-        raise DatasetError([f"{source} has no pseudo-label of {_some(missing)}. Run: {command}"])
-    origin = Record.read(source).origin
-    assert origin is not None
-    made_of = {"plans": plans_stamp(plans, configuration), "labels": dataset_json["labels"]}
-    entries = {
-        case: {"source": source_stamp([file]), "image": images.cases[case]["sha256"]} for case, file in files.items()
-    }
-
-    def content() -> dict:
-        there = load_json(str(target / MANIFEST)) if (target / MANIFEST).exists() else {}
-        known = there.get("cases", {}) if {key: there.get(key) for key in made_of} == made_of else {}
-        current = {
-            case: entry
-            for case, entry in entries.items()
-            if known.get(case) == entry and all((target / (case + suffix)).exists() for suffix in _SUFFIXES)
-        }
-        return {**made_of, "origin": asdict(origin), "cases": current}
-
-    def is_done() -> bool:
-        now = content()
-        return now["cases"].keys() == files.keys() and now == load_json(str(target / MANIFEST))
-
-    if is_done():  # no lock: the folder may be read-only
+    if _preprocessed(target, stamp) == entries:  # no lock: the folder may be read-only
         return
     target.mkdir(parents=True, exist_ok=True)
     with FileLock(target / ".lock"):
         for leftover in target.glob(INCOMING + "*"):
             shutil.rmtree(leftover)
-        done = content()
-        write_json(done, target / MANIFEST)
+        there = _preprocessed(target, stamp)
+        done = {case for case, entry in entries.items() if there.get(case) == entry}
+
+        def write() -> None:
+            cases = {case: entry for case, entry in entries.items() if case in done}
+            write_json({"plans": stamp, "cases": cases}, target / MANIFEST)
+
+        write()
         jobs = {
-            case: (file, images.folder, target, case, plans.plans, configuration_name, dataset_json)
-            for case, file in files.items()
-            if case not in done["cases"]
-        }
+            case: (
+                source / (case + dataset_json["file_ending"]), images, target, case, plans.plans, configuration_name,
+                dataset_json,
+            )
+            for case in entries
+            if case not in done
+        }  # fmt: skip
         problems = []
         try:
             description = f"Preprocessing pseudo-labels {configuration_name}"
@@ -157,11 +211,11 @@ def _bring_up_to_date(
                 for case, future in finished:
                     try:
                         future.result()
-                        done["cases"][case] = entries[case]
+                        done.add(case)
                     except BadLabel as e:
                         problems.append(str(e))
         finally:
-            write_json({**done, "cases": dict(sorted(done["cases"].items()))}, target / MANIFEST)
+            write()
     if problems:
         raise DatasetError(sorted(problems))
 
@@ -180,7 +234,8 @@ def preprocess_pseudo_label(
         dataset_json: with an ignore label.
 
     Raises:
-        BadLabel: not readable, another shape or spacing than the scan's, a label that the dataset does not have.
+        BadLabel: not readable, another shape, spacing, origin or orientation than the scan's, a label that the
+            dataset does not have.
     """
     plans = PlansManager(plans_json)
     configuration = plans.get_configuration(configuration_name)
@@ -223,6 +278,20 @@ def _read(file: Path, plans: PlansManager, properties: dict, allowed: list[int])
             f"{file} has shape {seg.shape[1:]} and spacing {own['spacing']}, its scan {shape} and "
             f"{properties['spacing']}. {anew}"
         )
+    if not _same_geometry(own, properties):
+        raise BadLabel(f"{file} has another origin or orientation than its scan. {anew}")
     if foreign := set(np.unique(seg).tolist()) - set(allowed):
         raise BadLabel(f"{file} has labels {sorted(foreign)}, which are none of {allowed}. {anew}")
     return seg.astype(np.int16)
+
+
+def _same_geometry(own: dict, of_scan: dict) -> bool:
+    """Of what nnU-Net's readers note beside the spacing: SimpleITK's origin and direction, or nibabel's affine."""
+    first, second = map(_geometry, (own, of_scan))
+    return first.shape == second.shape and np.allclose(first, second, rtol=1e-3, atol=1e-2)
+
+
+def _geometry(properties: dict) -> np.ndarray:
+    itk, nibabel = (properties.get(f"{reader}_stuff", {}) for reader in ("sitk", "nibabel"))
+    affine = nibabel.get("reoriented_affine", nibabel.get("original_affine", []))
+    return np.array([*itk.get("origin", []), *itk.get("direction", []), *np.ravel(affine)])

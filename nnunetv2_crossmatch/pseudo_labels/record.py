@@ -1,7 +1,7 @@
 """Where pseudo-labels lie, and what they were made with."""
 
 import hashlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -28,10 +28,11 @@ def sha256_of(file: Path) -> str:
 
 @dataclass
 class Origin:
-    """What the pseudo-labels of one fold were made with.
+    """What a fold's pseudo-labels are made with.
 
     model: SHA-256 of the checkpoint file.
-    validation: labelled cases that the fold holds out.
+    labels: dataset.json's, with an ignore label.
+    validation: labelled cases that the model held out.
     """
 
     trainer: str
@@ -41,50 +42,63 @@ class Origin:
     checkpoint: str
     model: str
     threshold: float
-    ignore_label: int
+    labels: dict
     validation: list[str]
     versions: dict[str, str]
+
+    @classmethod
+    def of(cls, entry: dict) -> "Origin":
+        return cls(**{f.name: entry[f.name] for f in fields(cls)})
 
 
 @dataclass
 class Record:
     """``pseudo_labels.json`` of one fold.
 
-    cases: id -> {"file": SHA-256 as it was written, "replaced": that of the file before, "model", "threshold",
-        "image": SHA-256 of the scan's voxels, "confident": share of confident voxels per predicted class}.
+    cases: id -> {**its :class:`Origin`, "image": :func:`image_stamp`, "file": SHA-256 as it was written,
+        "replaced": that of the file before, until the new one is there, "confident": share of confident voxels
+        per predicted class}; the newest is the last.
     """
 
     folder: Path
-    origin: Origin | None = None
     cases: dict[str, dict] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> "Record":
         file = folder / RECORD
-        if not file.exists():
-            return cls(folder)
-        content = load_json(str(file))
-        return cls(folder, Origin(**content["origin"]), content["cases"])
+        return cls(folder, load_json(str(file))["cases"] if file.exists() else {})
 
     def write(self) -> None:
         """Whole or not at all."""
-        assert self.origin is not None
-        write_json({"origin": asdict(self.origin), "cases": self.cases}, self.folder / RECORD)
+        write_json({"cases": self.cases}, self.folder / RECORD)
+
+    def add(self, case: str, entry: dict) -> None:
+        """As the newest; written at once."""
+        self.cases.pop(case, None)
+        self.cases[case] = entry
+        self.write()
 
     def is_corrected(self, case: str, file: Path) -> bool:
         """Whether the file is not one that the command wrote."""
-        entry = self.cases.get(case, {})
-        # the record is written before the file, so a run killed in between leaves the replaced one
-        return file.exists() and sha256_of(file) not in (entry.get("file"), entry.get("replaced"))
+        return file.exists() and (case not in self.cases or is_corrected(self.cases[case], sha256_of(file)))
 
-    def is_current(self, case: str, file: Path, image: str) -> bool:
+    def is_current(self, case: str, file: Path, origin: Origin, image: list) -> bool:
         """Whether the file is what this model and threshold make of this image."""
-        assert self.origin is not None
-        entry = self.cases.get(case)
+        entry = self.cases.get(case, {})
+        wanted = {key: getattr(origin, key) for key in ("model", "threshold", "labels", "validation")}
         return (
-            entry is not None
-            and (entry["model"], entry["threshold"], entry["image"])
-            == (self.origin.model, self.origin.threshold, image)
-            and file.exists()
-            and entry["file"] == sha256_of(file)
+            file.exists()
+            and sha256_of(file) == entry.get("file")
+            and all(entry[key] == value for key, value in {**wanted, "image": image}.items())
         )
+
+
+def image_stamp(entry: dict) -> list:
+    """SHA-256 of the voxels and the spacing, from a scan's entry in the manifest."""
+    return [entry["sha256"], entry["spacing"]]
+
+
+def is_corrected(entry: dict, file: str) -> bool:
+    """Whether a file with this SHA-256 is not one that the command wrote."""
+    # the record is written before the file, so a run killed in between leaves the replaced one
+    return file not in (entry["file"], entry["replaced"])

@@ -1,17 +1,18 @@
 """Offline self-training as an nnU-Net trainer."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.configuration import default_num_processes
 
 from nnunetv2_crossmatch.data.pseudo_labeled import MixedDataset, PseudoLabeledDataset
+from nnunetv2_crossmatch.preprocessing.files import write_json
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.pseudo_labels.confidence import with_ignore_label
 from nnunetv2_crossmatch.pseudo_labels.preprocess import pseudo_labels_for_training
-from nnunetv2_crossmatch.pseudo_labels.record import Origin, sha256_of
+from nnunetv2_crossmatch.pseudo_labels.record import RECORD, sha256_of
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
 
 
@@ -40,13 +41,14 @@ class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
         if not self.was_initialized:
             self.initialize()
         self._cases = self._prepare_unlabeled()
-        self._pseudo_labels, origin = self._prepare_pseudo_labels()
+        self._pseudo_labels, made_with = self._prepare_pseudo_labels()
         super().on_train_start()
         if self.local_rank == 0:
-            Path(self.output_folder, "pseudo_labels.json").write_text(json.dumps(asdict(origin), indent=2))
+            self._note(made_with, Path(self.output_folder) / RECORD)
 
-    def _prepare_pseudo_labels(self) -> tuple[Path, Origin]:
-        folder, origin = pseudo_labels_for_training(
+    def _prepare_pseudo_labels(self) -> tuple[Path, dict]:
+        """Folder of the preprocessed labels; their origin, and "files": SHA-256 of each."""
+        folder, origin, files = pseudo_labels_for_training(
             self.raw_folder,
             Path(self.preprocessed_dataset_folder_base),
             self.plans_manager,
@@ -57,13 +59,20 @@ class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
             self.teacher,
             default_num_processes,
         )
-        self.print_to_log_file(
-            f"pseudo-labels of {origin.trainer}, {origin.checkpoint}, threshold {origin.threshold:g}: {folder}"
-        )
+        self.print_to_log_file(f"pseudo-labels of {_short(asdict(origin))}: {folder}")
         model = Path(self.output_folder_base).parent / folder.parent.name / folder.name / origin.checkpoint
         if self.local_rank == 0 and model.exists() and sha256_of(model) != origin.model:
             self.print_to_log_file(f"warning: {model} was trained anew since it wrote these pseudo-labels.")
-        return folder, origin
+        return folder, {**asdict(origin), "files": files}
+
+    def _note(self, made_with: dict, file: Path) -> None:
+        if self.current_epoch > 0 and file.exists() and (before := load_json(str(file))) != made_with:
+            changed = [case for case, sha in made_with["files"].items() if before["files"].get(case) != sha]
+            self.print_to_log_file(
+                f"warning: this training began with pseudo-labels of {_short(before)} and goes on with those of "
+                f"{_short(made_with)}; {len(changed)} of {len(made_with['files'])} have changed."
+            )
+        write_json(made_with, file)
 
     def get_tr_and_val_datasets(self):
         labeled, validation = super().get_tr_and_val_datasets()
@@ -73,3 +82,7 @@ class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
             MixedDataset([labeled, pseudo_labeled], self.label_manager),
             MixedDataset([validation], self.label_manager),
         )
+
+
+def _short(origin: dict) -> str:
+    return f"{origin['trainer']}, {origin['checkpoint']} ({origin['model'][:8]}), threshold {origin['threshold']:g}"

@@ -9,7 +9,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
 from nnunetv2_crossmatch.preprocessing.listing import has_training_scans
-from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients, validation_patients
+from nnunetv2_crossmatch.preprocessing.splits import (
+    ensure_splits,
+    known_patients,
+    validation_patients,
+    without_patients,
+)
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training
 
 WARNINGS_IN_LOG = 10
@@ -42,14 +47,13 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
 
     @property
     def raw_folder(self) -> Path | None:
-        """The dataset's raw folder, None where it is not set."""
-        return Path(nnUNet_raw) / self.plans_manager.dataset_name if nnUNet_raw.is_set() else None
+        """The dataset's raw folder, None where it is not at hand; perhaps only test scans are."""
+        raw = Path(nnUNet_raw) / self.plans_manager.dataset_name if nnUNet_raw.is_set() else None
+        return raw if raw is not None and has_training_scans(raw) else None
 
     def _prepare_unlabeled(self) -> list[str]:
         """Splits and unlabelled cases, made now if no command made them; every complaint comes from here."""
         raw = self.raw_folder
-        if raw is not None and not has_training_scans(raw):  # perhaps only test scans are here
-            raw = None
         preprocessed = Path(self.preprocessed_dataset_folder_base)
         patients = known_patients(raw, preprocessed)
         ensure_splits(preprocessed, self.dataset_class.get_identifiers(self.preprocessed_dataset_folder), patients)
@@ -57,7 +61,7 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         cases = unlabeled_cases_for_training(
             raw, preprocessed, self.plans_manager, self.configuration_name, default_num_processes
         )
-        used = [case for case in cases if patients.get(case) not in held_out]
+        used = without_patients(cases, patients, held_out)
         if not used:
             raise ValueError(f"Every unlabelled scan is of a patient that fold {self.fold} validates. Train fold all.")
         self._check(raw, preprocessed)

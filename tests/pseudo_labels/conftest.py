@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.preprocessing.splits import ensure_splits
+from nnunetv2_crossmatch.pseudo_labels import predict
 from nnunetv2_crossmatch.pseudo_labels.predict import Written, write_pseudo_labels
 from tests.conftest import DATASET, use_folders
 
@@ -47,6 +49,13 @@ class Place:
         plans.pop("continue_training", None)
         save_json(plans, str(self.model / "plans.json"), sort_keys=False)
         save_json(dataset_json, str(self.model / "dataset.json"), sort_keys=False)
+        validation = self.model / f"fold_{fold}" / "validation"
+        validation.mkdir(exist_ok=True)
+        for name in (*(f"{case}.nii.gz" for case in self.validation(fold)), "summary.json"):
+            (validation / name).touch()
+
+    def validation(self, fold: int | str = 0) -> list[str]:
+        return [] if fold == "all" else load_json(str(self.preprocessed / "splits_final.json"))[fold]["val"]
 
     def write(self, folds=(0,), threshold=0.6, trainer="nnUNetTrainer", **options) -> dict[int | str, Written]:
         return dict(
@@ -64,8 +73,20 @@ class Place:
             )
         )
 
-    def record(self, fold: int | str = 0) -> dict:
-        return json.loads((self.labels / f"fold_{fold}" / "pseudo_labels.json").read_text())
+    def record(self, fold: int | str = 0) -> dict[str, dict]:
+        return json.loads((self.labels / f"fold_{fold}" / "pseudo_labels.json").read_text())["cases"]
+
+    def interrupt(self, patch: pytest.MonkeyPatch, after: int, **options) -> None:
+        """A run that is killed after so many cases."""
+        label_all = predict._predict
+
+        def some(*arguments):
+            yield from islice(label_all(*arguments), after)
+            raise KeyboardInterrupt
+
+        with patch.context() as during, pytest.raises(KeyboardInterrupt):
+            during.setattr(predict, "_predict", some)
+            self.write(**options)
 
 
 @pytest.fixture(scope="package")

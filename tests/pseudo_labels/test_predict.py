@@ -1,6 +1,8 @@
 import hashlib
 import json
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -21,6 +23,10 @@ def read(file):
 
 def times(folder):
     return {file.name: file.stat().st_mtime_ns for file in folder.glob("*.nii.gz")}
+
+
+def die(*arguments):
+    os._exit(1)
 
 
 @pytest.fixture
@@ -60,14 +66,15 @@ def test_the_label_lies_on_its_scan_with_a_picture_and_a_record(place):
         assert (place.labels / "fold_0" / "pictures" / f"{case}.png").stat().st_size > 10_000
     record = place.record()
     checkpoint = place.model / "fold_0" / "checkpoint_final.pth"
-    origin = record["origin"]
-    assert origin["model"] == hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    assert (origin["threshold"], origin["ignore_label"], origin["trainer"]) == (0.6, 3, "nnUNetTrainer")
-    assert "nnunetv2" in origin["versions"] and len(origin["validation"]) == 1
+    model = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     for case in CASES:
-        label = read(place.labels / "fold_0" / f"{case}.nii.gz")
-        for c, share in record["cases"][case]["confident"].items():
-            assert share is None or 0 < share <= 1 or not (label == int(c)).any()
+        file = place.labels / "fold_0" / f"{case}.nii.gz"
+        entry, label = record[case], read(file)
+        assert (entry["model"], entry["threshold"], entry["trainer"]) == (model, 0.6, "nnUNetTrainer")
+        assert entry["labels"] == {"background": 0, "shell": 1, "core": 2, "ignore": 3}
+        assert entry["validation"] == place.validation() and "nnunetv2" in entry["versions"]
+        assert entry["file"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert {c for c, share in entry["confident"].items() if share} == {str(c) for c in {*label.flat} - {3}}
     assert not list((place.labels / "fold_0").glob(".incoming*"))
 
 
@@ -78,20 +85,15 @@ def test_nothing_is_predicted_twice(place, no_prediction):
 
 
 def test_an_interrupted_run_goes_on_where_it_was(place, monkeypatch):
-    label_all = predict._predict
-
-    def two(*arguments):
-        for i, done in enumerate(label_all(*arguments)):
-            if i == 2:
-                raise KeyboardInterrupt
-            yield done
-
-    monkeypatch.setattr(predict, "_predict", two)
-    with pytest.raises(KeyboardInterrupt):
-        place.write((1,))
-    monkeypatch.setattr(predict, "_predict", label_all)
+    place.interrupt(monkeypatch, after=2, folds=(1,))
     written = place.write((1,))[1]
     assert (written.current, written.predicted) == (CASES[:2], CASES[2:])
+
+
+def test_of_two_runs_at_once_the_second_waits_and_finds_all_done(place):
+    with ThreadPoolExecutor(2) as pool:
+        both = [run.result()[1] for run in [pool.submit(place.write, (1,)) for _ in range(2)]]
+    assert sorted((written.predicted, written.current) for written in both) == [([], CASES), (CASES, [])]
 
 
 def test_another_threshold_or_model_labels_anew(place):
@@ -113,17 +115,34 @@ def test_corrections_are_kept_unless_overwritten(place):
     assert written.predicted == ["scan1"] and file.read_bytes() != corrected
 
 
+def test_what_is_corrected_while_the_command_runs_is_kept(place, monkeypatch):
+    file = place.labels / "fold_0" / "scan1.nii.gz"
+    before, label_all = place.record()["scan1"], predict._predict
+
+    def corrected_meanwhile(*arguments):
+        for case, entry in label_all(*arguments):
+            if case == "scan1":
+                shutil.copy(place.labels / "fold_0" / "scan3.nii.gz", file)
+            yield case, entry
+
+    monkeypatch.setattr(predict, "_predict", corrected_meanwhile)
+    expected = (place.labels / "fold_0" / "scan3.nii.gz").read_bytes()
+    written = place.write(threshold=0.7)[0]
+    assert (written.corrected, written.predicted) == (["scan1"], ["scan0", "scan2", "scan3"])
+    assert file.read_bytes() == expected and place.record()["scan1"] == before
+
+
 def test_killed_between_record_and_file_is_not_a_correction(place):
     record = place.record()
-    entry = record["cases"]["scan1"]
+    entry = record["scan1"]
     entry.update(replaced=entry["file"], file="of the file that was never moved here", threshold=0.7)
-    (place.labels / "fold_0" / "pseudo_labels.json").write_text(json.dumps(record))
+    (place.labels / "fold_0" / "pseudo_labels.json").write_text(json.dumps({"cases": record}))
     written = place.write(threshold=0.6)[0]
     assert (written.corrected, written.predicted) == ([], ["scan1"])
 
 
 def test_scans_of_held_out_patients_are_left_out(place):
-    held_out = place.record()["origin"]["validation"][0]
+    held_out = place.validation()[0]
     (place.raw / "patients.json").write_text(json.dumps({held_out: "p", "scan2": "p"}))
     place.write((1,))
     shutil.rmtree(place.labels / "fold_0")
@@ -139,13 +158,16 @@ def test_regions_and_processes(place):
     assert place.write(num_processes=2)[0].predicted == CASES
     label = read(place.labels / "fold_0" / "scan0.nii.gz")
     assert set(np.unique(label)) <= {0, 1, 2, 3} and 3 in label and len(np.unique(label)) > 2
+    place.change_dataset_json(regions_class_order=[2, 1])
+    with pytest.raises(ValueError, match="other labels"):
+        place.write()
 
 
 def test_fold_all(place):
     place.make_model("all", seed=0)
     written = place.write(("all",))["all"]
     assert (written.predicted, written.held_out) == (CASES, [])
-    assert place.record("all")["origin"]["validation"] == []
+    assert place.record("all")["scan0"]["validation"] == []
 
 
 def test_natural_images(tmp_path):
@@ -173,7 +195,7 @@ def test_natural_images(tmp_path):
     }
     image = tmp_path / "a_0000.png"
     sitk.WriteImage(sitk.GetImageFromArray(np.arange(600, dtype=np.uint8).reshape(20, 30)), str(image))
-    origin = Origin("T", "P", "2d", 0, "c", "m", 0.7, 2, [], {})
+    origin = Origin("T", "P", "2d", 0, "c", "m", 0.7, {**dataset_json["labels"], "ignore": 2}, [], {})
     predict._export("a", [image], logits, properties, plans, dataset_json, origin, tmp_path)
     assert set(np.unique(read(tmp_path / "a" / "a.png"))) == {0, 1, 2}
     assert (tmp_path / "a.png").stat().st_size > 5000
@@ -203,3 +225,47 @@ def test_plans_that_changed_since_the_training_are_refused(place):
     (place.model / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(ValueError, match="other plans"):
         place.write()
+
+
+def test_a_model_that_validated_other_cases_is_refused(place, no_prediction):
+    file = place.preprocessed / "splits_final.json"
+    splits = json.loads(file.read_text())
+    file.write_text(json.dumps([splits[1], splits[0], *splits[2:]]))
+    with pytest.raises(ValueError, match="validated other cases than fold 0 of splits_final.json now does"):
+        place.write()
+    (place.model / "fold_0" / "validation" / "summary.json").unlink()  # killed while it validated
+    with pytest.raises(ValueError, match="validated other cases"):
+        place.write()
+
+
+def test_without_the_models_validation_the_split_is_believed_with_a_warning(place):
+    assert place.write()[0].warnings == []
+    shutil.rmtree(place.model / "fold_0" / "validation")
+    assert "validation has no summary.json" in place.write()[0].warnings[0]
+
+
+def test_scans_that_were_preprocessed_elsewhere_need_not_be_here(place):
+    shutil.rmtree(place.raw / "imagesUn")
+    shutil.rmtree(place.labels / "fold_0")
+    assert place.write()[0].predicted == CASES
+
+
+def test_a_label_without_a_sure_voxel_is_named(place):
+    place.make_model(0, seed=0, certainty=0.01)
+    warnings = place.write(threshold=1)[0].warnings
+    assert len(warnings) == 4 and "scan0.nii.gz has no voxel that is sure enough" in warnings[0]
+
+
+def test_a_leak_of_another_fold_stops_not_this_one_and_is_a_warning(place):
+    images = place.raw / "imagesTr"
+    one, two = (images / f"{place.validation(fold)[0]}_0000.nii.gz" for fold in (1, 2))
+    shutil.copy(one, two)
+    with pytest.raises(DatasetError, match="trains and validates in fold 1"):
+        place.write((1,))
+    assert "The same image" in place.write((0,))[0].warnings[0]
+
+
+def test_a_killed_worker_is_explained(place, monkeypatch):
+    monkeypatch.setattr(predict, "_export", die)
+    with pytest.raises(RuntimeError, match="Use fewer"):
+        place.write((1,), num_processes=2)

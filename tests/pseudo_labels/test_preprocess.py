@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 
@@ -9,9 +10,11 @@ from batchgenerators.utilities.file_and_folder_operations import load_json, load
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 from nnunetv2_crossmatch.pseudo_labels.confidence import with_ignore_label
 from nnunetv2_crossmatch.pseudo_labels.preprocess import preprocess_pseudo_label, pseudo_labels_for_training
+from nnunetv2_crossmatch.pseudo_labels.record import image_stamp
 
 CASES = [f"scan{i}" for i in range(4)]
 
@@ -24,7 +27,7 @@ def prepare(place, raw=True, cases=None, validation=None, teacher=None, fold=0, 
         "3d_fullres",
         fold,
         cases or CASES,
-        place.record()["origin"]["validation"] if validation is None else validation,
+        place.validation() if validation is None else validation,
         teacher,
         num_processes=1,
     )[0]
@@ -76,7 +79,7 @@ def test_arrays_and_locations_are_what_nnunets_preprocessor_makes(place, configu
 def test_a_zero_background_is_outside_as_in_the_image(place):
     file = place.raw / "imagesUn" / "scan0_0000.nii.gz"
     change(file, lambda image: np.where(np.indices(image.shape).sum(0) < 20, 0, image))
-    preprocess_unlabeled(place.raw, place.preprocessed, place.plans, "3d_fullres", 1)
+    place.write()
     change(place.labels / "fold_0" / "scan0.nii.gz", np.zeros_like)
     seg = blosc2.open(str(prepare(place) / "scan0_seg.b2nd"))[:]
     mask = blosc2.open(str(place.preprocessed / "nnUNetPlans_3d_fullres_unlabeled" / "scan0_seg.b2nd"))[:]
@@ -93,37 +96,108 @@ def test_only_what_was_corrected_is_made_anew(place):
     assert 3 not in blosc2.open(str(folder / "scan1_seg.b2nd"))[:]
 
 
-def test_another_image_makes_its_label_anew(place):
-    before = times(prepare(place))
+def test_labels_of_a_scan_that_changed_are_refused_until_it_is_labelled_anew(place):
+    prepare(place)
     change(place.raw / "imagesUn" / "scan2_0000.nii.gz", lambda image: image + 1)
+    file = str(place.raw / "imagesUn" / "scan3_0000.nii.gz")
+    image = sitk.ReadImage(file)
+    image.SetSpacing((1.0, 1.0, 1.5))
+    sitk.WriteImage(image, file)
     preprocess_unlabeled(place.raw, place.preprocessed, place.plans, "3d_fullres", 1)
-    after = times(prepare(place))
-    assert {name for name in before if before[name] != after[name]} == {"scan2_seg.b2nd", "scan2.pkl"}
+    for raw in (True, False):
+        with pytest.raises(DatasetError, match="2 of 4 .* are of scans that have changed since: scan2, scan3"):
+            prepare(place, raw=raw)
+    assert place.write()[0].predicted == ["scan2", "scan3"]
+    prepare(place)
+
+
+def test_labels_of_two_models_are_refused_but_corrected_ones_may_be_older(place, monkeypatch):
+    prepare(place)
+    shutil.copy(place.labels / "fold_0" / "scan0.nii.gz", place.labels / "fold_0" / "scan3.nii.gz")
+    place.make_model(0, seed=7)
+    place.interrupt(monkeypatch, after=1, threshold=0.55)
+    with pytest.raises(DatasetError, match="2 of 4 .* another model or threshold than the newest: scan1, scan2") as e:
+        prepare(place)
+    assert "-tr nnUNetTrainer -chk checkpoint_final.pth --threshold 0.55" in str(e.value)
+    prepare(place, cases=["scan0", "scan3"])
+    place.write(threshold=0.55)
+    prepare(place)
+    prepare(place, raw=False)
+
+
+def test_killed_between_record_and_file_is_refused(place):
+    record = place.record()
+    record["scan1"].update(replaced=record["scan1"]["file"], file="of the file that was never moved here")
+    (place.labels / "fold_0" / "pseudo_labels.json").write_text(json.dumps({"cases": record}))
+    with pytest.raises(DatasetError, match="1 of 4 .* another model or threshold than the newest: scan1"):
+        prepare(place)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("corrected", [True, False])
+def test_a_model_that_validated_other_cases_is_refused_also_where_its_labels_were_corrected(place, raw, corrected):
+    if corrected:
+        change(place.labels / "fold_0" / "scan0.nii.gz", lambda label: np.where(label == 3, 2, label))
+    prepare(place)
+    with pytest.raises(DatasetError, match="4 of 4 .* a model that validated other cases"):
+        prepare(place, raw=raw, validation=["case9"])
+    if corrected:
+        with pytest.raises(DatasetError, match="1 of 1 .* a model that validated other cases"):
+            prepare(place, raw=raw, validation=["case9"], cases=["scan0"])
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_another_class_would_take_the_ignore_labels_value(place, raw):
+    prepare(place)
+    place.change_dataset_json(labels={"background": 0, "shell": 1, "core": 2, "rim": 3})
+    with pytest.raises(DatasetError, match="4 of 4 .* are of other labels than dataset.json now has"):
+        prepare(place, raw=raw)
 
 
 def test_without_the_raw_folder_what_is_there_is_used(place):
     folder = prepare(place)
     assert prepare(place, raw=False) == folder
-    os.remove(place.labels / "fold_0" / "scan0.nii.gz")
-    with pytest.raises(DatasetError, match=r"no pseudo-label of scan0. Run: nnUNetv2_crossmatch pseudo-label"):
-        prepare(place)
     with pytest.raises(DatasetError, match="lacks scan9"):
         prepare(place, raw=False, cases=["scan0", "scan9"])
     plans = place.plans.plans
     plans["configurations"]["3d_fullres"]["spacing"] = [1.5, 1.3, 0.8]
     with pytest.raises(DatasetError, match="other plans"):
         prepare(place, raw=False, plans=PlansManager(plans))
+    os.remove(folder / "scan1_seg.b2nd")
+    with pytest.raises(DatasetError, match="lacks scan1"):
+        prepare(place, raw=False)
+    prepare(place)
+    assert (folder / "scan1_seg.b2nd").exists()
+
+
+def test_with_the_raw_folder_removed_labels_are_gone(place):
+    prepare(place)
+    os.remove(place.labels / "fold_0" / "scan0.nii.gz")
+    with pytest.raises(DatasetError, match=r"lacks scan0.* run: nnUNetv2_crossmatch pseudo-label .* --threshold 0.6"):
+        prepare(place)
+    shutil.rmtree(place.labels)
+    with pytest.raises(DatasetError, match="has no pseudo-labels"):
+        prepare(place)
+
+
+def test_a_label_of_unknown_make_is_refused(place):
+    record = place.record()
+    del record["scan1"]
+    (place.labels / "fold_0" / "pseudo_labels.json").write_text(json.dumps({"cases": record}))
+    with pytest.raises(DatasetError, match=r"lacks scan1, or pseudo_labels.json says not what made them"):
+        prepare(place)
 
 
 def test_errors_name_the_command(place):
     with pytest.raises(DatasetError, match=r"Run: nnUNetv2_crossmatch pseudo-label -d .* -c 3d_fullres .* -f 3"):
         prepare(place, fold=3)
-    with pytest.raises(DatasetError, match="validated other cases"):
-        prepare(place, validation=["case9"])
-    shutil.copytree(place.labels, place.labels.with_name(place.labels.name.replace("Trainer", "TrainerOther")))
-    with pytest.raises(DatasetError, match="several trainers"):
+    other = place.labels.with_name(place.labels.name.replace("Trainer", "TrainerOther"))
+    shutil.copytree(place.labels, other)
+    with pytest.raises(DatasetError, match=f"several trainers: {other}/fold_0, {place.labels}/fold_0. Remove all but"):
         prepare(place)
     assert "nnUNetTrainerOther__" in str(prepare(place, teacher="nnUNetTrainerOther"))
+    shutil.rmtree(other)
+    assert "nnUNetTrainer__" in str(prepare(place))
 
 
 def test_labels_that_do_not_fit_are_all_named(place):
@@ -135,3 +209,20 @@ def test_labels_that_do_not_fit_are_all_named(place):
     assert "scan0.nii.gz has labels" in str(e.value) and "none of [0, 1, 2, 3]" in str(e.value)
     assert "scan1.nii.gz has shape (15, 24, 24)" in str(e.value) and "scan2.nii.gz cannot be read" in str(e.value)
     assert "scan3" not in str(e.value)
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO"])
+def test_a_correction_saved_in_another_orientation_is_refused(place, reader):
+    plans = place.plans.plans
+    plans["image_reader_writer"] = reader
+    manager = PlansManager(plans)
+    preprocess_unlabeled(place.raw, place.preprocessed, manager, "3d_fullres", 1)
+    entries = place.record()
+    for case, entry in Manifest.read(place.preprocessed / "nnUNetPlans_3d_fullres_unlabeled").cases.items():
+        entries[case]["image"] = image_stamp(entry)
+    (place.labels / "fold_0" / "pseudo_labels.json").write_text(json.dumps({"cases": entries}))
+    prepare(place, plans=manager)
+    file = str(place.labels / "fold_0" / "scan0.nii.gz")
+    sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(file), "RAS"), file)
+    with pytest.raises(DatasetError, match="scan0.nii.gz has another origin or orientation than its scan"):
+        prepare(place, plans=manager)

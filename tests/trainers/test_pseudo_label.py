@@ -1,53 +1,65 @@
 import json
+import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.splits import ensure_splits
-from nnunetv2_crossmatch.pseudo_labels.record import Origin, Record, sha256_of
+from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled, unlabeled_folder
+from nnunetv2_crossmatch.pseudo_labels.confidence import with_ignore_label
+from nnunetv2_crossmatch.pseudo_labels.record import Origin, Record, image_stamp, pseudo_label_folder, sha256_of
 from tests.conftest import DATASET, ball, write_image
+from tests.trainers.test_ddp import assert_same_on_both, finish, start
 
 SMOKE = "nnUNetTrainerPseudoLabel_smoke"
 
 
 def write_labels(
-    dataset, configuration="3d_fullres", fold=0, plans="nnUNetPlansSmall", ignore=3, trainer="nnUNetTrainer"
+    dataset, configuration="3d_fullres", fold=0, plans="nnUNetPlansSmall", trainer="nnUNetTrainer", **dataset_changes
 ):
-    """Pseudo-labels as the command writes them: balls with an ignored shell."""
-    base = dataset / "raw" / DATASET
-    folder = base / "pseudo_labels" / f"{trainer}__{plans}__{configuration}" / f"fold_{fold}"
-    rng = np.random.default_rng(0)
-    for i in range(4):
-        label = ball(rng)[1]
-        label[:, :, 10:14] = ignore
-        write_image(label, folder / f"scan{i}.nii.gz")
-    splits = dataset / "preprocessed" / DATASET / "splits_final.json"
-    ensure_splits(splits.parent, [f"case{i}" for i in range(5)], {})
-    validation = [] if fold == "all" else json.loads(splits.read_text())[fold]["val"]
-    origin = Origin(
-        trainer, plans, configuration, fold, "checkpoint_final.pth", "model", 0.9, ignore, validation, {"torch": "0"}
+    """Pseudo-labels as the command writes them, balls with an ignored shell, after changes to dataset.json."""
+    raw, preprocessed = (dataset / part / DATASET for part in ("raw", "preprocessed"))
+    dataset_json = {**json.loads((preprocessed / "dataset.json").read_text()), **dataset_changes}
+    (preprocessed / "dataset.json").write_text(json.dumps(dataset_json))
+    labels = with_ignore_label(dataset_json)["labels"]
+    manager = PlansManager(str(preprocessed / f"{plans}.json"))
+    ensure_splits(preprocessed, [f"case{i}" for i in range(5)], {})
+    preprocess_unlabeled(raw, preprocessed, manager, configuration, 1)
+    images = Manifest.read(unlabeled_folder(preprocessed, manager.get_configuration(configuration)))
+    validation = [] if fold == "all" else json.loads((preprocessed / "splits_final.json").read_text())[fold]["val"]
+    made_with = Origin(
+        trainer, plans, configuration, fold, "checkpoint_final.pth", "model", 0.9, labels, validation, {"torch": "0"}
     )
-    Record(folder, origin, {f"scan{i}": {"file": sha256_of(folder / f"scan{i}.nii.gz")} for i in range(4)}).write()
-    return folder
+    record = Record(pseudo_label_folder(raw, trainer, plans, configuration, fold))
+    rng = np.random.default_rng(0)
+    for case, entry in images.cases.items():
+        label = ball(rng)[1]
+        label[:, :, 10:14] = labels["ignore"]
+        file = record.folder / f"{case}.nii.gz"
+        write_image(label, file)
+        of_file = {"image": image_stamp(entry), "file": sha256_of(file), "replaced": None, "confident": {}}
+        record.add(case, {**asdict(made_with), **of_file})
+    return record.folder
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 @pytest.mark.parametrize("regions", [False, True])
 def test_trains_a_stock_model(dataset, make_trainer, configuration, regions):
-    write_labels(dataset, configuration)
-
-    def edit(plans, dataset_json):
-        if regions:
-            dataset_json.update(labels={"background": 0, "whole": [1, 2], "core": 2}, regions_class_order=[1, 2])
-            (dataset / "preprocessed" / DATASET / "dataset.json").write_text(json.dumps(dataset_json))
-
-    trainer = make_trainer(SMOKE, configuration, fold=0, edit=edit)
+    changes = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+    write_labels(dataset, configuration, **(changes if regions else {}))
+    trainer = make_trainer(SMOKE, configuration, fold=0)
     trainer.run_training()
     trainer.perform_actual_validation()
     model = dataset / "results" / DATASET / f"{SMOKE}__nnUNetPlansSmall__{configuration}"
@@ -56,7 +68,8 @@ def test_trains_a_stock_model(dataset, make_trainer, configuration, regions):
     summary = json.loads((model / "fold_0" / "validation" / "summary.json").read_text())
     validation = json.loads((dataset / "preprocessed" / DATASET / "splits_final.json").read_text())[0]["val"]
     assert len(summary["metric_per_case"]) == len(validation) == 1
-    assert json.loads((model / "fold_0" / "pseudo_labels.json").read_text())["threshold"] == 0.9
+    made_with = json.loads((model / "fold_0" / "pseudo_labels.json").read_text())
+    assert made_with["threshold"] == 0.9 and made_with["files"].keys() == {f"scan{i}" for i in range(4)}
 
     assert "ignore" not in json.loads((model / "dataset.json").read_text())["labels"]
     checkpoint = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)
@@ -64,7 +77,7 @@ def test_trains_a_stock_model(dataset, make_trainer, configuration, regions):
     torch.save({**checkpoint, "trainer_name": "nnUNetTrainer"}, model / "fold_0" / "stock.pth")
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(model), (0,), "stock.pth")
-    stock = make_trainer(nnUNetTrainer, configuration, fold=0, edit=edit)
+    stock = make_trainer(nnUNetTrainer, configuration, fold=0)
     stock.initialize()
     assert predictor.network.state_dict().keys() == stock.network.state_dict().keys()
 
@@ -110,27 +123,26 @@ def test_labelled_and_pseudo_labelled_cases_are_drawn_half_and_half_and_validati
 
 
 def test_foreground_is_oversampled_in_pseudo_labelled_cases(dataset, make_trainer):
-    write_labels(dataset)
+    corner = np.zeros((16, 24, 24), np.uint8)
+    corner[-2:, -2:, -2:] = 1
+    folder = write_labels(dataset)
+    for i in range(4):
+        write_image(corner, folder / f"scan{i}.nii.gz")
     trainer = started(make_trainer)
-    with_foreground = []
-    for _ in range(40):
+    with_foreground = {True: [], False: []}
+    for _ in range(60):
         batch = next(trainer.dataloader_train)
-        last = batch["keys"][-1]  # the one that nnU-Net makes sure of
-        if last.startswith("scan"):
-            with_foreground.append(((batch["target"][0][-1] > 0) & (batch["target"][0][-1] < 3)).any().item())
-    assert len(with_foreground) > 5 and np.mean(with_foreground) > 0.8
+        for i, key in enumerate(batch["keys"]):
+            if key.startswith("scan"):  # the last of the batch is the one that nnU-Net makes sure of
+                with_foreground[i == len(batch["keys"]) - 1].append((batch["target"][0][i] == 1).any().item())
+    assert np.mean(with_foreground[True]) > 0.9 and np.mean(with_foreground[False]) < 0.6
 
 
 def test_a_dataset_with_its_own_ignore_label_keeps_it(dataset, make_trainer):
-    labels = {"background": 0, "shell": 1, "core": 2, "ignore": 3}
-    folder = dataset / "preprocessed" / DATASET
-    write_labels(dataset)
-
-    def edit(plans, dataset_json):
-        dataset_json.update(labels=labels)
-        (folder / "dataset.json").write_text(json.dumps(dataset_json))
-
-    assert started(make_trainer, edit=edit).label_manager.ignore_label == 3
+    write_labels(dataset, labels={"background": 0, "shell": 1, "ignore": 2})
+    trainer = started(make_trainer)
+    assert trainer.label_manager.ignore_label == 2
+    assert next(trainer.dataloader_train)["target"][0].max() <= 2
 
 
 def test_scans_of_held_out_patients_are_left_out(dataset, make_trainer):
@@ -149,6 +161,56 @@ def test_a_model_trained_anew_is_noticed(dataset, make_trainer):
     model.mkdir(parents=True)
     (model / "checkpoint_final.pth").write_text("another")
     assert "was trained anew since" in Path(started(make_trainer).log_file).read_text()
+
+
+def test_going_on_with_other_labels_than_at_the_start_is_noticed(dataset, make_trainer):
+    folder = write_labels(dataset)
+    trainer = make_trainer(SMOKE, fold=0)
+    trainer.num_epochs = 1
+    trainer.run_training()
+    noted = Path(trainer.output_folder, "pseudo_labels.json")
+    before = json.loads(noted.read_text())
+
+    def go_on():
+        trainer = make_trainer(SMOKE, fold=0)
+        trainer.load_checkpoint(str(noted.with_name("checkpoint_final.pth")))
+        trainer.log_file = str(noted.with_name("log.txt"))
+        trainer.on_train_start()
+        return Path(trainer.log_file).read_text()
+
+    assert "began with" not in go_on() and json.loads(noted.read_text()) == before
+    shutil.copy(folder / "scan0.nii.gz", folder / "scan1.nii.gz")
+    line = "this training began with pseudo-labels of nnUNetTrainer, checkpoint_final.pth (model), threshold 0.9 and"
+    assert line in (log := go_on()) and "1 of 4 have changed" in log
+    assert json.loads(noted.read_text()) != before
+
+
+def train(rank, folder, port):
+    trainer = start(rank, folder, port, recursive_find_trainer_class_by_name(SMOKE))
+    before = [p.detach().clone() for p in trainer.network.parameters()]
+    for _ in range(3):
+        trainer.train_step(next(trainer.dataloader_train))
+    assert not all(map(torch.equal, before, trainer.network.parameters()))
+    assert_same_on_both(trainer.network.parameters())
+    assert Path(trainer.output_folder, "pseudo_labels.json").exists() or rank == 1
+    del trainer
+    finish()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch was built without gloo")
+def test_two_processes(dataset):
+    write_labels(dataset, "2d", "all")
+    port = 20000 + (os.getpid() + 101) % 20000
+    mp.spawn(train, args=(str(dataset / "preprocessed" / DATASET), port), nprocs=2)
+
+
+def test_of_the_raw_dataset_only_test_scans_are_here(dataset, make_trainer):
+    write_labels(dataset)
+    started(make_trainer)
+    raw = dataset / "raw" / DATASET
+    for name in ("imagesTr", "labelsTr", "imagesUn", "pseudo_labels"):
+        shutil.rmtree(raw / name)
+    started(make_trainer)
 
 
 def test_missing_pseudo_labels_and_leaks_stop_the_training(dataset, make_trainer):
