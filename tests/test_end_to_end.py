@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from tests.conftest import DATASET, make_raw_dataset, plan, run, use_folders
@@ -136,22 +135,6 @@ def test_training_continues_with_c(trained):
     result = run("nnUNetv2_train", "901", "3d_fullres", "0", "-tr", TRAINER, "--c", *COMMON)
     assert (fold / "checkpoint_final.pth").exists()
     assert [f"Epoch {e}\n" in result.stdout for e in range(2)] == [e >= epoch for e in range(2)]
-
-
-@pytest.mark.parametrize(
-    ("trainer", "configuration"),
-    [("nnUNetTrainerACTION_smoke", "2d"), ("nnUNetTrainerACTIONPlusPlus_smoke", "3d_fullres")],
-)
-def test_action_trains_and_leaves_a_stock_model(trained, trainer, configuration):
-    run("nnUNetv2_train", "901", configuration, "0", "-tr", trainer, *COMMON)
-    model = trained / "results" / DATASET / f"{trainer}__nnUNetPlansSmall__{configuration}"
-    assert (model / "fold_0" / "progress_unlabeled.png").stat().st_size > 10_000
-    assert "foreground_mean" in json.loads((model / "fold_0" / "validation" / "summary.json").read_text())
-    checkpoint = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)
-    torch.save({**checkpoint, "trainer_name": "nnUNetTrainer"}, model / "fold_0" / "stock.pth")
-    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(model), (0,), "stock.pth")
-    predictor.network.load_state_dict(checkpoint["network_weights"])
 
 
 def test_bad_input_stops_training_with_one_line_and_no_epoch(trained, tmp_path, monkeypatch):
