@@ -130,7 +130,7 @@ def build(name: str, arguments: argparse.Namespace, *, compiled: bool = True):
     folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(arguments.d)
     plans = {**load_json(str(folder / f"{arguments.p}.json")), "continue_training": False}
     environment = {} if compiled else {"nnUNet_compile": "f"}
-    with contextlib.redirect_stdout(io.StringIO()), patch.dict(os.environ, environment):
+    with patch.dict(os.environ, environment):
         cls = trainer_class(name, arguments.set)
         device = torch.device(arguments.device)
         trainer = cls(plans, arguments.c, "all", load_json(str(folder / "dataset.json")), device)
@@ -276,9 +276,8 @@ def epoch_times(name: str, arguments: argparse.Namespace) -> dict:
     folder = Path(nnUNet_preprocessed) / maybe_convert_to_dataset_name(arguments.d)
     plans = {**load_json(str(folder / f"{arguments.p}.json")), "continue_training": False}
     dataset_json = load_json(str(folder / "dataset.json"))
-    with contextlib.redirect_stdout(io.StringIO()):
-        trainer = Watched(plans, arguments.c, "all", dataset_json, torch.device(arguments.device))
-        trainer.run_training()
+    trainer = Watched(plans, arguments.c, "all", dataset_json, torch.device(arguments.device))
+    trainer.run_training()
     steps = trainer.num_iterations_per_epoch
     return {
         "epoch_seconds": spread(epochs[1:]),
@@ -371,7 +370,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    results = run(arguments)
+    with contextlib.redirect_stdout(io.StringIO()):  # the trainers' log
+        results = run(arguments)
     print("\n".join(rows(results)))
     if arguments.out:
         arguments.out.write_text(json.dumps({**machine(arguments), "trainers": results}, indent=2))
