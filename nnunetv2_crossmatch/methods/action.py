@@ -126,10 +126,9 @@ class ACTION(Method):
             "stage ii: supervised, similarity distillation of encoder and windows",
             "stage iii: supervised, pseudo-labels, anatomical contrast",
         )
-        ends = (c.stage_i, c.stage_i + c.stage_ii, 1.0)
-        self.stages = tuple(
-            (start, name) for start, end, name in zip((0.0, *ends), ends, names, strict=False) if start < end
-        )
+        starts = (0.0, c.stage_i, c.stage_i + c.stage_ii)
+        ends = (*starts[1:], 1.0)
+        self.stages = tuple((start, name) for start, end, name in zip(starts, ends, names, strict=True) if start < end)
 
     def weights(self, progress: float) -> dict[str, float]:
         c = self.constants

@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.configuration import default_num_processes
 
@@ -25,17 +24,10 @@ class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
 
     teacher: str | None = None
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def initialize(self):
         # dataset_json goes into the checkpoint and stays as it is
-        self.label_manager = self.plans_manager.get_label_manager(with_ignore_label(dataset_json))
+        self.label_manager = self.plans_manager.get_label_manager(with_ignore_label(self.dataset_json))
+        super().initialize()
 
     def on_train_start(self):
         if not self.was_initialized:

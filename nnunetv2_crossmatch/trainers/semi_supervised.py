@@ -40,21 +40,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     constants: Constants
     epochs = 150
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.save_every = 10
-        self.method: Method  # -> initialize
-        self.dataloader_unlabeled: Augmenter  # -> get_dataloaders
-        self._ratios = EpochRatios()
-        self._step_in_epoch = 0
-        self._stage = ""
+    method: Method  # -> initialize
+    dataloader_unlabeled: Augmenter  # -> get_dataloaders
 
     def build_method(self, network: nn.Module) -> Method:
         """The method, given nnU-Net's network (to copy a teacher from; it is trained by nnU-Net's optimiser)."""
@@ -62,6 +49,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
 
     def initialize(self):
         super().initialize()
+        self._ratios = EpochRatios()
+        self._step_in_epoch = 0
+        self._stage = ""
         network = self._plain_network
         self._split_network = SplitUNet(network, self._autocast)
         self.method = self.build_method(network).to(self.device)

@@ -44,6 +44,7 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         self.num_epochs = self.epochs
         self.num_iterations_per_epoch = self.iterations_per_epoch
         self.num_val_iterations_per_epoch = self.val_iterations_per_epoch
+        self.save_every = 10
 
     @property
     def raw_folder(self) -> Path | None:
