@@ -65,8 +65,23 @@ class Record:
 
     @classmethod
     def read(cls, folder: Path) -> "Record":
+        """Empty where there is no file.
+
+        Raises:
+            ValueError: a file that is not such a record.
+        """
         file = folder / RECORD
-        return cls(folder, load_json(str(file))["cases"] if file.exists() else {})
+        if not file.exists():
+            return cls(folder)
+        needed = {*(f.name for f in fields(Origin)), "image", "file", "replaced", "confident"}
+        try:
+            cases = load_json(str(file))["cases"]
+            whole = all(needed <= entry.keys() for entry in cases.values())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            raise ValueError(f"{file} is not a record of this version. Move {folder} away and label again.")
+        return cls(folder, cases)
 
     def write(self) -> None:
         """Whole or not at all."""
