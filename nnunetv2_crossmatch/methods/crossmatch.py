@@ -6,6 +6,7 @@ Strategies and Knowledge Distillation", IEEE JBHI 2024, arXiv 2405.00354.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class CrossMatchConstants(Constants):
     eta: share of L_dkd in the distillation, in [0, 1]. Paper.
     p_weak, p_strong: share of feature maps dropped, in [0, 1). Paper: 0.5 -+ gamma/2, gamma = 0.5.
     strong_views: 2 (paper), or 1: without the first, which learns from image perturbation alone.
+    dropout_students: 4 (paper): both views through weak and strong feature dropout. Or 1: each step one of the four,
+        drawn at random, with four times the weight; the gradient's expectation is that of all four.
     p_cutmix: share of the strong views with a pasted box, in [0, 1]. Paper.
     warmup: share of the training before the unlabelled losses come in, in [0, 1). Paper 0. Chosen: hard
         labels of a network that knows nothing yet teach it background, and with 0 it lost a class.
@@ -48,6 +51,7 @@ class CrossMatchConstants(Constants):
     p_weak: float = 0.25
     p_strong: float = 0.75
     strong_views: int = 2
+    dropout_students: int = 4
     p_cutmix: float = 0.5
     warmup: float = 0.15
     present_only: bool = True
@@ -56,6 +60,8 @@ class CrossMatchConstants(Constants):
     def __post_init__(self) -> None:
         if self.strong_views not in (1, 2):
             raise ValueError(f"strong_views must be 1 or 2, got {self.strong_views}")
+        if self.dropout_students not in (1, 4):
+            raise ValueError(f"dropout_students must be 1 or 4, got {self.dropout_students}")
         self._require("[0, 1]", "threshold", "eta", "p_cutmix")
         self._require("[0, 1)", "p_weak", "p_strong", "warmup", "ema_decay")
         self._require("[0, inf)", "lambda_ip", "lambda_kd")
@@ -79,36 +85,46 @@ class CrossMatch(Method):
         batch, _, *spatial = weak.shape
         self.curves = {}
         self.partner.draw(batch)
-        strong1, strong2 = (strong_view(weak, unlabeled.valid) for _ in range(2))
-        box1, box2 = (draw_boxes(batch, tuple(spatial), c.p_cutmix, weak.device) for _ in range(2))
+        *first, (strong2, box2) = (
+            (strong_view(weak, unlabeled.valid), draw_boxes(batch, tuple(spatial), c.p_cutmix, weak.device))
+            for _ in range(c.strong_views)
+        )
+        students = self._draw_students()
+        scale = 4 / len(students)
 
         # the weak view: plain (the teacher of all), then through weak and strong feature dropout
-        labels = []
+        labels = {}
         with network.relay(weak) as features:
             label_n = self._teach(network, features, unlabeled)
-            for stream, p in (("dropout_weak", c.p_weak), ("dropout_strong", c.p_strong)):
-                logits = self._decode_dropped(network, features, p)
-                labels.append(self._pseudo_label(logits, unlabeled))
-                yield {"tkd": self._learn(stream, logits, label_n) / 4}
+            for dropout in dict.fromkeys(dropout for _, dropout in students):
+                learns = ("weak", dropout) in students
+                with torch.set_grad_enabled(learns):
+                    logits = self._decode_dropped(network, features, dropout)
+                labels[dropout] = self._pseudo_label(logits, unlabeled)
+                if learns:
+                    yield {"tkd": scale * self._learn(f"dropout_{dropout}", logits, label_n) / 4}
                 del logits  # holds the features and their gradients
 
         # the first strong view: image perturbation alone
-        if c.strong_views == 2:
+        for strong1, box1 in first:
             target1 = label_n.mix(box1, self.partner, "n")
             mixed = paste(box1, strong1, self.partner.of("strong1", strong1))
             yield {"ip": self._learn("strong_view", network.logits(mixed), target1) / 2}
 
         # the second strong view: plain, then both perturbations at once
         target2 = label_n.mix(box2, self.partner, "n")
-        targets = [label.mix(box2, self.partner, name) for name, label in zip("ws", labels, strict=True)]
+        targets = {
+            dropout: label.mix(box2, self.partner, f"dropout_{i}")  # by number: with one student the step before's
+            for i, (dropout, label) in enumerate(labels.items())  # partner may have had the other dropout
+        }
         with network.relay(paste(box2, strong2, self.partner.of("strong2", strong2))) as features:
             yield {"ip": self._learn("strong_view", network.decode(features), target2) / c.strong_views}
 
-            for p, target in zip((c.p_weak, c.p_strong), targets, strict=True):
-                logits = self._decode_dropped(network, features, p)
+            for dropout in (dropout for view, dropout in students if view == "strong"):
+                logits = self._decode_dropped(network, features, dropout)
                 yield {
-                    "tkd": self._learn("strong_view_dropout", logits, target2) / 4,
-                    "dkd": self._loss(logits, target) / 2,
+                    "tkd": scale * self._learn("strong_view_dropout", logits, target2) / 4,
+                    "dkd": scale * self._loss(logits, targets[dropout]) / 2,
                 }
                 del logits
 
@@ -122,8 +138,13 @@ class CrossMatch(Method):
         self.curves["kept_share"] = label.kept_share(logits.shape[1])
         return label
 
-    @staticmethod
-    def _decode_dropped(network: SplitUNet, features: Features, p: float) -> Tensor:
+    def _draw_students(self) -> list[tuple[str, str]]:
+        """(view, feature dropout) of the students of this step."""
+        everyone = list(product(("weak", "strong"), ("weak", "strong")))
+        return everyone if self.constants.dropout_students == 4 else [everyone[int(torch.randint(4, ()))]]
+
+    def _decode_dropped(self, network: SplitUNet, features: Features, dropout: str) -> Tensor:
+        p = {"weak": self.constants.p_weak, "strong": self.constants.p_strong}[dropout]
         return network.decode(drop_channels(features, draw_channel_masks(features, p)))
 
     def _pseudo_label(self, logits: Tensor, unlabeled: UnlabeledBatch) -> PseudoLabel:

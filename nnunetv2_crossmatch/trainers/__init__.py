@@ -9,6 +9,7 @@ import re
 METHODS = {  # trainer: module
     "nnUNetTrainerCrossMatch": "crossmatch",
     "nnUNetTrainerCrossMatchEMA": "crossmatch",
+    "nnUNetTrainerCrossMatchFast": "crossmatch",
     "nnUNetTrainerCrossMatchPaper": "crossmatch",
     "nnUNetTrainerACTION": "action",
     "nnUNetTrainerACTIONPlusPlus": "action",

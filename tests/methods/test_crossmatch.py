@@ -1,5 +1,6 @@
 """CrossMatch against a slow version: every stream in one graph, as the definitions read."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -86,10 +87,9 @@ def slow_losses(network, unlabeled, drawn, shift, constants) -> dict[str, torch.
         return label, (confidence >= constants.threshold) & unlabeled.valid
 
     x_w = unlabeled.image
-    x_s1, x_s2 = (
-        torch.where(unlabeled.valid, apply_strong(x_w, parameters), x_w) for parameters in drawn["draw_strong"]
-    )
-    box1, box2 = drawn["draw_boxes"]
+    strong = [torch.where(unlabeled.valid, apply_strong(x_w, parameters), x_w) for parameters in drawn["draw_strong"]]
+    x_s1, x_s2 = strong[0], strong[-1]  # one and the same where there is one
+    box1, box2 = drawn["draw_boxes"][0], drawn["draw_boxes"][-1]
     m_ww, m_sw, m_ws, m_ss = drawn["draw_channel_masks"]
 
     def partner(v):
@@ -218,6 +218,52 @@ def test_a_single_sample_is_mixed_with_the_previous_steps(network, monkeypatch):
         assert torch.equal(strong2, batches[max(i - 1, 0)].image)
 
 
+def test_one_student_drawn_at_random_has_the_expectation_of_all_four(network, monkeypatch):
+    full = replace(CONSTANTS, strong_views=1)
+    fast = replace(full, dropout_students=1)
+    unlabeled = unlabeled_batch()
+    features = SplitUNet(network).encode(unlabeled.image)
+    masks = {p: crossmatch.draw_channel_masks(features, p) for p in (full.p_weak, full.p_strong)}
+    monkeypatch.setattr(crossmatch, "draw_channel_masks", lambda features, p: masks[p])
+
+    def gradients(constants, students):
+        method = CrossMatch(constants, network)
+        monkeypatch.setattr(method, "_draw_students", lambda: students)
+        network.zero_grad()
+        torch.manual_seed(5)  # the same boxes and views each time
+        values = step(method, network, unlabeled)
+        return values, [p.grad.clone() for p in network.parameters() if p.grad is not None]
+
+    everyone = CrossMatch(full, network)._draw_students()
+    values, expected = gradients(full, everyone)
+    ones = [gradients(fast, [student]) for student in everyone]
+    mean = {name: sum(one.get(name, 0.0) for one, _ in ones) / 4 for name in values}
+    assert mean == pytest.approx(values, abs=1e-6)
+    for i, gradient in enumerate(expected):
+        torch.testing.assert_close(sum(own[i] for _, own in ones) / 4, gradient, rtol=1e-3, atol=1e-6)
+
+    drawn = Counter(tuple(CrossMatch(fast, network)._draw_students()) for _ in range(400))
+    assert drawn.keys() == {(student,) for student in everyone}
+    assert all(60 < count < 140 for count in drawn.values())
+
+
+def test_one_student_at_batch_size_1_learns_the_previous_steps_label(network, monkeypatch):
+    """Also where that step had the other feature dropout, or a student of the weak view."""
+    everything = torch.ones(1, 1, 16, 16, dtype=torch.bool)
+    monkeypatch.setattr(crossmatch, "draw_boxes", lambda *args: everything)
+    method = CrossMatch(replace(CONSTANTS, strong_views=1, dropout_students=1), network)
+    labels, targets = [], []
+    label_of, loss_of = method._pseudo_label, method._loss
+    monkeypatch.setattr(method, "_pseudo_label", lambda *args: labels.append(label_of(*args)) or labels[-1])
+    monkeypatch.setattr(method, "_loss", lambda logits, target: targets.append(target) or loss_of(logits, target))
+    for i, student in enumerate([("weak", "strong"), ("strong", "weak")]):
+        monkeypatch.setattr(method, "_draw_students", lambda student=student: [student])
+        step(method, network, unlabeled_batch(batch=1, seed=i))
+    _, dropped_before, _, dropped_now = labels
+    assert torch.equal(targets[-1].label, dropped_before.label)
+    assert not torch.equal(dropped_before.label, dropped_now.label)
+
+
 def test_warm_up_then_full_weights():
     method = CrossMatch(replace(CONSTANTS, warmup=0.1), nn.Identity())
     assert set(method.weights(0.0999).values()) == {0.0}
@@ -265,7 +311,16 @@ def test_an_ema_teacher_labels_in_the_networks_place(network):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("threshold", 1.5), ("eta", -0.1), ("p_strong", 1.0), ("warmup", 1.0), ("lambda_kd", -1.0), ("ema_decay", 1.0)],
+    [
+        ("threshold", 1.5),
+        ("eta", -0.1),
+        ("p_strong", 1.0),
+        ("warmup", 1.0),
+        ("lambda_kd", -1.0),
+        ("ema_decay", 1.0),
+        ("strong_views", 3),
+        ("dropout_students", 2),
+    ],
 )
 def test_a_constant_out_of_range_is_refused_with_its_value(name, value):
     with pytest.raises(ValueError, match=f"{name} must .*{value}"):
