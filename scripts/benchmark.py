@@ -1,15 +1,15 @@
 """What a training step costs: time, FLOPs, peak memory, over stock nnU-Net's in the same process.
 
 Steps of the real trainers, taken in turn, so that a machine that slows down slows them all; time and ratio are
-medians with quartiles. FLOPs are counted without torch.compile. Memory is the peak within a step beyond what is
-there before it (weights, momentum, a method's own state): of the allocator on CUDA, of all tensors alive at one
-time on the CPU. What a loss costs is the difference to a step with its weight set to 0.
+medians with quartiles. FLOPs are counted without torch.compile. Memory is weights, momentum and a method's own state,
+and the peak of what a step adds to them: in the allocator on CUDA, all tensors alive at one time on the CPU. What a
+loss costs is the difference to a step with its weight set to 0.
 
 E and D are one encoder and one decoder pass; CrossMatch needs (12E + 22D)/(3E + 3D) of a supervised step at least:
 4 encoder and 7 decoder passes with gradient, and a teacher decoding without.
 
-With --epochs every trainer runs whole epochs by itself instead, with its data loaders: how long they take, and how
-long a step waits for data.
+With --epochs every trainer runs whole epochs by itself instead, with its data loaders: how long they take, how long
+a step waits for data, and what a labelled and an unlabelled batch cost a worker.
 
 example: python scripts/benchmark.py -d 4 -tr nnUNetTrainerCrossMatch nnUNetTrainerCrossMatchEMA
          python scripts/benchmark.py -d 4 -tr nnUNetTrainerACTION --at 0.5 --set lambda_anco=0 --steps 0
@@ -39,12 +39,15 @@ from unittest.mock import patch
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
+
+from nnunetv2_crossmatch.data.loading import labeled_loader
 
 STOCK = "nnUNetTrainer"
 LOADERS = {"dataloader_train", "dataloader_unlabeled"}
@@ -185,11 +188,24 @@ def peak_memory(trainer) -> int:
     return memory.peak
 
 
+def held_memory(trainer) -> int:
+    """Bytes held from step to step: weights, the optimiser's state, a method's own."""
+    modules = [trainer.network, *([trainer.method] if hasattr(trainer, "method") else [])]
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    tensors += [value for state in trainer.optimizer.state.values() for value in state.values()]
+    return sum(t.nbytes for t in {id(t): t for t in tensors if isinstance(t, torch.Tensor)}.values())
+
+
 def cost(name: str, arguments: argparse.Namespace) -> dict:
     """FLOPs and peak bytes of a step, FLOPs of one encoder and one decoder pass."""
     trainer = build(name, arguments, compiled=False)
     take_step(trainer)
-    result = {"peak_bytes": peak_memory(trainer), "flops": flops(lambda: take_step(trainer))}
+    step_bytes = peak_memory(trainer)
+    result = {
+        "peak_bytes": held_memory(trainer) + step_bytes,
+        "step_bytes": step_bytes,
+        "flops": flops(lambda: take_step(trainer)),
+    }
     network = getattr(trainer, "_plain_network", trainer.network)
     image = next(trainer.dataloader_train)["data"].to(trainer.device)
     with torch.no_grad():
@@ -279,11 +295,23 @@ def epoch_times(name: str, arguments: argparse.Namespace) -> dict:
     trainer = Watched(plans, arguments.c, "all", dataset_json, torch.device(arguments.device))
     trainer.run_training()
     steps = trainer.num_iterations_per_epoch
+    loaders = {name: labeled_loader(vars(trainer)[name]) for name in sorted(LOADERS & vars(trainer).keys())}
     return {
         "epoch_seconds": spread(epochs[1:]),
         "step_seconds": spread([seconds / steps for seconds in epochs[1:]]),
         "waiting_share": sum(waits[1:]) / sum(epochs[1:]),
+        "batch_seconds": {name: spread(batch_times(loader)) for name, loader in loaders.items()},
     }
+
+
+def batch_times(loader: nnUNetDataLoader, batches: int = 20) -> list[float]:
+    """Seconds to make each batch in this process, on one thread as nnU-Net's loader does."""
+    times = []
+    for _ in range(batches):
+        start = time.perf_counter()
+        next(loader)
+        times.append(time.perf_counter() - start)
+    return times
 
 
 def machine(arguments: argparse.Namespace) -> dict:
@@ -319,12 +347,13 @@ def run(arguments: argparse.Namespace) -> dict[str, dict]:
 def rows(results: dict[str, dict]) -> Iterator[str]:
     stock = results[STOCK]
     if "epoch_seconds" in stock:
-        yield f"{'trainer':32} {'epoch s':>9} {'step s':>9} {'ratio':>7} {'waiting':>8}"
+        yield f"{'trainer':32} {'epoch s':>9} {'step s':>9} {'ratio':>7} {'waiting':>8}  batch s: labelled, unlabelled"
         for name, result in results.items():
             step = result["step_seconds"]["median"]
             yield (
                 f"{name:32} {result['epoch_seconds']['median']:9.2f} {step:9.4f} "
-                f"{step / stock['step_seconds']['median']:7.3f} {result['waiting_share']:8.1%}"
+                f"{step / stock['step_seconds']['median']:7.3f} {result['waiting_share']:8.1%}  "
+                + ", ".join(f"{times['median']:.3f}" for times in result["batch_seconds"].values())
             )
         return
     e, d = stock["encoder_flops"], stock["decoder_flops"]
