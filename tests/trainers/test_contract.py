@@ -2,6 +2,7 @@
 
 import json
 import sys
+import traceback
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import run_training_entry
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from nnunetv2_crossmatch.methods import SUPERVISED
 from nnunetv2_crossmatch.networks.ema import EMATeacher
@@ -122,6 +125,38 @@ def test_with_all_weights_0_a_step_is_the_supervised_one(make_trainer, configura
         copy = {"data": batch["data"].clone(), "target": [t.clone() for t in batch["target"]]}
         assert stock.train_step(batch)["loss"] == ours.train_step(copy)["loss"]
     assert all(map(torch.equal, weights(stock), weights(ours)))
+
+
+ASKING = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim"}  # a value, a number of rows
+DRAWN_ON_THE_CPU = {"mixing.draw", "crossmatch._draw_students", "ict.losses"}
+
+
+class Waits(TorchDispatchMode):
+    """In which functions of the package the host would wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.functions: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        masks = [t for t in tree_leaves(args[1:2]) if torch.is_tensor(t) and t.dtype == torch.bool]
+        if name in ASKING or (name.startswith("index") and masks):
+            frame = [f for f in traceback.extract_stack() if "nnunetv2_crossmatch/" in f.filename][-1]
+            self.functions.add(f"{Path(frame.filename).stem}.{frame.name}")
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_step_waits_for_the_gpu_before_it_ends(make_trainer, cls):
+    """Seen on the CPU: asking a tensor for a number. nnU-Net asks once, for the loss."""
+    trainer = start(make_trainer(cls, "2d"))
+    trainer.train_step(next(trainer.dataloader_train))  # banks are filled
+    trainer.current_epoch = 1  # in ACTION's last stage
+    batch = next(trainer.dataloader_train)
+    trainer.dataloader_unlabeled = iter([next(trainer.dataloader_unlabeled)])
+    with Waits() as waits:
+        trainer.train_step(batch)
+    assert waits.functions <= DRAWN_ON_THE_CPU
 
 
 def is_weight(name: str) -> bool:
