@@ -121,6 +121,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         supervised = bool(weights.pop(SUPERVISED, 1.0))
         labeled = self._labeled_batch(batch)
         parameters = list(self.network.parameters())
+        not_averaged = self._own_parameters  # DDP's forward, where there is one, averages the network's gradients
         ratios: dict[str, tuple[Tensor | float, Tensor | float]] = {}
         values: dict[str, Tensor] = {}
 
@@ -139,9 +140,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
                 self._scaled(loss).backward()
             values[SUPERVISED] = loss.detach()
             ratios["gradient_norm_labeled"] = (self._unscaled(torch.stack(labeled_norms).norm()), 1)
-        else:  # nothing went through DDP's forward, which would have averaged the network's gradients
-            average_gradients(parameters)
-        average_gradients(self._own_parameters)
+        else:
+            not_averaged = parameters + self._own_parameters
+        average_gradients(not_averaged)
         ratios |= {f"loss_{name}": (value, 1) for name, value in values.items()}
 
         if self.grad_scaler is not None:

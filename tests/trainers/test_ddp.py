@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_crossmatch.networks.distributed import average_gradients, gather_rows
@@ -20,24 +22,36 @@ from tests.conftest import DATASET
 from tests.trainers.test_action_trainers import SmokePlusPlus
 from tests.trainers.test_contract import EAGER, ONLINE, changed
 from tests.trainers.test_semi_supervised import SmokeEMA
+from tests.trainers.test_semi_supervised import start as begin
 
 
-def start(rank: int, folder: str, port: int, cls: type):
-    """The trainer in its process; one sample each, so CutMix pastes the previous step's."""
+def join(rank: int, port: int, backend: str = "gloo", processes: int = 2) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if not dist.is_initialized():
-        dist.init_process_group("gloo", rank=rank, world_size=2)
-    stock.DDP = lambda network, device_ids: DistributedDataParallel(network)
+        dist.init_process_group(backend, rank=rank, world_size=processes)
+
+
+def build(folder: str, cls: type):
+    """A trainer with two samples a step in all processes together."""
     plans = json.loads((Path(folder) / "nnUNetPlansSmall.json").read_text())
     plans["configurations"]["2d"]["batch_size"] = 2
     dataset_json = json.loads((Path(folder) / "dataset.json").read_text())
+    return cls({**plans, "continue_training": False}, "2d", "all", dataset_json)
+
+
+def create(rank: int, folder: str, port: int, cls: type):
+    """The trainer in its process; one sample each, so CutMix pastes the previous step's."""
+    join(rank, port)
+    stock.DDP = lambda network, device_ids: DistributedDataParallel(network)
     np.random.seed(rank)
     torch.manual_seed(rank)
-    trainer = cls({**plans, "continue_training": False}, "2d", "all", dataset_json)
+    trainer = build(folder, cls)
     trainer.device, trainer.grad_scaler = torch.device("cpu"), None
-    trainer.on_train_start()
-    trainer.on_epoch_start()
-    trainer.on_train_epoch_start()
+    return trainer
+
+
+def start(rank: int, folder: str, port: int, cls: type):
+    trainer = begin(create(rank, folder, port, cls))
     assert trainer.batch_size == 1
     return trainer
 
@@ -66,18 +80,50 @@ def train(rank: int, folder: str, port: int) -> None:
     finish()
 
 
+def ten_steps(trainer) -> Iterator[float]:
+    """Through all stages, each step's loss."""
+    for i in range(10):
+        trainer.current_epoch, trainer._step_in_epoch = divmod(i * 6 // 10, 3)
+        yield trainer.train_step(next(trainer.dataloader_train))["loss"]
+
+
+def eager(name: str) -> type:
+    """Its unlabelled losses act from the first step on."""
+    return changed(recursive_find_trainer_class_by_name(f"{name}_smoke"), **EAGER, pretrain=0.5)
+
+
+def count_reductions() -> list[int]:
+    """Elements of each tensor that ``all_reduce`` sums over the processes from now on."""
+    sizes: list[int] = []
+    all_reduce = dist.all_reduce
+
+    def counted(values: torch.Tensor, *arguments, **options):
+        sizes.append(values.numel())
+        return all_reduce(values, *arguments, **options)
+
+    dist.all_reduce = counted
+    return sizes
+
+
 def train_every(rank: int, folder: str, port: int) -> None:
-    """Ten steps of each, eager so that the unlabelled losses act; a second network is the same on both as well."""
+    """Ten steps of each; a second network is the same on both as well, and every gradient is reduced once.
+
+    All in one reduction; but DDP's forward reduces the network's alone, so what learns beside it needs a second one.
+    """
+    sizes = count_reductions()
     for name in ONLINE:
-        cls = recursive_find_trainer_class_by_name(f"{name}_smoke")
-        trainer = start(rank, folder, port, changed(cls, **EAGER, pretrain=0.5))
+        trainer = start(rank, folder, port, eager(name))
+        trainer.network.register_comm_hook(None, allreduce_hook)  # what DDP does by itself, now seen
         before = [p.detach().clone() for p in trainer.network.parameters()]
-        for i in range(10):
-            trainer.current_epoch, trainer._step_in_epoch = divmod(i * 6 // 10, 3)  # through all stages
-            trainer.train_step(next(trainer.dataloader_train))
+        learning = [*trainer.network.parameters(), *(p for p in trainer.method.parameters() if p.requires_grad)]
+        for _ in ten_steps(trainer):
+            reduced = [size for size in sizes if size > 100]  # the others are sums over classes
+            two = name == "nnUNetTrainerCPS" or trainer._stage.startswith("stage ii:")
+            assert len(reduced) == 1 + two, (name, trainer._stage, reduced)
+            assert sum(reduced) == sum(p.grad.numel() for p in learning if p.grad is not None), name
+            sizes.clear()
         assert not all(map(torch.equal, before, trainer.network.parameters())), name
-        learning = [p for p in trainer.method.parameters() if p.requires_grad]
-        assert_same_on_both([*trainer.network.parameters(), *learning])
+        assert_same_on_both(learning)
         del trainer, learning
         gc.collect()
     finish()

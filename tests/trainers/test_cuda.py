@@ -1,0 +1,36 @@
+"""One process with NCCL, set up as ``nnUNetv2_train ... -num_gpus`` does; nothing is put right by hand."""
+
+import gc
+import os
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.conftest import DATASET
+from tests.trainers.test_contract import ONLINE
+from tests.trainers.test_ddp import build, eager, finish, join, ten_steps
+from tests.trainers.test_semi_supervised import start
+
+
+def train_every(rank: int, folder: str, port: int) -> None:
+    join(rank, port, "nccl", processes=1)
+    for name in ONLINE:
+        trainer = start(build(folder, eager(name)))
+        assert trainer.device.type == "cuda" and isinstance(trainer.network, DistributedDataParallel)
+        before = [p.detach().clone() for p in trainer.network.parameters()]
+        assert np.isfinite(list(ten_steps(trainer))).all(), name
+        assert not all(map(torch.equal, before, trainer.network.parameters())), name
+        assert all(p.isfinite().all() for p in [*trainer.network.parameters(), *trainer.method.parameters()]), name
+        del trainer
+        gc.collect()
+    finish()
+
+
+@pytest.mark.skipif(not (torch.cuda.is_available() and dist.is_nccl_available()), reason="needs a CUDA GPU and NCCL")
+def test_every_trainer_takes_steps_with_nccl(dataset):
+    port = 20000 + (os.getpid() + 5) % 20000
+    mp.spawn(train_every, args=(str(dataset / "preprocessed" / DATASET), port), nprocs=1)

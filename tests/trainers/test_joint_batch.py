@@ -1,0 +1,138 @@
+"""Two processes with a sample each train as one process with both samples."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from nnunetv2_crossmatch.data.mixing import Partner
+from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
+from nnunetv2_crossmatch.networks.distributed import gather_rows
+from tests.conftest import DATASET
+from tests.trainers.test_contract import EAGER, ONLINE, changed
+from tests.trainers.test_ddp import create, finish
+from tests.trainers.test_semi_supervised import start
+
+STEPS = 8  # two in ACTION's stages i and ii, four in stage iii
+# Of the way the parameters go. Rounding is 1e-6 of it; the coarsest output has weight 0 in nnU-Net's loss, but 1e-6 in
+# DDP, which makes 3e-5.
+TOLERANCE = 1e-4
+
+# What cannot be the joint batch's is left out by these constants; all other terms of the trainer are compared.
+DIFFERENT = {
+    "nnUNetTrainerACTION": {"lambda_anco": 1e-9},  # queries and negatives are drawn from the process's own samples
+    "nnUNetTrainerACTIONPlusPlus": {"lambda_anco": 1e-9, "lambda_aaco": 1e-9},  # as above
+    "nnUNetTrainerBCP": {"pretrain": 0.99},  # later a batch of one has both mixtures, a batch of two one of each
+}
+# every voxel counts, so a mean over a process's voxels is one over as many as the other's; and all losses are seen
+CONSTANTS = {name: {**EAGER, "weight": 10.0} for name in ONLINE}
+CONSTANTS["nnUNetTrainerUAMT"]["threshold"] = 1.0  # of the entropy, which has to be below it
+
+
+def trainer_class(name: str) -> type:
+    cls = recursive_find_trainer_class_by_name(f"{name}_smoke")
+    cls = changed(cls, **{**CONSTANTS[name], **DIFFERENT.get(name, {})})
+    cls.epochs, cls.iterations_per_epoch = 1, STEPS
+    return cls
+
+
+def dice_of_each_sample(*arguments: torch.Tensor, **options: object) -> torch.Tensor:
+    """Dice is no mean over samples: of processes with one each it is this mean, of the joint batch something else."""
+    samples = zip(*(argument.split(1) for argument in arguments), strict=True)
+    return torch.stack([masked_dice_loss(*sample, **options) for sample in samples]).mean()
+
+
+def draw_for_all(patch: pytest.MonkeyPatch, rank: int, processes: int) -> None:
+    """Every draw is made for all processes' samples in their order, and a process takes its own rows."""
+
+    def rows_of(draw: Callable) -> Callable:
+        def own_rows(own: torch.Tensor, *parameters: float) -> torch.Tensor:
+            everyones = draw(own.new_empty(processes * len(own), *own.shape[1:]), *parameters)
+            return own.copy_(everyones.chunk(processes)[rank])
+
+        return own_rows
+
+    for name in ("uniform_", "normal_", "bernoulli_", "exponential_"):
+        patch.setattr(torch.Tensor, name, rows_of(getattr(torch.Tensor, name)))
+    patch.setattr(torch, "rand", lambda *size, **options: torch.empty(*size, **options).uniform_())
+    patch.setattr(torch, "randn_like", lambda like: torch.empty_like(like).normal_())
+    patch.setattr(torch.distributions.Beta, "sample", lambda self: torch.empty_like(self.concentration1).uniform_())
+
+
+class JointPartner(Partner):
+    """Another sample of all processes' together."""
+
+    def draw(self, batch: int) -> None:
+        super().draw(dist.get_world_size() * batch)
+
+    def of(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        everyones = gather_rows(values.float()).to(values.dtype)  # gloo does not know every type
+        return everyones.roll(self._shift, 0).chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def flat(parameters) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in parameters])
+
+
+def ways(trainer, batches: list) -> list[torch.Tensor]:
+    """How far the steps move the network's parameters, and the method's own."""
+    groups = [list(trainer.network.parameters()), trainer._own_parameters]
+    before = [flat(group) for group in groups if group]
+    trainer.dataloader_unlabeled = iter([unlabeled for _, unlabeled in batches])
+    for step, (labeled, _) in enumerate(batches):
+        torch.manual_seed(step)
+        trainer.train_step(labeled)
+    return [flat(group) - old for group, old in zip(filter(len, groups), before, strict=True)]
+
+
+def own_part(value, rank: int):
+    if isinstance(value, dict):
+        return {key: own_part(item, rank) for key, item in value.items()}
+    return [own_part(item, rank) for item in value] if isinstance(value, list) else value[rank : rank + 1]
+
+
+def compare(rank: int, folder: str, port: int, file: str) -> None:
+    joint = torch.load(file, weights_only=True)
+    for name, (network, method, expected) in joint["trainers"].items():
+        trainer = create(rank, folder, port, trainer_class(name))
+        trainer.initialize()
+        trainer._plain_network.load_state_dict(network)
+        trainer.method.load_state_dict(method)
+        trainer.method.partner = JointPartner()
+        with pytest.MonkeyPatch.context() as patch:
+            draw_for_all(patch, rank, 2)
+            went = ways(trainer, [tuple(own_part(part, rank) for part in batch) for batch in joint["batches"]])
+        for mine, theirs in zip(went, expected, strict=True):
+            apart = (mine - theirs).norm() / theirs.norm()
+            assert apart < TOLERANCE, (name, apart)
+        del trainer
+    finish()
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch was built without gloo")
+def test_two_processes_go_the_way_of_one_with_the_joint_batch(dataset, make_trainer, monkeypatch, tmp_path):
+    loaders = start(make_trainer(trainer_class(ONLINE[0]), "2d"))
+    batches = []
+    for _ in range(STEPS):
+        labeled, unlabeled = next(loaders.dataloader_train), next(loaders.dataloader_unlabeled)
+        everywhere_valid = {"data": unlabeled["data"], "target": torch.zeros_like(unlabeled["target"])}
+        batches.append(({key: labeled[key] for key in ("data", "target")}, everywhere_valid))
+
+    trainers = {}
+    for name in ONLINE:
+        trainer = make_trainer(trainer_class(name), "2d")
+        trainer.initialize()
+        network, method = ({k: v.clone() for k, v in m.state_dict().items()} for m in (trainer.network, trainer.method))
+        with monkeypatch.context() as patch:
+            draw_for_all(patch, 0, 1)
+            for module in ("crossmatch", "unimatch", "bcp"):
+                patch.setattr(f"nnunetv2_crossmatch.methods.{module}.masked_dice_loss", dice_of_each_sample)
+            trainers[name] = network, method, ways(trainer, batches)
+    file = tmp_path / "joint.pth"
+    torch.save({"batches": batches, "trainers": trainers}, file)
+    port = 20000 + (os.getpid() + 3) % 20000
+    mp.spawn(compare, args=(str(dataset / "preprocessed" / DATASET), port, str(file)), nprocs=2)
