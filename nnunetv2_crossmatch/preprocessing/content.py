@@ -42,14 +42,18 @@ def update_content(
         DatasetError: see :func:`~nnunetv2_crossmatch.preprocessing.listing.list_unlabeled`.
     """
     parts = labeled_and_held_out(raw_folder, dataset_json)
-    seen = {case for content in _seen(preprocessed_folder) for case in content.get(UNLABELED, ())}
-    if unlabeled := list_unlabeled(raw_folder, dataset_json, seen):
+    seen = _seen(preprocessed_folder)
+    unlabeled = list_unlabeled(
+        raw_folder, dataset_json, lambda case: any(case in content.get(UNLABELED, ()) for content in seen)
+    )
+    if unlabeled:
         parts[UNLABELED] = unlabeled
-    content, unseen, problems = _known(parts, preprocessed_folder)
+    content, unseen, problems = _known(parts, seen)
     if unseen:
         preprocessed_folder.mkdir(parents=True, exist_ok=True)
         with FileLock(preprocessed_folder / f".{FILE}.lock"):  # a second process waits and finds all done
-            content, unseen, problems = _known(parts, preprocessed_folder)
+            seen = _seen(preprocessed_folder)
+            content, unseen, problems = _known(parts, seen)
             reader = _reader(dataset_json, next(iter(parts[LABELED].values()), None))
             jobs = {key: (files, reader, dataset_json) for key, files in unseen.items()}
             try:
@@ -60,23 +64,22 @@ def update_content(
                         except BadScan as e:
                             problems[part].append(str(e))
             finally:  # also what an interrupted run has seen
-                _write(content, preprocessed_folder)
+                _write(content, seen[0], preprocessed_folder)
     else:
-        _write(content, preprocessed_folder)
+        _write(content, seen[0], preprocessed_folder)
     return content, problems
 
 
-def _write(content: Content, preprocessed_folder: Path) -> None:
+def _write(content: Content, written: Content, preprocessed_folder: Path) -> None:
     content = {part: dict(sorted(cases.items())) for part, cases in content.items()}
-    if content != read_content(preprocessed_folder):
+    if content != written:
         write_json(content, preprocessed_folder / FILE)
 
 
 def _known(
-    parts: dict[str, dict[str, list[Path]]], preprocessed_folder: Path
+    parts: dict[str, dict[str, list[Path]]], seen: list[Content]
 ) -> tuple[Content, dict[tuple[str, str], list[Path]], dict[str, list[str]]]:
     """What was seen of the files as they are now, what was not, and which do not exist."""
-    seen = _seen(preprocessed_folder)
     content: Content = {part: {} for part in parts}
     unseen = {}
     problems: dict[str, list[str]] = {part: [] for part in parts}
@@ -94,6 +97,7 @@ def _known(
 
 
 def _seen(preprocessed_folder: Path) -> list[Content]:
+    """What ``content.json`` says, then what the manifests say."""
     manifests = [Manifest.read(file.parent) for file in sorted(preprocessed_folder.glob(f"*/{MANIFEST}"))]
     return [read_content(preprocessed_folder), *({UNLABELED: manifest.cases} for manifest in manifests)]
 

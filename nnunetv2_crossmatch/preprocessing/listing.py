@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -16,11 +17,13 @@ class DatasetError(ValueError):
         super().__init__("\n".join(("", *problems)))
 
 
-def list_unlabeled(raw_folder: Path, dataset_json: dict, seen: Collection[str] = ()) -> dict[str, list[Path]] | None:
+def list_unlabeled(
+    raw_folder: Path, dataset_json: dict, was_seen: Callable[[str], bool] = lambda case: False
+) -> dict[str, list[Path]] | None:
     """Image files of every unlabelled case of ``nnUNet_raw/DatasetXXX_NAME``, one file per channel.
 
     Args:
-        seen: cases whose files need not be there any more, as after copying the dataset to another machine.
+        was_seen: of which cases the files need not be there any more, as after copying the dataset to another machine.
 
     Returns:
         {case id: files}, sorted by id; None where the dataset has neither a list nor the folder.
@@ -40,17 +43,18 @@ def list_unlabeled(raw_folder: Path, dataset_json: dict, seen: Collection[str] =
     if not cases:
         raise DatasetError([f"{source} names no scan. Put the unlabelled scans there, or train nnUNetTrainer."])
 
+    others = labeled_and_held_out(raw_folder, dataset_json)
     problems = [
         f"{source}: {case} is also in {raw_folder / part}. Rename or remove one of the two."
-        for part, scans in labeled_and_held_out(raw_folder, dataset_json).items()
+        for part, scans in others.items()
         for case in sorted(cases.keys() & scans)
     ]
-    problems += _reused_files(source, cases, raw_folder, dataset_json)
+    problems += _reused_files(source, cases, others)
     problems += [
         f"{list_file}: {case} names {file}, which does not exist. Correct the path or remove the case."
         for case, files in cases.items()
         for file in files
-        if not file.is_file() and not (case in seen and are_absent(files))
+        if not file.is_file() and not (was_seen(case) and are_absent(files))
     ]
     if problems:
         raise DatasetError(problems)
@@ -99,7 +103,7 @@ def group_channels(folder: Path, file_ending: str) -> dict[str, list[Path]]:
     pattern = re.compile(rf"(?P<case>.+)_(?P<channel>\d{{4}}){re.escape(file_ending)}")
     cases: dict[str, list[Path]] = {}
     problems = []
-    for file in sorted(folder.iterdir()):
+    for file in sorted(folder.iterdir(), key=lambda file: file.name):  # whole paths compare slowly
         if file.name.startswith(".") or not file.name.endswith(file_ending):
             continue
         if match := pattern.fullmatch(file.name):
@@ -114,20 +118,20 @@ def group_channels(folder: Path, file_ending: str) -> dict[str, list[Path]]:
     return cases
 
 
-def _reused_files(source: Path, cases: dict[str, list[Path]], raw_folder: Path, dataset_json: dict) -> list[str]:
+def _reused_files(source: Path, cases: dict[str, list[Path]], others: dict[str, dict[str, list[Path]]]) -> list[str]:
     """The same file under two unlabelled ids, or listed although it is a labelled or held-out scan."""
-    owner = {
-        file.resolve(): str(file)
-        for scans in labeled_and_held_out(raw_folder, dataset_json).values()
-        for files in scans.values()
-        for file in files
-    }
+    real_folder = cache(Path.resolve)  # resolving every path anew asks for every folder above it
+
+    def real(file: Path) -> Path:
+        return file.resolve() if file.is_symlink() else real_folder(file.parent) / file.name
+
+    owner = {real(file): str(file) for scans in others.values() for files in scans.values() for file in files}
     problems = []
     for case, files in cases.items():
-        for file in files:
-            if file.resolve() in owner:
-                problems.append(f"{source}: {case} is the same file as {owner[file.resolve()]}. Remove the case.")
-            owner[file.resolve()] = f"that of {case}"
+        for file in map(real, files):
+            if file in owner:
+                problems.append(f"{source}: {case} is the same file as {owner[file]}. Remove the case.")
+            owner[file] = f"that of {case}"
     return problems
 
 

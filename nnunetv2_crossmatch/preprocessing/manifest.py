@@ -44,21 +44,21 @@ class Manifest:
     def is_whole(self, case: str) -> bool:
         return case in self.cases and all((self.folder / (case + suffix)).exists() for suffix in ARRAY_SUFFIXES)
 
-    def whole(self) -> set[str]:
-        return set(filter(self.is_whole, self.cases))
-
     def is_current(self, case: str, files: list[Path]) -> bool:
         return self.is_whole(case) and is_current(self.cases[case], files)
 
 
 def is_current(entry: dict, files: list[Path]) -> bool:
     """Whether the files are as they were seen; where they are not at hand, that is not asked."""
-    return are_absent(files) or (all(file.exists() for file in files) and entry["source"] == source_stamp(files))
+    try:
+        return entry["source"] == source_stamp(files)
+    except OSError:  # not there, or not all of them
+        return are_absent(files)
 
 
 def source_stamp(files: list[Path]) -> list[list[str | int]]:
     """Name, size and time of each file; not the folder, which differs from machine to machine."""
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return [[file.name, stat.st_size, stat.st_mtime_ns] for file in files for stat in (file.stat(),)]
 
 
 def plans_stamp(plans: PlansManager, configuration: ConfigurationManager) -> str:

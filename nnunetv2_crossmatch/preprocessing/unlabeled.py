@@ -42,9 +42,9 @@ def unlabeled_cases_for_training(
             [f"{manifest.folder} was preprocessed with other plans than {plans.plans_name}. Run: {command}"]
         )
     dataset_json = load_json(str(preprocessed_folder / "dataset.json"))
-    listed = None if raw_folder is None else list_unlabeled(raw_folder, dataset_json, manifest.whole())
+    listed = None if raw_folder is None else list_unlabeled(raw_folder, dataset_json, manifest.is_whole)
     if listed is not None:
-        return _bring_up_to_date(listed, manifest.folder, plans, configuration_name, dataset_json, num_processes)
+        return _bring_up_to_date(listed, manifest, plans, configuration_name, dataset_json, num_processes)
     if not manifest.cases:
         raise DatasetError(
             [
@@ -52,7 +52,7 @@ def unlabeled_cases_for_training(
                 f"(or list them in unlabeled.json), or train nnUNetTrainer."
             ]
         )
-    if not manifest.complete or manifest.whole() != manifest.cases.keys():
+    if not manifest.complete or not all(map(manifest.is_whole, manifest.cases)):
         raise DatasetError(
             [f"{manifest.folder} is incomplete. Where the raw scans are, run: {command} (then copy the folder again)."]
         )
@@ -75,22 +75,22 @@ def preprocess_unlabeled(
         OSError: the disk is full.
     """
     dataset_json = load_json(str(preprocessed_folder / "dataset.json"))
-    folder = unlabeled_folder(preprocessed_folder, plans.get_configuration(configuration_name))
-    listed = list_unlabeled(raw_folder, dataset_json, Manifest.read(folder).whole())
+    manifest = Manifest.read(unlabeled_folder(preprocessed_folder, plans.get_configuration(configuration_name)))
+    listed = list_unlabeled(raw_folder, dataset_json, manifest.is_whole)
     if listed is None:
         raise DatasetError([f"{raw_folder} has neither unlabeled.json nor imagesUn."])
-    return _bring_up_to_date(listed, folder, plans, configuration_name, dataset_json, num_processes)
+    return _bring_up_to_date(listed, manifest, plans, configuration_name, dataset_json, num_processes)
 
 
 def _bring_up_to_date(
     listed: dict[str, list[Path]],
-    folder: Path,
+    manifest: Manifest,
     plans: PlansManager,
     configuration_name: str,
     dataset_json: dict,
     num_processes: int,
 ) -> list[str]:
-    stamp = plans_stamp(plans, plans.get_configuration(configuration_name))
+    folder, stamp = manifest.folder, plans_stamp(plans, plans.get_configuration(configuration_name))
 
     def is_done(manifest: Manifest) -> bool:
         return (
@@ -99,7 +99,7 @@ def _bring_up_to_date(
             and all(manifest.is_current(case, files) for case, files in listed.items())
         )
 
-    if is_done(Manifest.read(folder)):  # no lock: the folder may be read-only
+    if is_done(manifest):  # no lock: the folder may be read-only
         return list(listed)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):

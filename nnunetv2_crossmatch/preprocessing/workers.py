@@ -1,7 +1,9 @@
 """Many scans at once, in worker processes with a progress bar."""
 
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +23,9 @@ def open_pool(workers: int) -> Iterator[Executor]:
         RuntimeError: a worker was killed.
     """
     pool: Executor = (
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 else ThreadPoolExecutor(1)
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)
+        if workers > 1
+        else ThreadPoolExecutor(1)
     )
     try:
         yield pool
@@ -32,6 +36,17 @@ def open_pool(workers: int) -> Iterator[Executor]:
         ) from e
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """When the parent is killed its workers would wait for jobs for ever."""
+
+    def wait() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def run_in_workers(

@@ -119,7 +119,7 @@ def write_pseudo_labels(
 
     cases = unlabeled_cases_for_training(raw_folder, preprocessed_folder, plans, configuration_name, num_processes)
     images = Manifest.read(unlabeled_folder(preprocessed_folder, configuration))
-    files = list_unlabeled(raw_folder, dataset_json, images.whole()) or {}
+    files = list_unlabeled(raw_folder, dataset_json, images.is_whole) or {}
     for fold in folds:
         origin = Origin(
             trainer=trainer,
