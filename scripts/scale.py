@@ -101,6 +101,9 @@ def train(base: Path, name: str, steps: int) -> dict:
         times.append(time.perf_counter() - start)
     workers = [peak_memory(worker.pid) for worker in multiprocessing.active_children()]
     memory = {"peak_mib": peak_memory(os.getpid()), "worker_peak_mib": max(workers, default=0.0)}
+    trainer.disable_checkpointing = True
+    with redirect_stdout(StringIO()):
+        trainer.on_train_end()  # ends the workers
     return {**result, "step_seconds": statistics.median(times), **memory}
 
 
