@@ -26,7 +26,7 @@ class nnUNetTrainerCrossMatchFast(nnUNetTrainerCrossMatch):
     """
 
     constants = replace(nnUNetTrainerCrossMatchEMA.constants, strong_views=1, dropout_students=1)
-    epochs = 250
+    epochs = 270
 
 
 class nnUNetTrainerCrossMatchPaper(nnUNetTrainerCrossMatch):
