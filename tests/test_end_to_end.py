@@ -16,6 +16,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tests.conftest import DATASET, make_raw_dataset, plan, run, use_folders
 
 TRAINER = "nnUNetTrainerCrossMatch_smoke"
+ODD_NAME = "Müller 1.5T_é_肝臓.v2"
 COMMON = ("-p", "nnUNetPlansSmall", "-device", "cpu")
 MODEL = f"{TRAINER}__nnUNetPlansSmall__3d_fullres"
 
@@ -37,6 +38,8 @@ def trained(planned, tmp_path_factory) -> Path:
     """One fold trained by nnUNetv2_train, without preprocessing the unlabelled scans first."""
     base = tmp_path_factory.mktemp("trained") / "nnunet"
     shutil.copytree(planned, base)
+    scan = base / "raw" / DATASET / "imagesUn" / "scan3_0000.nii.gz"
+    scan.rename(scan.with_name(f"{ODD_NAME}_0000.nii.gz"))
     with pytest.MonkeyPatch.context() as patch:
         use_folders(base, patch.setenv)
         run("nnUNetv2_train", "901", "3d_fullres", "0", "-tr", TRAINER, *COMMON)
@@ -62,7 +65,8 @@ def test_training_leaves_what_nnunet_leaves_and_our_curves(trained):
     } <= names
     assert not [n for n in names if n.endswith(".tmp")]
     assert "foreground_mean" in json.loads((fold / "validation" / "summary.json").read_text())
-    assert len(list((trained / "preprocessed" / DATASET / "nnUNetPlans_3d_fullres_unlabeled").glob("scan*.pkl"))) == 4
+    unlabeled = trained / "preprocessed" / DATASET / "nnUNetPlans_3d_fullres_unlabeled"
+    assert {f.stem for f in unlabeled.glob("*.pkl")} == {"scan0", "scan1", "scan2", ODD_NAME}
 
 
 def test_the_renamed_checkpoint_predicts_the_same_without_this_package(trained, tmp_path):

@@ -10,7 +10,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
 from nnunetv2_crossmatch.preprocessing.files import write_json
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError, labeled_and_held_out, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError, labeled_and_held_out, survey_unlabeled, why_unusable
 from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, is_current, source_stamp
 from nnunetv2_crossmatch.preprocessing.scan import BadScan, describe, read_scan
 from nnunetv2_crossmatch.preprocessing.workers import run_in_workers
@@ -39,11 +39,11 @@ def update_content(
         The content, and for each part what is wrong with its scans.
 
     Raises:
-        DatasetError: see :func:`~nnunetv2_crossmatch.preprocessing.listing.list_unlabeled`.
+        DatasetError: see :func:`~nnunetv2_crossmatch.preprocessing.listing.survey_unlabeled`.
     """
     parts = labeled_and_held_out(raw_folder, dataset_json)
     seen = _seen(preprocessed_folder)
-    unlabeled = list_unlabeled(
+    unlabeled, unlisted = survey_unlabeled(
         raw_folder, dataset_json, lambda case: any(case in content.get(UNLABELED, ()) for content in seen)
     )
     if unlabeled:
@@ -67,7 +67,7 @@ def update_content(
                 _write(content, seen[0], preprocessed_folder)
     else:
         _write(content, seen[0], preprocessed_folder)
-    return content, problems
+    return content, {**problems, UNLABELED: [*unlisted, *problems.get(UNLABELED, [])]}
 
 
 def _write(content: Content, written: Content, preprocessed_folder: Path) -> None:
@@ -89,8 +89,8 @@ def _known(
             entry = next((e for e in entries if e is not None and is_current(e, files)), None)
             if entry is not None:
                 content[part][case] = entry
-            elif missing := [str(file) for file in files if not file.is_file()]:
-                problems[part].append(f"{', '.join(missing)} ({case}) does not exist. Supply it or remove the case.")
+            elif missing := [f"{file} ({case}) {why}" for file in files if (why := why_unusable(file))]:
+                problems[part] += [f"{it}. Supply it or remove the case." for it in missing]
             else:
                 unseen[part, case] = files
     return content, unseen, problems

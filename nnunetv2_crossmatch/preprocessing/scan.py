@@ -2,26 +2,26 @@
 
 import errno
 import hashlib
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import nibabel
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, source_stamp
+from nnunetv2_crossmatch.preprocessing.scan_file import REPLACE, BadScan, check_file, check_spacing
 
 PERCENTILES = (1, 25, 50, 75, 99)
 INCOMING = ".incoming_"  # prefix of the folders in which cases are written before they are moved into place
 _DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-
-
-class BadScan(ValueError):
-    """One scan that cannot be used; the message names it, the reason and the fix."""
 
 
 class _Unchanged(Exception):
@@ -46,7 +46,7 @@ def preprocess_scan(
         The manifest's entry of the case: its source stamp and :func:`describe`.
 
     Raises:
-        BadScan: unreadable, truncated, NaN, infinite, constant, wrong number of channels.
+        BadScan: unreadable, truncated, NaN, infinite, constant, wrong number of channels, a spacing that cannot be.
         OSError: the output cannot be written.
     """
     plans = PlansManager(plans_json)
@@ -60,6 +60,7 @@ def preprocess_scan(
             entry.update(describe(data, properties["spacing"]))
             if known is not None and all(known[key] == entry[key] for key in ("sha256", "spacing")):
                 raise _Unchanged
+            _check_resampling(data.shape[1:], properties["spacing"], plans, configuration, files)
             return self.run_case_npy(data, None, properties, *args, **kwargs)
 
     source = source_stamp(files)
@@ -80,7 +81,7 @@ def preprocess_scan(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from e
         if isinstance(e, OSError):  # the scan was read and checked: the output is the trouble
             raise
-        raise BadScan(f"{', '.join(map(str, files))} cannot be preprocessed ({_short(e)}). {_REPLACE}") from e
+        raise BadScan(f"{', '.join(map(str, files))} cannot be preprocessed ({_short(e)}). {REPLACE}") from e
     finally:
         shutil.rmtree(incoming, ignore_errors=True)
     return {"source": source, **entry}
@@ -94,14 +95,19 @@ def read_scan(files: list[Path], reader: BaseReaderWriter, dataset_json: dict) -
     """
     named = ", ".join(map(str, files))
     for file in files:
-        if file.name.endswith((".nii", ".nii.gz")):
-            _check_nifti(file)
+        _check_alone(file, reader)
+    said = StringIO()
     try:
-        data, properties = reader.read_images([str(file) for file in files])
+        with redirect_stdout(said):
+            data, properties = reader.read_images([str(file) for file in files])
     except MemoryError:
         raise
     except Exception as e:
-        raise BadScan(f"{named} cannot be read ({_short(e)}). {_REPLACE}") from e
+        # nnU-Net prints in what the channels differ and raises without a word
+        reason = _short(e) or " ".join(said.getvalue().partition("ERROR! ")[2].splitlines()[:3])
+        raise BadScan(f"{named} cannot be read ({reason}). {REPLACE}") from e
+    print(said.getvalue(), end="")
+    check_spacing(properties["spacing"], named)
     _check_voxels(data, dataset_json, named)
     return data, properties
 
@@ -143,22 +149,26 @@ def _hash_in_any_order(data: np.ndarray) -> str:
     return f"{'x'.join(map(str, sorted(data.shape)))}-{total % (1 << 64):016x}"
 
 
-_REPLACE = "Replace the file or remove the case."
+_LARGEST = 1e12  # float32 sums of the squares of larger values are infinite
+_SMALLEST = float(np.finfo(np.float32).tiny)
+_MOST_VOXELS = 1 << 31
 
 
 def _short(e: Exception) -> str:
     return " ".join(str(e).split())[-300:]
 
 
-def _check_nifti(file: Path) -> None:
+def _check_alone(file: Path, reader: BaseReaderWriter) -> None:
     """SimpleITK fills up a truncated NIfTI file and turns NaN into 0 without a word, so look at it raw."""
     try:
-        stored = nibabel.load(file).dataobj
-        data = stored.get_unscaled()  # integers stay integers: a scaled copy would be float64
-    except MemoryError:
+        check_file(file, reader)
+        if not file.name.lower().endswith((".nii", ".nii.gz")):
+            return
+        data = nibabel.load(file).dataobj.get_unscaled()  # integers stay integers: a scaled copy would be float64
+    except (BadScan, MemoryError):
         raise
     except Exception as e:
-        raise BadScan(f"{file} cannot be read ({_short(e)}). {_REPLACE}") from e
+        raise BadScan(f"{file} cannot be read ({_short(e)}). {REPLACE}") from e
     if data.dtype.kind == "f":
         _check_finite(data, str(file))
 
@@ -171,10 +181,31 @@ def _check_voxels(data: np.ndarray, dataset_json: dict, named: str) -> None:
             f"({', '.join(channels.values())}). Supply the same channels or remove the case."
         )
     _check_finite(data, named)
-    if all(channel.min() == channel.max() for channel in data):
-        raise BadScan(f"{named} is constant ({data.flat[0]:g} everywhere). {_REPLACE}")
+    ranges = [(float(channel.min()), float(channel.max())) for channel in data]
+    if all(high - low < _SMALLEST for low, high in ranges):
+        raise BadScan(f"{named} is constant ({data.flat[0]:g} everywhere). {REPLACE}")
+    if (largest := max(max(-low, high) for low, high in ranges)) > _LARGEST:
+        raise BadScan(f"{named} has values up to {largest:g}. Correct their scaling or remove the case.")
 
 
 def _check_finite(data: np.ndarray, named: str) -> None:
     if not np.isfinite(data).all():
         raise BadScan(f"{named} contains NaN or infinite values. Repair it or remove the case.")
+
+
+def _check_resampling(
+    shape: tuple[int, ...],
+    spacing: Iterable[float],
+    plans: PlansManager,
+    configuration: ConfigurationManager,
+    files: list[Path],
+) -> None:
+    """A wrong spacing would have the scan resampled to nothing or to more than any memory holds."""
+    extents, spacings = (np.array([list(of)[i] for i in plans.transpose_forward], float) for of in (shape, spacing))
+    axes = len(configuration.spacing)  # 2d resamples only two
+    extents[-axes:] *= spacings[-axes:] / configuration.spacing
+    if np.round(extents).min() < 1 or extents.prod() > max(_MOST_VOXELS, 10 * math.prod(shape)):
+        raise BadScan(
+            f"{', '.join(map(str, files))}: {'x'.join(map(str, shape))} voxels of {' x '.join(map(str, spacing))} mm "
+            f"cannot be resampled to the plans' spacing. Correct its spacing or remove the case."
+        )

@@ -9,7 +9,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from filelock import FileLock
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError, survey_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, Manifest, plans_stamp
 from nnunetv2_crossmatch.preprocessing.scan import INCOMING, BadScan, preprocess_scan
 from nnunetv2_crossmatch.preprocessing.workers import run_in_workers
@@ -42,9 +42,11 @@ def unlabeled_cases_for_training(
             [f"{manifest.folder} was preprocessed with other plans than {plans.plans_name}. Run: {command}"]
         )
     dataset_json = load_json(str(preprocessed_folder / "dataset.json"))
-    listed = None if raw_folder is None else list_unlabeled(raw_folder, dataset_json, manifest.is_whole)
+    listed, problems = (
+        (None, []) if raw_folder is None else survey_unlabeled(raw_folder, dataset_json, manifest.is_whole)
+    )
     if listed is not None:
-        return _bring_up_to_date(listed, manifest, plans, configuration_name, dataset_json, num_processes)
+        return _bring_up_to_date(listed, problems, manifest, plans, configuration_name, dataset_json, num_processes)
     if not manifest.cases:
         raise DatasetError(
             [
@@ -76,14 +78,15 @@ def preprocess_unlabeled(
     """
     dataset_json = load_json(str(preprocessed_folder / "dataset.json"))
     manifest = Manifest.read(unlabeled_folder(preprocessed_folder, plans.get_configuration(configuration_name)))
-    listed = list_unlabeled(raw_folder, dataset_json, manifest.is_whole)
+    listed, problems = survey_unlabeled(raw_folder, dataset_json, manifest.is_whole)
     if listed is None:
         raise DatasetError([f"{raw_folder} has neither unlabeled.json nor imagesUn."])
-    return _bring_up_to_date(listed, manifest, plans, configuration_name, dataset_json, num_processes)
+    return _bring_up_to_date(listed, problems, manifest, plans, configuration_name, dataset_json, num_processes)
 
 
 def _bring_up_to_date(
     listed: dict[str, list[Path]],
+    problems: list[str],
     manifest: Manifest,
     plans: PlansManager,
     configuration_name: str,
@@ -94,7 +97,8 @@ def _bring_up_to_date(
 
     def is_done(manifest: Manifest) -> bool:
         return (
-            (manifest.plans, manifest.complete) == (stamp, True)
+            not problems
+            and (manifest.plans, manifest.complete) == (stamp, True)
             and manifest.cases.keys() == listed.keys()
             and all(manifest.is_current(case, files) for case, files in listed.items())
         )
@@ -107,19 +111,22 @@ def _bring_up_to_date(
         if not is_done(manifest):
             for leftover in folder.glob(INCOMING + "*"):
                 shutil.rmtree(leftover)
-            for case in manifest.cases.keys() - listed.keys():
+            # what is listed wrongly may have been right before
+            unlisted = set() if problems else manifest.cases.keys() - listed.keys()
+            for case in unlisted:
                 for suffix in ARRAY_SUFFIXES:
                     (folder / (case + suffix)).unlink(missing_ok=True)
             kept = manifest.cases.items() if manifest.plans == stamp else []
-            cases = {case: entry for case, entry in kept if case in listed}
+            cases = {case: entry for case, entry in kept if case not in unlisted}
             manifest = Manifest(folder, plans=stamp, complete=False, cases=cases)
             manifest.write()
-            _preprocess_stale(listed, manifest, plans, configuration_name, dataset_json, num_processes)
+            _preprocess_stale(listed, problems, manifest, plans, configuration_name, dataset_json, num_processes)
     return list(listed)
 
 
 def _preprocess_stale(
     listed: dict[str, list[Path]],
+    problems: list[str],
     manifest: Manifest,
     plans: PlansManager,
     configuration_name: str,
@@ -134,7 +141,7 @@ def _preprocess_stale(
         for case, files in listed.items()
         if not manifest.is_current(case, files)
     }  # fmt: skip
-    problems = []
+    problems = list(problems)
     written = time.monotonic()
     try:
         description = f"Preprocessing unlabelled {configuration_name}"

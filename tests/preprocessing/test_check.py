@@ -157,8 +157,9 @@ def test_a_copied_dataset_needs_no_unlabelled_originals(raw, preprocessed):
     (raw.parent / "originals").rename(raw.parent / "gone")
     assert look(raw, preprocessed)[0] == content
     (raw / "unlabeled.json").write_text(json.dumps({**entries, "new": {"images": ["/nowhere.nii.gz"]}}))
-    with pytest.raises(DatasetError, match="new names /nowhere.nii.gz, which does not exist"):
-        look(raw, preprocessed)
+    seen, problems = look(raw, preprocessed)
+    assert seen == content
+    assert "'new' names '/nowhere.nii.gz', which does not exist" in problems["unlabeled"][0]
 
 
 @real

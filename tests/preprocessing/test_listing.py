@@ -58,7 +58,7 @@ def test_labeled_scans_from_the_folder_or_from_dataset_json(raw):
         ("[1]", "is not of the form"),
         ('{"a": {"images": []}}', "entry 'a' is not of the form"),
         ('{"a": {"images": [3]}}', "entry 'a' is not of the form"),
-        ('{"a": {"images": ["nowhere_0000.nii.gz"]}}', "a names .*nowhere_0000.nii.gz, which does not exist"),
+        ('{"a": {"images": ["nowhere_0000.nii.gz"]}}', "'a' names .*nowhere_0000.nii.gz', which does not exist"),
         ('{"case1": {"images": ["imagesUn/scan0_0000.nii.gz"]}}', "case1 is also in .*imagesTr"),
         ('{"test0": {"images": ["imagesUn/scan0_0000.nii.gz"]}}', "test0 is also in .*imagesTs"),
     ],
