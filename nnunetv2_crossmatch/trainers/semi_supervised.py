@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from os.path import join
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +23,11 @@ from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Met
 from nnunetv2_crossmatch.networks.distributed import average_gradients
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
+from nnunetv2_crossmatch.trainers.checkpoints import CheckpointError
 from nnunetv2_crossmatch.trainers.curves import EpochRatios, log_curves, plot_curves
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
 
 GRADIENT_CLIP = 12  # nnU-Net's, a literal in its train_step
-METHOD_STATE = "semi_supervised_method"  # our one key in nnU-Net's checkpoint
 
 
 class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
@@ -109,6 +110,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     def on_train_epoch_start(self):
         super().on_train_epoch_start()
         self._step_in_epoch = 0
+        self.method.partner.forget()
 
     def train_step(self, batch: dict) -> dict:
         self.optimizer.zero_grad(set_to_none=True)
@@ -231,24 +233,23 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             stages = [(start * self.num_epochs, name.partition(":")[0]) for start, name in self.method.stages]
             plot_curves(self.logger, Path(self.output_folder) / "progress_unlabeled.png", classes, stages)
 
-    def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint plus the method's state, written beside and renamed."""
-        if self.local_rank != 0 or self.disable_checkpointing:
-            return super().save_checkpoint(filename)
-        temporary = filename + ".tmp"
-        super().save_checkpoint(temporary)
-        if state := self.method.state_dict():
-            # weights_only: nnU-Net's own checkpoint, written a moment ago, holds NumPy scalars
-            checkpoint = torch.load(temporary, map_location="cpu", weights_only=False)
-            torch.save({**checkpoint, METHOD_STATE: state}, temporary)
-        os.replace(temporary, filename)
+    def training_state(self) -> dict[str, Any]:
+        method = {"method": type(self.method).__name__, "constants": asdict(self.method.constants)}
+        return {**super().training_state(), **method, "state": self.method.state_dict()}
 
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        super().load_checkpoint(filename_or_checkpoint)
-        if self.method.state_dict():
-            # weights_only: as above, nnU-Net's checkpoint holds NumPy scalars
-            checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
-            self.method.load_state_dict(checkpoint[METHOD_STATE])
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        super().load_training_state(state)
+        constants = asdict(self.method.constants)
+        changed = {name: value for name, value in state["constants"].items() if constants.get(name) != value}
+        if changed:
+            self.print_to_log_file(f"warning: this training began with {changed} and goes on with {constants}.")
+        try:
+            self.method.load_state_dict(state["state"])
+        except RuntimeError as e:
+            raise CheckpointError(
+                f"The checkpoint in {self.output_folder} does not fit; it is of {state['method']} with "
+                f"{state['constants']}, or of another network: {e}"
+            ) from None
 
 
 def _norm(gradients: Iterable[Tensor | None]) -> Tensor:

@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from nnunetv2_crossmatch.methods import SUPERVISED
 from nnunetv2_crossmatch.networks.ema import EMATeacher
 from nnunetv2_crossmatch.trainers import METHODS
+from nnunetv2_crossmatch.trainers.checkpoints import OURS, read_checkpoint
 from nnunetv2_crossmatch.trainers.curves import PREFIX
-from nnunetv2_crossmatch.trainers.semi_supervised import METHOD_STATE
 from tests.conftest import DATASET
 from tests.trainers.test_semi_supervised import start, weights
 
@@ -64,7 +64,7 @@ def test_trains_stops_resumes_and_predicts_as_stock_nnunet(dataset, monkeypatch,
 
         def load_checkpoint(self, filename_or_checkpoint):
             super().load_checkpoint(filename_or_checkpoint)
-            saved = torch.load(filename_or_checkpoint, weights_only=False).get(METHOD_STATE, {})
+            saved = read_checkpoint(Path(filename_or_checkpoint))[OURS]["state"]
             state = self.method.state_dict()
             assert saved.keys() == state.keys()
             continued.append(all(torch.equal(value, state[key]) for key, value in saved.items()))

@@ -165,17 +165,6 @@ def test_network_weights_have_the_stock_keys(make_trainer):
     assert saved["network_weights"].keys() == stock.network.state_dict().keys()
 
 
-def test_continuing_a_run_without_our_curves_fills_them_up(make_trainer):
-    stock = make_trainer(nnUNetTrainer)
-    stock.num_epochs, stock.num_iterations_per_epoch, stock.num_val_iterations_per_epoch = 1, 1, 1
-    stock.run_training()
-    ours = make_trainer(Smoke)
-    ours.load_checkpoint(str(Path(stock.output_folder) / "checkpoint_final.pth"))
-    ours.run_training()
-    log = ours.logger.local_logger.my_fantastic_logging
-    assert np.isnan(log[PREFIX + "loss_ip"][0]) and log[PREFIX + "loss_ip"][1] > 0
-
-
 def edit_architecture(plans, configuration, **kwargs):
     plans["configurations"][configuration]["architecture"]["arch_kwargs"].update(kwargs)
 
