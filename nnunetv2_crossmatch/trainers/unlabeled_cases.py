@@ -108,9 +108,7 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         if self.local_rank != 0 or self.disable_checkpointing:
             return super().save_checkpoint(filename)
         log = self.logger.local_logger.my_fantastic_logging
-        log.update(
-            plain(log)
-        )  # as a training that goes on from the file will have it, for the same averages to the bit
+        log.update(plain(log))  # as a training that goes on from the file has it: its averages are the same to the bit
         unfinished = Path(filename + ".tmp")
         try:
             super().save_checkpoint(str(unfinished))
