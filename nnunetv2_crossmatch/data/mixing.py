@@ -42,14 +42,17 @@ def draw_boxes(
 class Partner:
     """Whom each sample is mixed with: another one of the batch, or with one sample the previous step's.
 
-    Call :meth:`draw` once a step, then :meth:`of` for everything that has to follow the same partner. What the
-    previous step had is not in the checkpoint: continued at batch size 1, the first sample is its own partner.
+    Call :meth:`draw` once a step, then :meth:`of` for everything that has to follow the same partner.
     """
 
     def __init__(self) -> None:
         self._shift = 0
         self._now: dict[str, Tensor] = {}
         self._previous: dict[str, Tensor] = {}
+
+    def forget(self) -> None:
+        """The next step is as the first: no previous one, so that nothing of it needs to be in a checkpoint."""
+        self._now, self._previous = {}, {}
 
     def draw(self, batch: int) -> None:
         """A random cyclic shift, so that no sample is its own partner."""

@@ -68,7 +68,7 @@ def plot_curves(logger, file: Path, classes: list[str], stages: Sequence[tuple[f
         "share of voxels that count, per predicted class": ["kept_share"],
         "agreement with the pseudo-label": [name for name in store if name.startswith("agreement_")],
         "gradient norm before clipping": [name for name in store if name.startswith("gradient_norm_")],
-        "share of clipped steps": ["clipped_share"],
+        "share of steps": ["clipped_share", "skipped_share"],
     }
     with plt.style.context("default"):  # nnU-Net's own plot leaves seaborn's large fonts behind
         figure, axes = plt.subplots(len(panels), 1, figsize=(10, 4 * len(panels)), sharex=True, layout="constrained")

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from os.path import join
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,11 +23,12 @@ from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Met
 from nnunetv2_crossmatch.networks.distributed import average_gradients
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
+from nnunetv2_crossmatch.trainers.checkpoints import CheckpointError
 from nnunetv2_crossmatch.trainers.curves import EpochRatios, log_curves, plot_curves
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
 
 GRADIENT_CLIP = 12  # nnU-Net's, a literal in its train_step
-METHOD_STATE = "semi_supervised_method"  # our one key in nnU-Net's checkpoint
+MAX_SKIPPED = 50  # steps in a row; mixed precision skips one or two dozen until it has found its scale
 
 
 class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
@@ -51,6 +53,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         super().initialize()
         self._ratios = EpochRatios()
         self._step_in_epoch = 0
+        self._skipped_in_a_row = 0
         self._stage = ""
         network = self._plain_network
         self._split_network = SplitUNet(network, self._autocast)
@@ -109,6 +112,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     def on_train_epoch_start(self):
         super().on_train_epoch_start()
         self._step_in_epoch = 0
+        self.method.partner.forget()
 
     def train_step(self, batch: dict) -> dict:
         self.optimizer.zero_grad(set_to_none=True)
@@ -148,13 +152,17 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
-        nn.utils.clip_grad_norm_(self._own_parameters, GRADIENT_CLIP)  # apart: a head takes nothing from the network
-        # a step that overflowed is skipped, not clipped: nan is not counted
-        ratios["clipped_share"] = (torch.where(norm.isfinite(), (norm > GRADIENT_CLIP).float(), torch.nan), 1)
+        own_norm = nn.utils.clip_grad_norm_(
+            self._own_parameters, GRADIENT_CLIP
+        )  # apart: it takes nothing from the network
+        finite = norm.isfinite() & own_norm.isfinite()
+        # a step that is skipped is not clipped: nan is not counted
+        ratios["clipped_share"] = (torch.where(finite, (norm > GRADIENT_CLIP).float(), torch.nan), 1)
+        ratios["skipped_share"] = ((~finite).float(), 1)
         if self.grad_scaler is not None:
-            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.step(self.optimizer)  # unless a gradient is not finite
             self.grad_scaler.update()
-        else:
+        elif finite:
             self.optimizer.step()
         self.method.after_step(self._plain_network)
         self._ratios.add(ratios, self.device)
@@ -164,7 +172,19 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             if SUPERVISED in values
             else torch.stack([weights[name] * value for name, value in values.items()]).sum()
         )
-        return {"loss": shown.cpu().numpy()}
+        shown, finite = torch.stack((shown, finite)).cpu().numpy()  # the one time that the host waits
+        self._count_skipped(bool(finite), shown)
+        return {"loss": shown}
+
+    def _count_skipped(self, finite: bool, loss: float) -> None:
+        """Raises RuntimeError when nothing was learned for so long that nothing will be."""
+        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+        if self._skipped_in_a_row >= MAX_SKIPPED:
+            raise RuntimeError(
+                f"The gradients of {MAX_SKIPPED} steps in a row were not finite (loss {loss}) and were skipped. The "
+                "checkpoints are from before. Look at progress_unlabeled.png for what grew, check the scans "
+                "(nnUNetv2_crossmatch check), and train a subclass with a smaller initial_lr."
+            )
 
     def _announce_stage(self, progress: float) -> None:
         stage = next((name for start, name in reversed(self.method.stages) if progress >= start), "")
@@ -219,36 +239,46 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         curves = self._ratios.pop()
         log_curves(self.logger, curves, self.current_epoch)
         self.print_to_log_file("unlabeled", {name: np.round(value, 4).tolist() for name, value in curves.items()})
+        shares = curves.get("kept_share")
+        if isinstance(shares, list):
+            foreground = dict(zip(self._classes, shares, strict=True))
+            foreground.pop("0", None)  # the background
+            missing = [name for name, share in foreground.items() if not share > 0]  # nan: predicted nowhere
+            if missing:
+                collapsed = "; the pseudo-labels are background alone" if len(missing) == len(foreground) else ""
+                self.print_to_log_file(
+                    f"warning: no unlabelled voxel counted as {' or '.join(missing)} in this epoch{collapsed}. "
+                    "If that lasts, train with a longer warmup or a lower threshold."
+                )
+
+    @property
+    def _classes(self) -> list[str]:
+        labels = self.label_manager
+        return [str(label) for label in (labels.foreground_regions if labels.has_regions else labels.all_labels)]
 
     def on_epoch_end(self):
         super().on_epoch_end()
         if self.local_rank == 0:
-            classes = (
-                [str(r) for r in self.label_manager.foreground_regions]
-                if self.label_manager.has_regions
-                else [str(c) for c in self.label_manager.all_labels]
-            )
             stages = [(start * self.num_epochs, name.partition(":")[0]) for start, name in self.method.stages]
-            plot_curves(self.logger, Path(self.output_folder) / "progress_unlabeled.png", classes, stages)
+            plot_curves(self.logger, Path(self.output_folder) / "progress_unlabeled.png", self._classes, stages)
 
-    def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint plus the method's state, written beside and renamed."""
-        if self.local_rank != 0 or self.disable_checkpointing:
-            return super().save_checkpoint(filename)
-        temporary = filename + ".tmp"
-        super().save_checkpoint(temporary)
-        if state := self.method.state_dict():
-            # weights_only: nnU-Net's own checkpoint, written a moment ago, holds NumPy scalars
-            checkpoint = torch.load(temporary, map_location="cpu", weights_only=False)
-            torch.save({**checkpoint, METHOD_STATE: state}, temporary)
-        os.replace(temporary, filename)
+    def training_state(self) -> dict[str, Any]:
+        method = {"method": type(self.method).__name__, "constants": asdict(self.method.constants)}
+        return {**super().training_state(), **method, "state": self.method.state_dict()}
 
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        super().load_checkpoint(filename_or_checkpoint)
-        if self.method.state_dict():
-            # weights_only: as above, nnU-Net's checkpoint holds NumPy scalars
-            checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
-            self.method.load_state_dict(checkpoint[METHOD_STATE])
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        super().load_training_state(state)
+        constants = asdict(self.method.constants)
+        changed = {name: value for name, value in state["constants"].items() if constants.get(name) != value}
+        if changed:
+            self.print_to_log_file(f"warning: this training began with {changed} and goes on with {constants}.")
+        try:
+            self.method.load_state_dict(state["state"])
+        except RuntimeError as e:
+            raise CheckpointError(
+                f"The checkpoint in {self.output_folder} does not fit; it is of {state['method']} with "
+                f"{state['constants']}, or of another network: {e}"
+            ) from None
 
 
 def _norm(gradients: Iterable[Tensor | None]) -> Tensor:

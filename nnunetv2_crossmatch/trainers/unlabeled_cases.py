@@ -1,8 +1,15 @@
-"""What every trainer that uses unlabelled cases does before it trains."""
+"""What every trainer that uses unlabelled cases does beside its training."""
 
+import random
+from os.path import join
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -16,16 +23,23 @@ from nnunetv2_crossmatch.preprocessing.splits import (
     without_patients,
 )
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training
+from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, complete_checkpoint, plain, read_checkpoint
 
 WARNINGS_IN_LOG = 10
 
 
 class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
-    """nnU-Net with as many epochs as the class says, and the unlabelled cases of its fold, checked."""
+    """nnU-Net with as many epochs as the class says, and the unlabelled cases of its fold, checked.
+
+    Continued with ``--c``, a training goes on as if nothing had ended it: checkpoints are written whole or not at
+    all, and each epoch draws its random numbers from the run's seed and its own number. On the CPU without workers
+    (``nnUNet_n_proc_DA=0``) the result is the same to the bit; workers draw augmentation of their own.
+    """
 
     epochs = 1000
     iterations_per_epoch = 250
     val_iterations_per_epoch = 50
+    _best_ema: float | None
 
     def __init__(
         self,
@@ -45,12 +59,75 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         self.num_iterations_per_epoch = self.iterations_per_epoch
         self.num_val_iterations_per_epoch = self.val_iterations_per_epoch
         self.save_every = 10
+        self._seed = int(np.random.randint(2**31))
 
     @property
     def raw_folder(self) -> Path | None:
         """The dataset's raw folder, None where it is not at hand; perhaps only test scans are."""
         raw = Path(nnUNet_raw) / self.plans_manager.dataset_name if nnUNet_raw.is_set() else None
         return raw if raw is not None and has_training_scans(raw) else None
+
+    def get_dataloaders(self):
+        train, val = super().get_dataloaders()
+        if isinstance(train, SingleThreadedAugmenter):
+            for transform in train.data_loader.transforms.transforms:
+                blur = transform.transform if isinstance(transform, RandomTransform) else transform
+                if isinstance(blur, GaussianBlurTransform):
+                    blur.benchmark = False  # it picks its algorithm by the clock
+        return train, val
+
+    def on_epoch_start(self):
+        super().on_epoch_start()
+        for_python, for_numpy, for_torch = np.random.SeedSequence(
+            [self._seed, self.current_epoch, self.local_rank]
+        ).generate_state(3)
+        random.seed(int(for_python))
+        np.random.seed(for_numpy)
+        torch.manual_seed(int(for_torch))
+
+    def training_state(self) -> dict[str, Any]:
+        """What a continued training needs beyond nnU-Net's checkpoint: plain data and tensors."""
+        return {"method": type(self).__name__.partition("_")[0], "seed": self._seed}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`training_state`.
+
+        Raises:
+            CheckpointError: of another method.
+        """
+        method = self.training_state()["method"]
+        if state["method"] != method:
+            raise CheckpointError(
+                f"The checkpoint in {self.output_folder} is of {state['method']}, not of {method}. Continue it "
+                "with its own trainer, or move it away and train anew."
+            )
+        self._seed = state["seed"]
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint plus :meth:`training_state`, written beside and renamed."""
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return super().save_checkpoint(filename)
+        log = self.logger.local_logger.my_fantastic_logging
+        log.update(plain(log))  # as a training that goes on from the file has it: its averages are the same to the bit
+        unfinished = Path(filename + ".tmp")
+        try:
+            super().save_checkpoint(str(unfinished))
+            complete_checkpoint(unfinished, self.training_state(), Path(filename))
+        finally:
+            unfinished.unlink(missing_ok=True)  # of a full disk
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        # nnU-Net reads the file again, with weights_only=False; by then it is known to be plain data
+        self.load_training_state(read_checkpoint(Path(filename_or_checkpoint))[OURS])
+        super().load_checkpoint(filename_or_checkpoint)
+        score = self.logger.get_value("ema_fg_dice", step=-1)
+        if self._best_ema is None or score > self._best_ema:  # nnU-Net writes checkpoint_latest before it compares
+            self._best_ema = score
+            self.current_epoch -= 1  # nnU-Net saves the next one's number
+            self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
+            self.current_epoch += 1
 
     def _prepare_unlabeled(self) -> list[str]:
         """Splits and unlabelled cases, made now if no command made them; every complaint comes from here."""

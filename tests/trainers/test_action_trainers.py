@@ -8,6 +8,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_crossmatch.trainers import nnUNetTrainerACTION_smoke, nnUNetTrainerACTIONPlusPlus_smoke
+from nnunetv2_crossmatch.trainers.checkpoints import OURS
 from nnunetv2_crossmatch.trainers.curves import PREFIX
 from tests.trainers.test_semi_supervised import annotate_all, ignore, regions, residual, start, weights
 
@@ -160,7 +161,7 @@ def test_the_saved_network_is_stock_and_everything_else_lies_beside_it(make_trai
     saved = torch.load(Path(ours.output_folder) / "checkpoint_final.pth", weights_only=False)
     assert saved["network_weights"].keys() == stock.network.state_dict().keys()
     stock.network.load_state_dict(saved["network_weights"])
-    beside = {name.split(".")[0] for name in saved["semi_supervised_method"]}
+    beside = {name.split(".")[0] for name in saved[OURS]["state"]}
     assert beside >= {"teacher", "global_head", "local_head", "represent", "global_bank", "queue", "centres", "running"}
 
 

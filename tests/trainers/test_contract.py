@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from nnunetv2_crossmatch.methods import SUPERVISED
 from nnunetv2_crossmatch.networks.ema import EMATeacher
 from nnunetv2_crossmatch.trainers import METHODS
+from nnunetv2_crossmatch.trainers.checkpoints import OURS, read_checkpoint
 from nnunetv2_crossmatch.trainers.curves import PREFIX
-from nnunetv2_crossmatch.trainers.semi_supervised import METHOD_STATE
 from tests.conftest import DATASET
 from tests.trainers.test_semi_supervised import start, weights
 
@@ -64,7 +64,7 @@ def test_trains_stops_resumes_and_predicts_as_stock_nnunet(dataset, monkeypatch,
 
         def load_checkpoint(self, filename_or_checkpoint):
             super().load_checkpoint(filename_or_checkpoint)
-            saved = torch.load(filename_or_checkpoint, weights_only=False).get(METHOD_STATE, {})
+            saved = read_checkpoint(Path(filename_or_checkpoint))[OURS]["state"]
             state = self.method.state_dict()
             assert saved.keys() == state.keys()
             continued.append(all(torch.equal(value, state[key]) for key, value in saved.items()))
@@ -157,6 +157,37 @@ def test_no_step_waits_for_the_gpu_before_it_ends(make_trainer, cls):
     with Waits() as waits:
         trainer.train_step(batch)
     assert waits.functions <= DRAWN_ON_THE_CPU
+
+
+def test_odd_batches_are_survived(make_trainer, cls):
+    """One that is not finite teaches nothing; then one without foreground, and one without a confident voxel."""
+    trainer = start(make_trainer(cls, "2d"))
+    trainer.current_epoch = 1  # in ACTION's last stage
+    take = lambda: (next(trainer.dataloader_train), next(trainer.dataloader_unlabeled))  # noqa: E731
+
+    def step(labeled, unlabeled):
+        trainer.dataloader_unlabeled = iter([unlabeled])
+        return trainer.train_step(labeled)["loss"]
+
+    batches = [take() for _ in range(4)]
+    step(*batches.pop())  # banks are filled
+    before = weights(trainer)
+    labeled, unlabeled = batches.pop()
+    labeled["data"][0, 0, 3, 3] = unlabeled["data"][-1, 0, 3, 3] = np.nan
+    assert np.isnan(step(labeled, unlabeled))
+    assert all(map(torch.equal, before, weights(trainer)))
+    assert all(value.isfinite().all() for value in trainer.method.state_dict().values())
+    assert trainer._ratios.pop()["skipped_share"] == 0.5
+
+    labeled, unlabeled = batches.pop()
+    for target in labeled["target"]:
+        target.zero_()
+    assert np.isfinite(step(labeled, unlabeled))
+    strict = {name: 1.0 for name in ("threshold", "valid", "confident") if hasattr(trainer.method.constants, name)}
+    trainer.method.constants = replace(trainer.method.constants, **strict)
+    assert np.isfinite(step(*batches.pop()))
+    assert not all(map(torch.equal, before, weights(trainer)))
+    assert all(p.isfinite().all() for p in trainer.network.parameters())
 
 
 def is_weight(name: str) -> bool:

@@ -12,6 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2_crossmatch.trainers import (
     nnUNetTrainerCrossMatch_smoke,
     nnUNetTrainerCrossMatchEMA_smoke,
+    semi_supervised,
 )
 from nnunetv2_crossmatch.trainers.curves import PREFIX
 
@@ -101,6 +102,7 @@ def test_curves_are_logged_every_epoch_and_drawn(make_trainer):
         "gradient_norm_labeled",
         "gradient_norm_unlabeled",
         "clipped_share",
+        "skipped_share",
         "agreement_dropout_weak",
         "agreement_dropout_strong",
         "agreement_strong_view",
@@ -165,15 +167,39 @@ def test_network_weights_have_the_stock_keys(make_trainer):
     assert saved["network_weights"].keys() == stock.network.state_dict().keys()
 
 
-def test_continuing_a_run_without_our_curves_fills_them_up(make_trainer):
-    stock = make_trainer(nnUNetTrainer)
-    stock.num_epochs, stock.num_iterations_per_epoch, stock.num_val_iterations_per_epoch = 1, 1, 1
-    stock.run_training()
-    ours = make_trainer(Smoke)
-    ours.load_checkpoint(str(Path(stock.output_folder) / "checkpoint_final.pth"))
-    ours.run_training()
-    log = ours.logger.local_logger.my_fantastic_logging
-    assert np.isnan(log[PREFIX + "loss_ip"][0]) and log[PREFIX + "loss_ip"][1] > 0
+def test_a_training_that_only_skips_ends_with_a_message(make_trainer, monkeypatch):
+    monkeypatch.setattr(semi_supervised, "MAX_SKIPPED", 3)
+    trainer = start(make_trainer(Smoke))
+    broken, whole = next(trainer.dataloader_train), next(trainer.dataloader_train)
+    broken["data"][0, 0, 0, 0, 0] = np.inf
+    for batch in (broken, broken, whole, broken, broken):
+        trainer.train_step(batch)
+    with pytest.raises(RuntimeError, match="The gradients of 3 steps in a row were not finite"):
+        trainer.train_step(broken)
+
+
+def test_an_overflow_in_mixed_precision_is_skipped_and_the_scale_lowered(make_trainer):
+    trainer = start(make_trainer(Smoke))
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    next(trainer.network.parameters()).register_hook(lambda gradient: gradient * np.inf)
+    before = weights(trainer)
+    trainer.train_step(next(trainer.dataloader_train))
+    assert all(map(torch.equal, before, weights(trainer)))
+    assert trainer.grad_scaler.get_scale() == 512
+    assert trainer._ratios.pop()["skipped_share"] == 1
+
+
+def test_classes_that_no_pseudo_label_has_are_named(make_trainer):
+    trainer = start(make_trainer(Smoke))
+
+    def say(kept: list[float]) -> str:
+        trainer._ratios.add({"kept_share": (torch.tensor(kept), torch.tensor([9.0, 9.0, 0.0]))}, torch.device("cpu"))
+        trainer.on_train_epoch_end([{"loss": np.float32(1)}])
+        return Path(trainer.log_file).read_text().splitlines()[-1]
+
+    assert "warning" not in Path(trainer.log_file).read_text()
+    assert "counted as 2 in this epoch. If that lasts" in say([9.0, 1.0, 0.0])
+    assert "counted as 1 or 2 in this epoch; the pseudo-labels are background alone" in say([9.0, 0.0, 0.0])
 
 
 def edit_architecture(plans, configuration, **kwargs):
