@@ -3,7 +3,8 @@
 Steps of the real trainers, taken in turn, so that a machine that slows down slows them all; time and ratio are
 medians with quartiles. FLOPs are counted without torch.compile. Memory is weights, momentum and a method's own state,
 and the peak of what a step adds to them: in the allocator on CUDA, all tensors alive at one time on the CPU. What a
-loss costs is the difference to a step with its weight set to 0.
+loss costs is the difference to a step with its weight set to 0. FLOPs and memory are those of one step, also of a
+method that draws what it computes.
 
 E and D are one encoder and one decoder pass; CrossMatch needs (12E + 22D)/(3E + 3D) of a supervised step at least:
 4 encoder and 7 decoder passes with gradient, and a teacher decoding without.
@@ -177,6 +178,7 @@ def flops(function: Callable[[], object]) -> int:
 def peak_memory(trainer) -> int:
     """Bytes within a step beyond those before it."""
     if trainer.device.type == "cuda":
+        trainer.optimizer.zero_grad(set_to_none=True)  # those of the step before: a step's own count
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

@@ -34,7 +34,8 @@ class CrossMatchConstants(Constants):
     p_weak, p_strong: share of feature maps dropped, in [0, 1). Paper: 0.5 -+ gamma/2, gamma = 0.5.
     strong_views: 2 (paper), or 1: without the first, which learns from image perturbation alone.
     dropout_students: 4 (paper): both views through weak and strong feature dropout. Or 1: each step one of the four,
-        drawn at random, with four times the weight; the gradient's expectation is that of all four.
+        drawn at random, with four times the weight; the gradient's expectation (before clipping) is that of all
+        four, but for batches of one, whose pasted box has the step before's dropout.
     p_cutmix: share of the strong views with a pasted box, in [0, 1]. Paper.
     warmup: share of the training before the unlabelled losses come in, in [0, 1). Paper 0. Chosen: hard
         labels of a network that knows nothing yet teach it background, and with 0 it lost a class.
@@ -90,19 +91,19 @@ class CrossMatch(Method):
             for _ in range(c.strong_views)
         )
         students = self._draw_students()
-        scale = 4 / len(students)
 
         # the weak view: plain (the teacher of all), then through weak and strong feature dropout
         labels = {}
         with network.relay(weak) as features:
             label_n = self._teach(network, features, unlabeled)
             for dropout in dict.fromkeys(dropout for _, dropout in students):
+                # the strong view's student learns the weak view's label of the same dropout
                 learns = ("weak", dropout) in students
                 with torch.set_grad_enabled(learns):
                     logits = self._decode_dropped(network, features, dropout)
                 labels[dropout] = self._pseudo_label(logits, unlabeled)
                 if learns:
-                    yield {"tkd": scale * self._learn(f"dropout_{dropout}", logits, label_n) / 4}
+                    yield {"tkd": self._learn(f"dropout_{dropout}", logits, label_n) / len(students)}
                 del logits  # holds the features and their gradients
 
         # the first strong view: image perturbation alone
@@ -123,8 +124,8 @@ class CrossMatch(Method):
             for dropout in (dropout for view, dropout in students if view == "strong"):
                 logits = self._decode_dropped(network, features, dropout)
                 yield {
-                    "tkd": scale * self._learn("strong_view_dropout", logits, target2) / 4,
-                    "dkd": scale * self._loss(logits, targets[dropout]) / 2,
+                    "tkd": self._learn("strong_view_dropout", logits, target2) / len(students),
+                    "dkd": self._loss(logits, targets[dropout]) * 2 / len(students),
                 }
                 del logits
 

@@ -50,8 +50,8 @@ class ICT(Method):
         partner.draw(len(image))
         with torch.no_grad():
             target = probabilities(network.twin(self.teacher.network).logits(image), regions=self.regions)
-            alpha = torch.full((len(image), *[1] * (image.ndim - 1)), self.constants.alpha)
-            share = torch.distributions.Beta(alpha, alpha).sample().to(image.device)  # drawn where nobody waits
+            alpha = torch.full((len(image), *[1] * (image.ndim - 1)), self.constants.alpha, device=image.device)
+            share = torch.distributions.Beta(alpha, alpha, validate_args=False).sample()  # validation would wait for it
         mixed = torch.lerp(partner.of("image", image), image, share)
         target = torch.lerp(partner.of("target", target), target, share)
         prediction = probabilities(network.logits(mixed), regions=self.regions)

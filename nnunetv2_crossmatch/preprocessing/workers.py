@@ -42,7 +42,7 @@ def _end_with_parent() -> None:
     """When the parent is killed its workers would wait for jobs for ever."""
 
     def wait() -> None:
-        if parent := multiprocessing.parent_process():
+        if parent := multiprocessing.parent_process():  # a worker has one; for the type checker
             parent.join()
             os._exit(1)
 

@@ -147,7 +147,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         else:
             not_averaged = parameters + self._own_parameters
         average_gradients(not_averaged)
-        ratios |= {f"loss_{name}": (value, 1) for name, value in values.items()}
+        counted = {**{name: 0.0 for name, weight in weights.items() if weight}, **values}  # 0: not drawn in this step
+        ratios |= {f"loss_{name}": (value, 1) for name, value in counted.items()}
 
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)

@@ -87,6 +87,15 @@ def test_a_file_may_not_be_used_twice(raw, content, complaint):
         list_unlabeled(raw, dataset_json(raw))
 
 
+def test_a_link_is_the_file_it_leads_to(raw):
+    (raw / "link.nii.gz").symlink_to(raw / "imagesTr" / "case0_0000.nii.gz")
+    (raw / "elsewhere").symlink_to(raw / "imagesTr")
+    for path in ("link.nii.gz", "elsewhere/case0_0000.nii.gz", "imagesUn/../imagesTr/case0_0000.nii.gz"):
+        (raw / "unlabeled.json").write_text(json.dumps({"scan": {"images": [path]}}))
+        with pytest.raises(DatasetError, match="scan is the same file as .*case0_0000"):
+            list_unlabeled(raw, dataset_json(raw))
+
+
 def test_a_missing_channel_is_named(raw):
     (raw / "imagesUn" / "scan0_0000.nii.gz").unlink()
     with pytest.raises(DatasetError, match="scan0_0001.nii.gz: a channel before it is missing"):
