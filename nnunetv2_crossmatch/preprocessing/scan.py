@@ -1,6 +1,5 @@
 """One scan: read and checked, and if it is unlabelled then taken through nnU-Net's own preprocessor."""
 
-import errno
 import hashlib
 import os
 import shutil
@@ -13,11 +12,10 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_crossmatch.preprocessing.files import INCOMING, check_writable
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, source_stamp
 
 PERCENTILES = (1, 25, 50, 75, 99)
-INCOMING = ".incoming_"  # prefix of the folders in which cases are written before they are moved into place
-_DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 class BadScan(ValueError):
@@ -75,9 +73,7 @@ def preprocess_scan(
     except (BadScan, MemoryError):
         raise
     except Exception as e:
-        # a compressor reports a full disk in words of its own
-        if getattr(e, "errno", None) in _DISK_FULL or shutil.disk_usage(folder).free < 1 << 20:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from e
+        check_writable(folder)
         if isinstance(e, OSError):  # the scan was read and checked: the output is the trouble
             raise
         raise BadScan(f"{', '.join(map(str, files))} cannot be preprocessed ({_short(e)}). {_REPLACE}") from e
