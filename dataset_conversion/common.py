@@ -16,12 +16,12 @@ from typing import TypeVar
 import h5py
 import numpy as np
 import SimpleITK as sitk
-from filelock import FileLock
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
+from nnunetv2_crossmatch.preprocessing.files import check_writable, locked
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, ensure_splits, known_patients
 
@@ -102,8 +102,7 @@ def new_dataset(dataset_id: int, name: str) -> Iterator[Path]:
     """
     folder = Path(nnUNet_raw) / f"Dataset{dataset_id:03d}_{name}"
     unfinished = folder / ".unfinished"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):  # a second process waits, and then the id is taken
+    with locked(folder.with_name(f".{folder.name}.lock")):  # a second process waits, and then the id is taken
         if unfinished.exists():  # of a run that was killed
             shutil.rmtree(folder)
         if len(taken := find_candidate_datasets(dataset_id)):
@@ -115,6 +114,7 @@ def new_dataset(dataset_id: int, name: str) -> Iterator[Path]:
         unfinished.touch()
         try:
             yield folder
+            check_writable(folder)  # SimpleITK truncates a NIfTI file on a full disk without a word
         except BaseException:
             shutil.rmtree(folder)
             raise

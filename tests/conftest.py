@@ -2,10 +2,12 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +132,14 @@ def dataset(planned: Path, tmp_path: Path, monkeypatch) -> Path:
     shutil.copytree(planned, base)
     use_folders(base, monkeypatch.setenv)
     return base
+
+
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """As on a full disk, which not everyone may mount: no file can be larger."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -6,7 +6,7 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.preprocessing.content import LABELED, UNLABELED, Content, read_content, update_content
-from nnunetv2_crossmatch.preprocessing.files import write_json
+from nnunetv2_crossmatch.preprocessing.files import locked, write_json
 from nnunetv2_crossmatch.preprocessing.leaks import find_leaks
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.outliers import find_outliers
@@ -79,7 +79,8 @@ def check_dataset(
 
 def accept_leaks(preprocessed_folder: Path, leaks: list[str]) -> None:
     """From now on these are warnings; others, found later, are errors."""
-    write_json(sorted({*leaks, *_accepted(preprocessed_folder)}), preprocessed_folder / ACCEPTED)
+    with locked(preprocessed_folder / f".{ACCEPTED}.lock"):
+        write_json(sorted({*leaks, *_accepted(preprocessed_folder)}), preprocessed_folder / ACCEPTED)
 
 
 def _accepted(preprocessed_folder: Path) -> set[str]:

@@ -5,11 +5,10 @@ from io import StringIO
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from filelock import FileLock
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-from nnunetv2_crossmatch.preprocessing.files import write_json
+from nnunetv2_crossmatch.preprocessing.files import locked, write_json
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError, labeled_and_held_out, survey_unlabeled, why_unusable
 from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, is_current, source_stamp
 from nnunetv2_crossmatch.preprocessing.scan import BadScan, describe, read_scan
@@ -50,8 +49,7 @@ def update_content(
         parts[UNLABELED] = unlabeled
     content, unseen, problems = _known(parts, seen)
     if unseen:
-        preprocessed_folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(preprocessed_folder / f".{FILE}.lock"):  # a second process waits and finds all done
+        with locked(preprocessed_folder / f".{FILE}.lock"):  # a second process waits and finds all done
             seen = _seen(preprocessed_folder)
             content, unseen, problems = _known(parts, seen)
             reader = _reader(dataset_json, next(iter(parts[LABELED].values()), None))

@@ -1,6 +1,5 @@
 """One scan: read and checked, and if it is unlabelled then taken through nnU-Net's own preprocessor."""
 
-import errno
 import hashlib
 import math
 import os
@@ -16,12 +15,11 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunetv2_crossmatch.preprocessing.files import INCOMING, check_writable
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, source_stamp
 from nnunetv2_crossmatch.preprocessing.scan_file import REPLACE, BadScan, check_file, check_spacing
 
 PERCENTILES = (1, 25, 50, 75, 99)
-INCOMING = ".incoming_"  # prefix of the folders in which cases are written before they are moved into place
-_DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 class _Unchanged(Exception):
@@ -76,9 +74,7 @@ def preprocess_scan(
     except (BadScan, MemoryError):
         raise
     except Exception as e:
-        # a compressor reports a full disk in words of its own
-        if getattr(e, "errno", None) in _DISK_FULL or shutil.disk_usage(folder).free < 1 << 20:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from e
+        check_writable(folder)
         if isinstance(e, OSError):  # the scan was read and checked: the output is the trouble
             raise
         raise BadScan(f"{', '.join(map(str, files))} cannot be preprocessed ({_short(e)}). {REPLACE}") from e

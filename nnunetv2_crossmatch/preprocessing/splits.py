@@ -7,7 +7,7 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from nnunetv2_crossmatch.preprocessing.files import write_json
+from nnunetv2_crossmatch.preprocessing.files import locked, write_json
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 
 PATIENTS = "patients.json"  # in the raw dataset folder: {case id: patient}
@@ -55,7 +55,9 @@ def ensure_splits(preprocessed_folder: Path, cases: list[str], patients: dict[st
         {part: [case for patient in split[part] for case in by_patient[patient]] for part in ("train", "val")}
         for split in splits
     ]
-    write_json(expanded, preprocessed_folder / SPLITS)
+    with locked(preprocessed_folder / f".{SPLITS}.lock"):  # a second process must not replace what the first reads
+        if not (preprocessed_folder / SPLITS).exists():
+            write_json(expanded, preprocessed_folder / SPLITS)
 
 
 def validation_patients(preprocessed_folder: Path, fold: int | str, patients: dict[str, str]) -> set[str]:

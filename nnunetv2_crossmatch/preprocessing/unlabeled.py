@@ -1,17 +1,16 @@
 """Unlabelled cases through nnU-Net's own preprocessor, with the plans of the labelled ones."""
 
-import shutil
 import time
 from contextlib import closing
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from filelock import FileLock
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunetv2_crossmatch.preprocessing.files import locked, remove_leftovers
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError, survey_unlabeled
-from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, Manifest, plans_stamp
-from nnunetv2_crossmatch.preprocessing.scan import INCOMING, BadScan, preprocess_scan
+from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, Manifest, is_current, plans_stamp
+from nnunetv2_crossmatch.preprocessing.scan import BadScan, preprocess_scan
 from nnunetv2_crossmatch.preprocessing.workers import run_in_workers
 
 _SECONDS_BETWEEN_MANIFESTS = 10  # what a kill costs at most
@@ -105,28 +104,29 @@ def _bring_up_to_date(
 
     if is_done(manifest):  # no lock: the folder may be read-only
         return list(listed)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with locked(folder / ".lock"):
         manifest = Manifest.read(folder)
         if not is_done(manifest):
-            for leftover in folder.glob(INCOMING + "*"):
-                shutil.rmtree(leftover)
+            remove_leftovers(folder)
             # what is listed wrongly may have been right before
             unlisted = set() if problems else manifest.cases.keys() - listed.keys()
             for case in unlisted:
                 for suffix in ARRAY_SUFFIXES:
                     (folder / (case + suffix)).unlink(missing_ok=True)
             kept = manifest.cases.items() if manifest.plans == stamp else []
-            cases = {case: entry for case, entry in kept if case not in unlisted}
+            known = {case: entry for case, entry in kept if case not in unlisted and manifest.is_whole(case)}
+            # a case of which a kill leaves some files new and some old must not be among them
+            cases = {case: e for case, e in known.items() if case not in listed or is_current(e, listed[case])}
             manifest = Manifest(folder, plans=stamp, complete=False, cases=cases)
             manifest.write()
-            _preprocess_stale(listed, problems, manifest, plans, configuration_name, dataset_json, num_processes)
+            _preprocess_stale(listed, problems, known, manifest, plans, configuration_name, dataset_json, num_processes)
     return list(listed)
 
 
 def _preprocess_stale(
     listed: dict[str, list[Path]],
     problems: list[str],
+    known: dict[str, dict],
     manifest: Manifest,
     plans: PlansManager,
     configuration_name: str,
@@ -134,13 +134,10 @@ def _preprocess_stale(
     num_processes: int,
 ) -> None:
     jobs = {
-        case: (
-            files, manifest.folder / case, plans.plans, configuration_name, dataset_json,
-            manifest.cases[case] if manifest.is_whole(case) else None,
-        )
+        case: (files, manifest.folder / case, plans.plans, configuration_name, dataset_json, known.get(case))
         for case, files in listed.items()
-        if not manifest.is_current(case, files)
-    }  # fmt: skip
+        if case not in manifest.cases
+    }
     problems = list(problems)
     written = time.monotonic()
     try:
@@ -150,7 +147,6 @@ def _preprocess_stale(
                 try:
                     manifest.cases[case] = future.result()
                 except BadScan as e:
-                    manifest.cases.pop(case, None)
                     problems.append(str(e))
                 if time.monotonic() - written > _SECONDS_BETWEEN_MANIFESTS:
                     manifest.write()

@@ -1,7 +1,6 @@
 """A fold's trained model labels the unlabelled scans, where it is sure."""
 
 import os
-import shutil
 import sys
 import tempfile
 from collections import deque
@@ -15,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from filelock import FileLock
 from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.file_path_utilities import get_output_folder
@@ -24,9 +22,9 @@ from tqdm import tqdm
 
 from nnunetv2_crossmatch.data.loading import UnlabeledDataset
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
+from nnunetv2_crossmatch.preprocessing.files import INCOMING, check_writable, locked, remove_leftovers
 from nnunetv2_crossmatch.preprocessing.listing import are_absent, labeled_scans, list_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest, plans_stamp
-from nnunetv2_crossmatch.preprocessing.scan import INCOMING
 from nnunetv2_crossmatch.preprocessing.splits import (
     SPLITS,
     ensure_splits,
@@ -137,8 +135,7 @@ def write_pseudo_labels(
         # scans that were preprocessed elsewhere need not be here
         used = {case: files.get(case, []) for case in without_patients(cases, patients, held_out[fold])}
         written = Written(folder, held_out=sorted(set(cases) - used.keys()), warnings=warnings[fold])
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
+        with locked(folder / ".lock"):
             _label_fold(
                 Record.read(folder), origin, used, images, model_folder, device, num_processes, overwrite, written
             )
@@ -203,8 +200,7 @@ def _label_fold(
     overwrite: bool,
     written: Written,
 ) -> None:
-    for leftover in record.folder.glob(INCOMING + "*"):
-        shutil.rmtree(leftover)
+    remove_leftovers(record.folder)
     ending = load_json(str(model_folder / "dataset.json"))["file_ending"]
     for case in files:
         file = record.folder / (case + ending)
@@ -301,6 +297,7 @@ def _export(
     (incoming / case).mkdir()
     file = incoming / case / (case + dataset_json["file_ending"])
     reader.write_seg(label, str(file), properties)
+    check_writable(incoming)  # SimpleITK truncates a NIfTI file on a full disk without a word
     # a scan that was preprocessed elsewhere and is not here has no grey values to show
     image = label * 0 if are_absent(image_files) else reader.read_images([str(f) for f in image_files])[0][0]
     percent = ", ".join(f"{c}: {'-' if share is None else f'{share:.0%}'}" for c, share in shares.items())

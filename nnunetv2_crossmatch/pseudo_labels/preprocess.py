@@ -1,7 +1,6 @@
 """Pseudo-labels through the steps of nnU-Net's preprocessor, beside the images that are preprocessed already."""
 
 import os
-import shutil
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -9,15 +8,13 @@ from pathlib import Path
 import numpy as np
 from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice
 from batchgenerators.utilities.file_and_folder_operations import load_json, write_pickle
-from filelock import FileLock
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.data.loading import UnlabeledDataset
-from nnunetv2_crossmatch.preprocessing.files import write_json
+from nnunetv2_crossmatch.preprocessing.files import INCOMING, check_writable, locked, remove_leftovers, write_json
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, plans_stamp
-from nnunetv2_crossmatch.preprocessing.scan import INCOMING
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.preprocessing.workers import run_in_workers
@@ -184,10 +181,8 @@ def _bring_up_to_date(
 ) -> None:
     if _preprocessed(target, stamp) == entries:  # no lock: the folder may be read-only
         return
-    target.mkdir(parents=True, exist_ok=True)
-    with FileLock(target / ".lock"):
-        for leftover in target.glob(INCOMING + "*"):
-            shutil.rmtree(leftover)
+    with locked(target / ".lock"):
+        remove_leftovers(target)
         there = _preprocessed(target, stamp)
         done = {case for case, entry in entries.items() if there.get(case) == entry}
 
@@ -260,8 +255,12 @@ def preprocess_pseudo_label(
     blocks, chunks = comp_blosc2_params(seg.shape, tuple(configuration.patch_size), seg.itemsize)
     with tempfile.TemporaryDirectory(prefix=INCOMING, dir=target) as incoming:
         temporary = str(Path(incoming) / case)
-        nnUNetDatasetBlosc2.save_seg(np.ascontiguousarray(seg), temporary + "_seg", chunks, blocks)
-        write_pickle(properties, temporary + ".pkl")
+        try:
+            nnUNetDatasetBlosc2.save_seg(np.ascontiguousarray(seg), temporary + "_seg", chunks, blocks)
+            write_pickle(properties, temporary + ".pkl")
+        except Exception:
+            check_writable(target)
+            raise
         for suffix in _SUFFIXES:
             os.replace(temporary + suffix, target / (case + suffix))
 

@@ -1,11 +1,9 @@
 """The one place where nnU-Net and a method meet."""
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
-from os.path import join
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from nnunetv2_crossmatch.data.loading import Augmenter, UnlabeledDataset, augmen
 from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.distributed import average_gradients
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
+from nnunetv2_crossmatch.preprocessing.files import write_json
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.trainers.checkpoints import CheckpointError
 from nnunetv2_crossmatch.trainers.curves import EpochRatios, log_curves, plot_curves
@@ -89,8 +88,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         self._unlabeled_cases = self._prepare_unlabeled()  # under DDP the first process works, the others wait
         super().on_train_start()
         if self.local_rank == 0:
-            with open(join(self.output_folder, "method.json"), "w") as f:
-                json.dump({"method": type(self.method).__name__, **asdict(self.method.constants)}, f, indent=2)
+            constants = {"method": type(self.method).__name__, **asdict(self.method.constants)}
+            write_json(constants, Path(self.output_folder) / "method.json")
 
     def get_dataloaders(self):
         workers = get_allowed_n_proc_DA()

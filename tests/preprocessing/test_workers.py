@@ -4,6 +4,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from nnunetv2_crossmatch.preprocessing.workers import run_in_workers
+
 PROGRAM = """
 import os
 from nnunetv2_crossmatch.preprocessing.workers import open_pool
@@ -26,6 +30,11 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     while _is_alive(worker) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not _is_alive(worker)
+
+
+def test_a_killed_worker_is_an_error_that_says_what_to_do():
+    with pytest.raises(RuntimeError, match="lack of memory. Use fewer"):
+        list(run_in_workers(os._exit, {0: (1,), 1: (1,)}, 2, ""))
 
 
 def _is_alive(pid: int) -> bool:

@@ -13,6 +13,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.pseudo_labels import predict
 from nnunetv2_crossmatch.pseudo_labels.record import Origin
+from tests.conftest import small_files
 
 CASES = [f"scan{i}" for i in range(4)]
 
@@ -269,3 +270,12 @@ def test_a_killed_worker_is_explained(place, monkeypatch):
     monkeypatch.setattr(predict, "_export", die)
     with pytest.raises(RuntimeError, match="Use fewer"):
         place.write((1,), num_processes=2)
+
+
+def test_a_full_disk_is_named_and_no_truncated_label_is_kept(place):
+    """SimpleITK writes a truncated file without a word."""
+    shutil.rmtree(place.labels)
+    with small_files(500), pytest.raises(OSError, match=f"File too large: '{place.labels}"):
+        place.write()
+    assert {f.name for f in (place.labels / "fold_0").iterdir()} <= {".lock", "pictures"}
+    assert sorted(place.write()[0].predicted) == [f"scan{i}" for i in range(4)]

@@ -15,6 +15,7 @@ from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 from nnunetv2_crossmatch.pseudo_labels.confidence import with_ignore_label
 from nnunetv2_crossmatch.pseudo_labels.preprocess import preprocess_pseudo_label, pseudo_labels_for_training
 from nnunetv2_crossmatch.pseudo_labels.record import image_stamp
+from tests.conftest import small_files
 
 CASES = [f"scan{i}" for i in range(4)]
 
@@ -226,3 +227,11 @@ def test_a_correction_saved_in_another_orientation_is_refused(place, reader):
     sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(file), "RAS"), file)
     with pytest.raises(DatasetError, match="scan0.nii.gz has another origin or orientation than its scan"):
         prepare(place, plans=manager)
+
+
+def test_a_full_disk_is_named_and_no_label_is_blamed(place):
+    with small_files(400), pytest.raises(OSError, match="File too large: .*_pseudo"):
+        prepare(place)
+    target = place.preprocessed / "nnUNetPlans_3d_fullres_pseudo" / place.labels.name / "fold_0"
+    assert not list(target.glob("*scan*")) and not list(target.glob(".incoming*"))
+    assert len(times(prepare(place))) == 8

@@ -128,8 +128,8 @@ def test_with_all_weights_0_a_step_is_the_supervised_one(make_trainer, configura
 
 
 ASKING = {  # for a value, or for a number of rows
-    "cpu", "numpy", "tolist", "item", "__bool__", "__int__", "__float__", "__index__", "__contains__", "equal", "allclose",
-    "nonzero", "argwhere", "masked_select", "unique", "bincount", "repeat_interleave",
+    "cpu", "numpy", "tolist", "item", "__bool__", "__int__", "__float__", "__index__", "__contains__", "equal",
+    "allclose", "nonzero", "argwhere", "masked_select", "unique", "bincount", "repeat_interleave",
 }  # fmt: skip
 ALLOWED = {
     "mixing.draw": "drawn on the CPU",
