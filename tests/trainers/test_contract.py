@@ -14,7 +14,7 @@ from nnunetv2.run.run_training import run_training_entry
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from nnunetv2_crossmatch.methods import SUPERVISED
 from nnunetv2_crossmatch.networks.ema import EMATeacher
@@ -140,7 +140,7 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
-        masks = [t for t in tree_leaves(args[1:2]) if torch.is_tensor(t) and t.dtype == torch.bool]
+        masks = [t for t in tree_flatten(args[1:2])[0] if torch.is_tensor(t) and t.dtype == torch.bool]
         if name in ASKING or (name.startswith("index") and masks):
             frame = [f for f in traceback.extract_stack() if "nnunetv2_crossmatch/" in f.filename][-1]
             self.functions.add(f"{Path(frame.filename).stem}.{frame.name}")
