@@ -146,8 +146,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         else:
             not_averaged = parameters + self._own_parameters
         average_gradients(not_averaged)
-        counted = {**{name: 0.0 for name, weight in weights.items() if weight}, **values}  # 0: not drawn in this step
-        ratios |= {f"loss_{name}": (value, 1) for name, value in counted.items()}
+        drawn_or_not = [*values, *(name for name, weight in weights.items() if weight and name not in values)]
+        ratios |= {f"loss_{name}": (values.get(name, 0.0), 1) for name in drawn_or_not}
 
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)

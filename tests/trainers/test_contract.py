@@ -14,7 +14,7 @@ from nnunetv2.run.run_training import run_training_entry
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from nnunetv2_crossmatch.methods import SUPERVISED
 from nnunetv2_crossmatch.networks.ema import EMATeacher
@@ -148,7 +148,7 @@ class Waits(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
-        indices = tree_leaves(args[1:2]) if name in ("__getitem__", "__setitem__") else []
+        indices = tree_flatten(args[1:2])[0] if name in ("__getitem__", "__setitem__") else []
         by_mask = any(torch.is_tensor(index) and index.dtype == torch.bool for index in indices)
         ours = [f for f in traceback.extract_stack() if "nnunetv2_crossmatch/" in f.filename]
         if ours and (name in ASKING or by_mask):

@@ -87,3 +87,13 @@ def test_without_this_package_the_registration_that_is_left_hides_no_stock_train
         "find('nnUNetTrainer_5epochs')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_ours_are_found_where_timm_cannot_be_imported():
+    """As with a CPU build of torch and a torchvision for CUDA; nnU-Net's look-up stops at its Primus trainers then."""
+    code = (
+        "import sys; sys.modules['timm'] = None\n"
+        "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
+        "find('nnUNetTrainerCrossMatch_smoke')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
