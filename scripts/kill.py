@@ -51,7 +51,13 @@ def epochs(results: Path) -> dict[str, int]:
 def kill_often(arguments: argparse.Namespace, results: Path) -> dict[str, int]:
     """Counts of what happened."""
     draw = random.Random(arguments.seed)
-    counts = {"kills": 0, "while a checkpoint was written": 0, "trainings that reached their end": 0, "failures": 0}
+    counts = {
+        "kills": 0,
+        "while a checkpoint was written": 0,
+        "lives that went on from a checkpoint": 0,
+        "trainings that reached their end": 0,
+        "failures": 0,
+    }
     reached = 0
     while counts["kills"] < arguments.kills:
         life = multiprocessing.get_context("fork").Process(target=train, args=(arguments, results))
@@ -66,6 +72,7 @@ def kill_often(arguments: argparse.Namespace, results: Path) -> dict[str, int]:
             now = max(epochs(results).values(), default=0)
             if now < reached:
                 raise CheckpointError(f"went back from epoch {reached} to {now}")
+            counts["lives that went on from a checkpoint"] += 0 < reached < now
             if not killed and life.exitcode != 0:
                 raise CheckpointError(f"could not go on after epoch {now}, see the log in {results}")
         except CheckpointError as e:

@@ -50,7 +50,7 @@ def _check_flock(file: Path) -> None:
     """FileLock would wait for ever, or take the mere file for a lock, which a killed process leaves behind."""
     import fcntl  # Windows has none
 
-    with open(file, "a") as stream:
+    with open(file, "a+") as stream:  # NFS grants a shared lock to who may read
         try:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -147,7 +147,7 @@ def _hash_in_any_order(data: np.ndarray) -> str:
 
 _LARGEST = 1e12  # float32 sums of the squares of larger values are infinite
 _SMALLEST = float(np.finfo(np.float32).tiny)
-_MOST_VOXELS = 1 << 31
+_MOST_VOXELS = 1 << 34  # 64 GB
 
 
 def _short(e: Exception) -> str:
@@ -203,5 +203,6 @@ def _check_resampling(
     if np.round(extents).min() < 1 or extents.prod() > max(_MOST_VOXELS, 10 * math.prod(shape)):
         raise BadScan(
             f"{', '.join(map(str, files))}: {'x'.join(map(str, shape))} voxels of {' x '.join(map(str, spacing))} mm "
-            f"cannot be resampled to the plans' spacing. Correct its spacing or remove the case."
+            f"would be resampled to {'x'.join(f'{extent:.0f}' for extent in extents)} by the plans "
+            f"({' x '.join(map(str, configuration.spacing))} mm). Correct its spacing or remove the case."
         )

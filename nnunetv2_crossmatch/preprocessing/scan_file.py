@@ -1,8 +1,8 @@
 """What the file of a scan says of itself, checked before anything is allocated for its voxels."""
 
-import gzip
 import math
 import re
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,8 +15,9 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 REPLACE = "Replace the file or remove the case."
-_MOST_PER_BYTE = 1032  # deflate, the compression of gzip, PNG, NRRD and TIFF, makes no more bytes of one
-_SPACINGS = (1e-5, 1e5)  # mm, from beyond electron microscopy to nnU-Net's 999 times the spacing of a 2D image
+_MOST_PER_BYTE = 1032  # deflate, the compression of gzip, PNG, NRRD and mostly of TIFF, makes no more bytes of one
+_HARMLESS = 1 << 30  # voxels; other compressions of a nearly empty scan make more
+_SPACINGS = (1e-9, 1e9)  # mm, or whatever a TIFF is said to be measured in
 
 
 class BadScan(ValueError):
@@ -32,7 +33,7 @@ def check_file(file: Path, reader: BaseReaderWriter) -> None:
         shape, has_numbers = _nifti(file)
     elif file.name.lower().endswith((".tif", ".tiff")):
         with tifffile.TiffFile(file) as tif:
-            shape, has_numbers = tif.series[0].shape, tif.series[0].dtype.kind in "iuf"
+            shape, has_numbers = tif.series[0].shape, tif.series[0].dtype.kind in "biuf"
     elif isinstance(reader, SimpleITKIO):
         shape, has_numbers = _simpleitk(file)
     else:
@@ -41,7 +42,7 @@ def check_file(file: Path, reader: BaseReaderWriter) -> None:
         raise BadScan(f"{file}: complex numbers, colours or vectors. Save it with one number per voxel.")
     if any(extent <= 0 for extent in shape) or not shape:
         raise BadScan(f"{file} has no voxel (extents {'x'.join(map(str, shape))}). {REPLACE}")
-    if math.prod(shape) > _MOST_PER_BYTE * size:
+    if math.prod(shape) > max(_MOST_PER_BYTE * size, _HARMLESS):
         raise BadScan(f"{file} claims {'x'.join(map(str, shape))} voxels in {size} bytes. {REPLACE}")
 
 
@@ -49,7 +50,7 @@ def check_spacing(spacing: Iterable[float], named: str) -> None:
     """Raises BadScan: not numbers, or not of this world; resampling by it would fill the memory."""
     values = list(spacing)
     if not all(isinstance(s, int | float | np.number) and _SPACINGS[0] <= s <= _SPACINGS[1] for s in values):
-        raise BadScan(f"{named}: spacing {' x '.join(map(str, values))} mm. Correct it or remove the case.")
+        raise BadScan(f"{named}: spacing {' x '.join(map(str, values))}. Correct it or remove the case.")
 
 
 def _nifti(file: Path) -> tuple[tuple[int, ...], bool]:
@@ -59,13 +60,23 @@ def _nifti(file: Path) -> tuple[tuple[int, ...], bool]:
     if bytes(header["magic"].item()).rstrip(b"\0") != header.single_magic.rstrip(b"\0"):
         raise _voxels_elsewhere(file)
     dimensions = int(header["dim"][0])
-    check_spacing(header["pixdim"][1 : 1 + min(dimensions, 3)], str(file))
-    if file.name.lower().endswith(".gz"):
-        with gzip.open(file) as unzipped:  # to its end, where the checksum is; no reader goes that far
-            while unzipped.read(1 << 20):
-                pass
     shape = tuple(int(extent) for extent in header["dim"][1 : 1 + dimensions])
+    # of a single slice's thickness nothing depends
+    check_spacing([s for s, extent in zip(header["pixdim"][1:4], shape, strict=False) if extent > 1], str(file))
+    if file.name.lower().endswith(".gz"):
+        _check_to_the_end(file)
     return shape, image.get_data_dtype().kind in "iuf" and set(shape[4:]) <= {1}  # the fifth holds vectors
+
+
+def _check_to_the_end(file: Path) -> None:
+    """Where gzip's checksum is; no reader goes that far."""
+    stream = zlib.decompressobj(wbits=31)
+    with file.open("rb") as zipped:
+        while not stream.eof:
+            piece = zipped.read(1 << 16)
+            if not piece:
+                raise EOFError("the file ends too early")
+            stream.decompress(piece)
 
 
 def _simpleitk(file: Path) -> tuple[tuple[int, ...], bool]:
@@ -74,7 +85,7 @@ def _simpleitk(file: Path) -> tuple[tuple[int, ...], bool]:
     header = sitk.ImageFileReader()
     header.SetFileName(str(file))
     header.ReadImageInformation()
-    check_spacing(header.GetSpacing(), str(file))
+    check_spacing(header.GetSpacing()[:3], str(file))
     direction = np.reshape(header.GetDirection(), (header.GetDimension(), -1))
     if not np.allclose(direction @ direction.T, np.eye(len(direction)), atol=1e-2):
         raise BadScan(f"{file}: its axes are not orthonormal. Resample it or remove the case.")

@@ -44,6 +44,8 @@ def unlabeled_cases_for_training(
     listed, problems = (
         (None, []) if raw_folder is None else survey_unlabeled(raw_folder, dataset_json, manifest.is_whole)
     )
+    if problems:  # before hours are spent; the command goes on with what can be used
+        raise DatasetError(problems)
     if listed is not None:
         return _bring_up_to_date(listed, problems, manifest, plans, configuration_name, dataset_json, num_processes)
     if not manifest.cases:

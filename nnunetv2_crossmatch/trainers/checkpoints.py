@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from zipfile import is_zipfile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -26,7 +26,10 @@ def complete_checkpoint(file: Path, ours: dict[str, Any], target: Path) -> None:
     """
     # weights_only: nnU-Net's own file of a moment ago holds NumPy scalars; what is written here does not any more
     content = torch.load(file, map_location="cpu", weights_only=False)
-    torch.save({**plain(content), OURS: {"format": FORMAT, **ours}}, file)
+    with open(file, "wb") as stream:
+        torch.save({**plain(content), OURS: {"format": FORMAT, **ours}}, stream)
+        stream.flush()
+        os.fsync(stream.fileno())  # or after a power failure the name may lead to nothing
     os.replace(file, target)
 
 
@@ -36,12 +39,17 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a truncated or damaged file, or one that this package has not written.
     """
-    if not is_zipfile(file):
-        raise CheckpointError(f"{file} is truncated or no checkpoint. {_alternative(file)}")
+    with open(file, "rb") as stream:
+        if not is_zipfile(stream):
+            raise CheckpointError(f"{file} is truncated or no checkpoint. {_alternative(file)}")
     try:
+        if broken := ZipFile(file).testzip():  # torch does not ask for the checksums
+            raise BadZipFile(broken)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError:  # what is not plain data: stock nnU-Net writes NumPy scalars
         content = {}
+    except (OSError, MemoryError):
+        raise
     except Exception as e:
         raise CheckpointError(f"{file} is damaged ({_first_line(e)}). {_alternative(file)}") from None
     ours = content.get(OURS) if isinstance(content, dict) else None
@@ -54,18 +62,16 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def _alternative(file: Path) -> str:
-    """The checkpoint to go on from instead, the furthest first."""
-    epochs = {}
-    for other in file.parent.glob("checkpoint_*.pth"):
-        if other != file and is_zipfile(other):
+    """What --c would take if the file were not there."""
+    for name in ("final", "latest", "best"):
+        other = file.with_name(f"checkpoint_{name}.pth")
+        if other != file and other.exists():
             try:
-                epochs[other] = read_checkpoint(other)["current_epoch"]
+                epoch = read_checkpoint(other)["current_epoch"]
             except CheckpointError:
-                continue
-    if not epochs:
-        return "Move it away and train anew; there is no other checkpoint beside it."
-    best = max(epochs, key=lambda other: epochs[other])
-    return f"Move it away; --c then goes on from {best.name}, after epoch {epochs[best]}."
+                return f"Move it away, and {other.name}, which cannot be used either."
+            return f"Move it away; --c then goes on from {other.name}, after epoch {epoch}."
+    return "Move it away and train anew; there is no other checkpoint beside it."
 
 
 def _first_line(error: Exception) -> str:
@@ -73,9 +79,11 @@ def _first_line(error: Exception) -> str:
 
 
 def plain(value: Any) -> Any:
-    """With Python's numbers instead of NumPy's, which can be read from a file without running code from it."""
+    """With Python's numbers instead of NumPy's and names of devices: what every torch reads without running code."""
     if type(value) is dict:
         return {key: plain(item) for key, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(map(plain, value))
+    if isinstance(value, torch.device):
+        return str(value)
     return value.item() if isinstance(value, np.generic) else value

@@ -164,7 +164,6 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             self.grad_scaler.update()
         elif finite:
             self.optimizer.step()
-        self.method.after_step(self._plain_network)
         self._ratios.add(ratios, self.device)
         # nnU-Net wants a number even where a stage has no supervised loss
         shown = (
@@ -173,6 +172,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             else torch.stack([weights[name] * value for name, value in values.items()]).sum()
         )
         shown, finite = torch.stack((shown, finite)).cpu().numpy()  # the one time that the host waits
+        if finite:
+            self.method.after_step(self._plain_network)
         self._count_skipped(bool(finite), shown)
         return {"loss": shown}
 
@@ -245,9 +246,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             foreground.pop("0", None)  # the background
             missing = [name for name, share in foreground.items() if not share > 0]  # nan: predicted nowhere
             if missing:
-                collapsed = "; the pseudo-labels are background alone" if len(missing) == len(foreground) else ""
+                collapsed = ", so the unlabelled scans teach no foreground" if len(missing) == len(foreground) else ""
                 self.print_to_log_file(
-                    f"warning: no unlabelled voxel counted as {' or '.join(missing)} in this epoch{collapsed}. "
+                    f"warning: no unlabelled voxel was confidently {' or '.join(missing)} in this epoch{collapsed}. "
                     "If that lasts, train with a longer warmup or a lower threshold."
                 )
 

@@ -76,6 +76,12 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
                     blur.benchmark = False  # it picks its algorithm by the clock
         return train, val
 
+    def on_train_start(self):
+        super().on_train_start()
+        if self.local_rank == 0:
+            for unfinished in Path(self.output_folder).glob("checkpoint_*.tmp"):  # of a process that was killed
+                unfinished.unlink()
+
     def on_epoch_start(self):
         super().on_epoch_start()
         for_python, for_numpy, for_torch = np.random.SeedSequence(

@@ -9,3 +9,4 @@ def test_a_training_killed_at_random_instants_loses_nothing(dataset):
     said = run("python", REPOSITORY / "scripts" / "kill.py", *line.split()).stdout
     counts = {what: int(count) for count, what in re.findall(r"(\d+) (.+)", said)}
     assert (counts["kills"], counts["failures"]) == (6, 0)
+    assert counts["lives that went on from a checkpoint"] > 0

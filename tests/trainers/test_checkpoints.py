@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import pickletools
 import shutil
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2_crossmatch.trainers import semi_supervised
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, read_checkpoint
 from tests.trainers.test_contract import EAGER, ONLINE, changed
+from tests.trainers.test_pseudo_label import write_labels
 from tests.trainers.test_semi_supervised import Smoke, SmokeEMA
 
 TIMES = ("epoch_start_timestamps", "epoch_end_timestamps")
@@ -106,6 +109,12 @@ def test_a_continued_run_ends_as_an_uninterrupted_one_to_the_bit(make_trainer, n
     assert_goes_on_as_if_nothing_had_happened(make_trainer, cls, [{"after": 2}])
 
 
+def test_so_does_one_on_pseudo_labels(dataset, make_trainer):
+    write_labels(dataset, "2d")
+    cls = recursive_find_trainer_class_by_name("nnUNetTrainerPseudoLabel_smoke")
+    assert_goes_on_as_if_nothing_had_happened(make_trainer, cls, [{"after": 2}], fold=0)
+
+
 def test_after_any_epoch_and_between_two_checkpoints(make_trainer):
     deaths = [
         {"after": 1},
@@ -152,8 +161,7 @@ def test_a_file_that_was_not_written_to_its_end_is_not_left_in_place(folder, mak
     def full_disk(content, file):
         save(content, file)
         if OURS in content:
-            with open(file, "r+b") as f:
-                f.truncate(1000)
+            file.truncate(1000)
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
@@ -170,16 +178,19 @@ def truncated(file: Path) -> None:
         f.truncate(file.stat().st_size // 2)
 
 
-def damaged(file: Path) -> None:
-    """As after a disk error: the archive's table is there, a tensor's bytes are not what they were."""
+def damaged(part: str, file: Path) -> None:
+    """As after a disk error: the archive's table is there, some of a part's bytes are not what they were."""
     with zipfile.ZipFile(file) as archive:
-        entry = next(i for i in archive.infolist() if i.filename.endswith("data.pkl"))
+        entry = next(i for i in archive.infolist() if i.filename.endswith(part))
     with open(file, "r+b") as f:
-        f.seek(entry.header_offset + 100)
-        f.write(b"\xff" * 200)
+        f.seek(entry.header_offset + len(entry.filename) + 150)
+        f.write(b"\xff" * 16)
 
 
-@pytest.mark.parametrize("harm", [truncated, damaged, lambda file: file.write_bytes(b"")])
+HARM = [truncated, partial(damaged, "data.pkl"), partial(damaged, "data/0"), lambda file: file.write_bytes(b"")]
+
+
+@pytest.mark.parametrize("harm", HARM)
 def test_a_broken_checkpoint_is_named_with_the_one_to_go_on_from(folder, make_trainer, harm):
     latest = folder / "checkpoint_latest.pth"
     harm(latest)
@@ -230,6 +241,17 @@ def test_other_constants_are_said_and_a_teacher_that_was_not_there_is_refused(fo
         maybe_load_checkpoint(make_trainer(changed(Smoke, ema_decay=0.9), "2d"), True, False)
 
 
-def test_a_checkpoint_is_plain_data(folder):
+def test_a_checkpoint_is_plain_data_that_every_torch_reads(folder):
     for file in folder.glob("checkpoint_*.pth"):
         assert torch.load(file, weights_only=True)["trainer_name"] == "Smoke"
+        with zipfile.ZipFile(file) as archive:
+            pickled = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+        named = {argument for code, argument, _ in pickletools.genops(pickled) if code.name == "GLOBAL"}
+        known = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
+        assert all(name in known or name.endswith("Storage") for name in named)
+
+
+def test_what_cannot_be_read_for_another_reason_is_not_called_damaged(folder, make_trainer, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output error"):
+        read_checkpoint(folder / "checkpoint_latest.pth")

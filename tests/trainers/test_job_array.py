@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
@@ -68,11 +69,12 @@ def test_eight_trainings_that_start_together_do_everything_once(dataset, make_tr
 def test_raw_and_preprocessed_folder_may_be_read_only(dataset, make_trainer):
     make_trainer("nnUNetTrainerCrossMatch_smoke", fold=0).on_train_start()
     folders = [dataset / "raw", dataset / "preprocessed"]
-    if os.geteuid() != 0 or subprocess.run(["mount", "--bind", *2 * folders[:1]]).returncode:
-        pytest.skip("mounting a folder read-only needs root")
-    subprocess.run(["mount", "--bind", *2 * folders[1:]], check=True)
+    mounted: list[Path] = []
     try:
         for folder in folders:
+            if os.geteuid() != 0 or subprocess.run(["mount", "--bind", folder, folder]).returncode:
+                pytest.skip("mounting a folder read-only needs root")
+            mounted.append(folder)
             subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
         with pytest.raises(OSError, match="Read-only"):
             (folders[1] / DATASET / "file").touch()
@@ -80,5 +82,5 @@ def test_raw_and_preprocessed_folder_may_be_read_only(dataset, make_trainer):
         trainer.on_train_start()
         trainer.train_step(next(trainer.dataloader_train))
     finally:
-        for folder in folders:
+        for folder in mounted:
             subprocess.run(["umount", folder], check=True)

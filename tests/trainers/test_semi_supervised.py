@@ -198,8 +198,8 @@ def test_classes_that_no_pseudo_label_has_are_named(make_trainer):
         return Path(trainer.log_file).read_text().splitlines()[-1]
 
     assert "warning" not in Path(trainer.log_file).read_text()
-    assert "counted as 2 in this epoch. If that lasts" in say([9.0, 1.0, 0.0])
-    assert "counted as 1 or 2 in this epoch; the pseudo-labels are background alone" in say([9.0, 0.0, 0.0])
+    assert "confidently 2 in this epoch. If that lasts" in say([9.0, 1.0, 0.0])
+    assert "confidently 1 or 2 in this epoch, so the unlabelled scans teach no foreground" in say([9.0, 0.0, 0.0])
 
 
 def edit_architecture(plans, configuration, **kwargs):
