@@ -41,10 +41,10 @@ def list_unlabeled(
 def survey_unlabeled(
     raw_folder: Path, dataset_json: dict, was_seen: Callable[[str], bool]
 ) -> tuple[dict[str, list[Path]] | None, list[str]]:
-    """:func:`list_unlabeled` of the cases that can be used, and what is wrong with the others.
+    """:func:`list_unlabeled` of the cases that can be used, perhaps none, and what is wrong with the others.
 
     Raises:
-        DatasetError: none can be used.
+        DatasetError: there is no list to read, or it is empty.
     """
     list_file, folder = raw_folder / "unlabeled.json", raw_folder / "imagesUn"
     if os.path.lexists(list_file):
@@ -77,11 +77,7 @@ def survey_unlabeled(
         if (why := why_unusable(file)) and not (was_seen(case) and are_absent(files))
     ]
     problems += _reused_files(source, _without(cases, problems), others)
-    usable = _without(cases, problems)
-    messages = [message for _, message in problems]
-    if not usable:
-        raise DatasetError(messages)
-    return dict(sorted(usable.items())), messages
+    return dict(sorted(_without(cases, problems).items())), [message for _, message in problems]
 
 
 def why_unusable(file: Path) -> str | None:
@@ -218,9 +214,10 @@ def _from_json(list_file: Path) -> tuple[dict[str, list[Path]], _Problems]:
     problems: _Problems = []
 
     def once(pairs: list[tuple[str, object]]) -> dict:
-        for key, times in Counter(key for key, _ in pairs).items():
-            if times > 1:
-                problems.append((key, f"{list_file}: {key!r} is there {times} times. Remove all but one."))
+        repeated = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
+        if "images" in repeated:
+            return {}  # an entry that cannot be used
+        problems.extend((key, f"{list_file}: {key!r} is there more than once. Remove all but one.") for key in repeated)
         return dict(pairs)
 
     if why := why_unusable(list_file):

@@ -106,6 +106,7 @@ def write_pseudo_labels(
     folds = (list(range(len(splits))) or ["all"]) if folds is None else folds
     held_out = {fold: validation_patients(preprocessed_folder, fold, patients) for fold in folds}
     model_folder = Path(get_output_folder(raw_folder.name, trainer, plans.plans_name, configuration_name))
+    # nnU-Net's predictor unpickles the checkpoint (weights_only=False), as with every model of its results folder
     _check_model(model_folder, folds, checkpoint, plans, configuration_name, dataset_json)
 
     validation = {fold: [] if fold == "all" else sorted(splits[int(fold)]["val"]) for fold in folds}

@@ -149,7 +149,8 @@ def test_problems_of_the_list_and_of_the_scans_are_one_report(place, capsys):
     place.entries |= {"number": 3, "path": {"images": "scan.nii.gz"}, "paths": {"images": ["x", None]}, "none": None}
     text = json.dumps(place.entries)
     (place.raw / "unlabeled.json").write_text(
-        f'{text[:-1]}, "twice": {{"images": ["p"]}}, "twice": {{"images": ["q"]}}}}'
+        f'{text[:-1]}, "twice": {{"images": ["p"]}}, "twice": {{"images": ["q"]}}, '
+        '"inside": {"images": ["p"], "images": ["q"]}}'
     )
     for command in (("check",), (*PREPROCESS, "3d_fullres")):
         report = "\n".join(complaints(capsys, *command))
@@ -157,10 +158,20 @@ def test_problems_of_the_list_and_of_the_scans_are_one_report(place, capsys):
             "the id 'a/b' cannot be", "'Scan' and 'scan' would have", "test0 is also in",
             "gone.nii.gz', which does not", "nan.nii.gz contains NaN", "entry 'number' is not",
             "entry 'path' is not", "entry 'paths' is not",
-            "entry 'none' is not", "'twice' is there 2 times",
+            "entry 'none' is not", "'twice' is there more than once", "entry 'inside' is not",
         ):  # fmt: skip
             assert said in report, (command, said)
     assert place.done() == ["good.nii.gz"]
+
+
+def test_labelled_scans_are_looked_at_although_no_unlabelled_one_can_be_used(place, capsys):
+    place.add("gone.nii.gz", lambda file: None)
+    labeled = place.raw / "imagesTr" / "case0_0000.nii.gz"
+    labeled.write_bytes(b"")
+    description = load_json(str(place.raw / "dataset.json"))
+    save_json({**description, "dataset": {"case0": {"images": [str(labeled)]}}}, str(place.raw / "dataset.json"))
+    report = "\n".join(complaints(capsys, "check"))
+    assert "gone.nii.gz', which does not" in report and "case0_0000.nii.gz is empty" in report
 
 
 @pytest.mark.parametrize(
