@@ -128,9 +128,10 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         # nnU-Net reads the file again, with weights_only=False; by then it is known to be plain data
         self.load_training_state(read_checkpoint(Path(filename_or_checkpoint))[OURS])
         super().load_checkpoint(filename_or_checkpoint)
-        score = self.logger.get_value("ema_fg_dice", step=-1)
-        if self._best_ema is None or score > self._best_ema:  # nnU-Net writes checkpoint_latest before it compares
-            self._best_ema = score
+        scores = self.logger.get_value("ema_fg_dice", step=None)
+        # nnU-Net writes checkpoint_latest before it compares
+        if scores and (self._best_ema is None or scores[-1] > self._best_ema):
+            self._best_ema = scores[-1]
             self.current_epoch -= 1  # nnU-Net saves the next one's number
             self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
             self.current_epoch += 1

@@ -79,7 +79,7 @@ def test_a_case_that_was_half_replaced_is_never_taken_for_whole(place, done, ren
     files = {case: {"images": [f"imagesUn/{case}_0000.nii.gz"]} for case in CASES}
     (place.raw / "unlabeled.json").write_text(json.dumps(files))
     file.unlink()
-    with pytest.raises(DatasetError, match="scan1 names .* which does not exist"):
+    with pytest.raises(DatasetError, match="'scan1' names .* which does not exist"):
         place.for_training()
     (place.raw / "unlabeled.json").unlink()
     shutil.move(place.raw / "old", file)

@@ -71,7 +71,8 @@ def test_steps_stay_near_the_floor_and_within_their_limits(plans, configuration,
     assert action["peak_bytes"] - action["step_bytes"] > 3 * weights, "the teacher, heads and banks too"
     e, d = stock["encoder_flops"], stock["decoder_flops"]
     assert crossmatch["flops"] / stock["flops"] <= 1.02 * (12 * e + 22 * d) / (3 * e + 3 * d)
-    assert crossmatch["peak_bytes"] / stock["peak_bytes"] <= 1.2
+    # in 2D the gradients, which live from the first stream to the last, are most of so small a batch
+    assert crossmatch["peak_bytes"] / stock["peak_bytes"] <= (1.2 if configuration == "3d_fullres" else 1.25)
     assert crossmatch["step_bytes"] / stock["step_bytes"] <= 1.3
     if configuration == "3d_fullres":  # in 2D the contrast's 512 channels weigh more than so small a network
         assert action["flops"] / stock["flops"] <= 2.6
