@@ -39,21 +39,11 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a truncated or damaged file, or one that this package has not written.
     """
-    with open(file, "rb") as stream:
-        if not is_zipfile(stream):
-            raise CheckpointError(f"{file} is truncated or no checkpoint. {_alternative(file)}")
     try:
-        if broken := ZipFile(file).testzip():  # torch does not ask for the checksums
-            raise BadZipFile(broken)
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except UnpicklingError:  # what is not plain data: stock nnU-Net writes NumPy scalars
-        content = {}
-    except (OSError, MemoryError):
-        raise
-    except Exception as e:
-        raise CheckpointError(f"{file} is damaged ({_first_line(e)}). {_alternative(file)}") from None
-    ours = content.get(OURS) if isinstance(content, dict) else None
-    if not isinstance(ours, dict) or ours.get("format") != FORMAT:
+        content = _load(file)
+    except ValueError as e:
+        raise CheckpointError(f"{file} {e}. {_alternative(file)}") from None
+    if not _is_ours(content):
         raise CheckpointError(
             f"{file} is of another trainer (stock nnU-Net's, say) or of another version of this package. Continue it "
             "with what wrote it, or move it away and train anew; -pretrained_weights takes its weights."
@@ -61,21 +51,44 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     return content
 
 
+def _load(file: Path) -> Any:
+    """Its content, nothing if that is not plain data. Raises ValueError: why there is none."""
+    with open(file, "rb") as stream:
+        if not is_zipfile(stream):
+            raise ValueError("is truncated or no checkpoint")
+    try:
+        with ZipFile(file) as archive:
+            if broken := archive.testzip():  # torch does not ask for the checksums
+                raise BadZipFile(broken)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except UnpicklingError:  # stock nnU-Net writes NumPy scalars
+        return None
+    except (OSError, MemoryError):
+        raise
+    except Exception as e:
+        reason = str(e).partition("\n")[0]
+        raise ValueError(f"is damaged ({reason})") from None
+
+
+def _is_ours(content: Any) -> bool:
+    ours = content.get(OURS) if isinstance(content, dict) else None
+    return isinstance(ours, dict) and ours.get("format") == FORMAT
+
+
 def _alternative(file: Path) -> str:
     """What --c would take if the file were not there."""
     for name in ("final", "latest", "best"):
         other = file.with_name(f"checkpoint_{name}.pth")
-        if other != file and other.exists():
-            try:
-                epoch = read_checkpoint(other)["current_epoch"]
-            except CheckpointError:
-                return f"Move it away, and {other.name}, which cannot be used either."
-            return f"Move it away; --c then goes on from {other.name}, after epoch {epoch}."
+        if other == file or not other.exists():
+            continue
+        try:
+            content = _load(other)
+        except ValueError:
+            content = None
+        if not _is_ours(content):
+            return f"Move it away, and {other.name}, which cannot be used either."
+        return f"Move it away; --c then goes on from {other.name}, after epoch {content['current_epoch']}."
     return "Move it away and train anew; there is no other checkpoint beside it."
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def plain(value: Any) -> Any:

@@ -207,6 +207,13 @@ def test_without_another_checkpoint_the_fix_is_to_train_anew(folder, make_traine
         train(make_trainer, Smoke, go_on=True)
 
 
+def test_two_broken_checkpoints_are_both_named(folder, make_trainer):
+    for name in ("latest", "best"):
+        truncated(folder / f"checkpoint_{name}.pth")
+    with pytest.raises(CheckpointError, match=r"latest.pth is truncated.*and checkpoint_best.pth, which cannot"):
+        train(make_trainer, Smoke, go_on=True)
+
+
 def stock(folder: Path, make_trainer) -> None:
     trainer = make_trainer(nnUNetTrainer, "2d")
     trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, 1, 1
