@@ -18,10 +18,12 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.run.run_training import maybe_load_checkpoint
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from torch import device
 
+from nnunetv2_crossmatch.trainers import semi_supervised
 from nnunetv2_crossmatch.trainers.checkpoints import CheckpointError, read_checkpoint
 
 
@@ -36,6 +38,7 @@ def train(arguments: argparse.Namespace, results: Path) -> None:
     trainer.num_epochs, trainer.save_every = 8, 1
     trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 4, 1
     maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
+    MetaLogger.plot_progress_png = semi_supervised.plot_curves = lambda *_: None  # they take longer than all the rest
     trainer.run_training()
 
 
@@ -58,11 +61,12 @@ def kill_often(arguments: argparse.Namespace, results: Path) -> dict[str, int]:
         "trainings that reached their end": 0,
         "failures": 0,
     }
-    reached = 0
+    reached, longest = 0, None  # the first life ends by itself: it looks at the scans, the others find that done
     while counts["kills"] < arguments.kills:
         life = multiprocessing.get_context("fork").Process(target=train, args=(arguments, results))
         life.start()
-        life.join(draw.uniform(0, arguments.seconds))
+        life.join(longest and draw.uniform(0, longest))
+        longest = arguments.seconds
         killed = life.is_alive()
         life.kill()
         life.join()

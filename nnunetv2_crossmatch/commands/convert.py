@@ -1,0 +1,45 @@
+"""nnUNetv2_crossmatch convert."""
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+
+from nnunetv2_crossmatch.commands.shared import dataset, report
+
+
+def add(commands) -> None:
+    command = commands.add_parser(
+        "convert",
+        help="make a semi-supervised dataset of a benchmark or of a folder of labelled scans",
+        epilog="example: nnUNetv2_crossmatch convert acdc Downloads/ACDC -d 27 --labeled 3",
+    )
+    command.add_argument("kind", choices=["la", "acdc", "pancreas", "isic", "lits", "nifti"], help="the benchmark")
+    command.add_argument("source", type=Path, metavar="SRC", help="folder of the download")
+    command.add_argument("-d", type=int, required=True, metavar="ID", help="dataset id of the new dataset")
+    command.add_argument(
+        "--labeled",
+        type=int,
+        required=True,
+        metavar="N",
+        help="labelled scans (acdc: patients) that keep their labels; the rest are hidden",
+    )
+    command.add_argument("--test", type=int, default=0, metavar="N", help="nifti: hold out N scans for testing")
+    command.add_argument(
+        "--duplicates", action="store_true", help="pancreas: keep scans 25 and 70, which are the same as scan 2"
+    )
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from nnunetv2.configuration import default_num_processes
+
+    from nnunetv2_crossmatch.dataset_conversion.common import write_dataset
+
+    options = {name: value for name in ("test", "duplicates") if (value := getattr(arguments, name))}
+    kinds = {"test": "nifti", "duplicates": "pancreas"}
+    if foreign := [f"--{name}" for name in options if kinds[name] != arguments.kind]:
+        raise ValueError(f"{' and '.join(foreign)}: {arguments.kind} has no such option.")
+    converter = import_module(f"nnunetv2_crossmatch.dataset_conversion.{arguments.kind}")
+    conversion = converter.convert(arguments.source, arguments.labeled, **options)
+    folder = write_dataset(conversion, arguments.d)
+    report(*dataset(folder.name), default_num_processes)

@@ -1,0 +1,50 @@
+"""nnUNetv2_crossmatch evaluate."""
+
+import argparse
+from pathlib import Path
+
+from nnunetv2_crossmatch.evaluation.published import benchmarks
+
+
+def add(commands) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        help="Dice, Jaccard, 95HD and ASD of predictions, per class and case",
+        epilog="example: nnUNetv2_crossmatch evaluate nnUNet_raw/Dataset027_ACDC/labelsTs predicted --benchmark acdc-3",
+    )
+    command.add_argument("reference", type=Path, metavar="REFERENCE", help="folder of reference masks, e.g. labelsTs")
+    command.add_argument("prediction", type=Path, metavar="PREDICTION", help="folder that nnUNetv2_predict wrote")
+    command.add_argument("-djfile", type=Path, metavar="FILE", help="dataset.json (default: that of the predictions)")
+    command.add_argument(
+        "-o", type=Path, metavar="FOLDER", help="for evaluation.json and evaluation.csv (default: PREDICTION)"
+    )
+    command.add_argument(
+        "--benchmark", choices=benchmarks(), metavar="KEY", help=f"show published rows: {', '.join(benchmarks())}"
+    )
+    command.add_argument("-np", type=int, default=8, metavar="N", help="worker processes (default: %(default)s)")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
+    from nnunetv2_crossmatch.evaluation.report import (
+        foreground_cells,
+        format_benchmark,
+        format_summary,
+        write_csv,
+        write_json,
+    )
+    from nnunetv2_crossmatch.evaluation.summary import summarise
+
+    evaluation = evaluate_folders(arguments.reference, arguments.prediction, arguments.djfile, arguments.np)
+    summaries = summarise(evaluation)
+    folder = arguments.o or arguments.prediction
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(evaluation, summaries, folder / "evaluation.json")
+    write_csv(evaluation, folder / "evaluation.csv")
+    print(format_summary(summaries))
+    if arguments.benchmark:
+        print("", format_benchmark(arguments.benchmark, {"this result": foreground_cells(summaries)}), sep="\n")
+    if evaluation.extra:
+        print(f"Not evaluated, having no reference: {', '.join(evaluation.extra)}")
+    print(f"Written: {folder / 'evaluation.json'}, {folder / 'evaluation.csv'}")

@@ -1,0 +1,39 @@
+"""nnUNetv2_crossmatch hide-labels."""
+
+import argparse
+
+from nnunetv2_crossmatch.commands.shared import dataset, report
+
+
+def add(commands) -> None:
+    command = commands.add_parser(
+        "hide-labels",
+        help="make a semi-supervised dataset of a labelled one: what if only some of the labels were there?",
+        epilog="example: nnUNetv2_crossmatch hide-labels -d 4 -o 104 --labeled 10%",
+    )
+    command.add_argument("-d", required=True, metavar="SRC", help="id or name of the labelled dataset")
+    command.add_argument("-o", type=int, required=True, metavar="DST", help="dataset id of the new dataset")
+    command.add_argument(
+        "--labeled",
+        required=True,
+        metavar="N",
+        help="how many keep their labels, or a share such as 10%%; patients where they are known, else cases",
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    command.add_argument(
+        "--group-by",
+        metavar="REGEX",
+        help="cases of one patient: those whose ids have the same match, or the same first group, e.g. patient\\d+ "
+        "(default: patients.json)",
+    )
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from nnunetv2.configuration import default_num_processes
+
+    from nnunetv2_crossmatch.dataset_conversion.hide_labels import hide_labels
+
+    source, _, _ = dataset(arguments.d)
+    folder = hide_labels(source, arguments.o, arguments.labeled, arguments.seed, arguments.group_by)
+    report(*dataset(folder.name), default_num_processes)

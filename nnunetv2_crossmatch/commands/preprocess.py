@@ -1,0 +1,34 @@
+"""nnUNetv2_crossmatch preprocess."""
+
+import argparse
+
+from nnunetv2_crossmatch.commands.shared import dataset, report
+
+
+def add(commands) -> None:
+    command = commands.add_parser(
+        "preprocess",
+        help="preprocess the unlabelled scans with the plans of the labelled ones",
+        epilog="example: nnUNetv2_crossmatch preprocess -d 4 -c 2d 3d_fullres",
+    )
+    command.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
+    command.add_argument("-c", required=True, nargs="+", metavar="CONFIG", help="configurations, e.g. 2d 3d_fullres")
+    command.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
+    command.add_argument("-np", type=int, default=8, metavar="N", help="worker processes (default: %(default)s)")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunetv2_crossmatch.preprocessing.listing import labeled_scans
+    from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients
+    from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
+
+    raw, preprocessed, dataset_json = dataset(arguments.d)
+    plans = PlansManager(str(preprocessed / f"{arguments.p}.json"))
+    ensure_splits(preprocessed, list(labeled_scans(raw, dataset_json)), known_patients(raw, preprocessed))
+    for configuration in arguments.c:
+        cases = preprocess_unlabeled(raw, preprocessed, plans, configuration, arguments.np)
+        print(f"{raw.name} {configuration}: {len(cases)} unlabelled cases are ready")
+    report(raw, preprocessed, dataset_json, arguments.np)

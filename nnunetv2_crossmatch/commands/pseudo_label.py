@@ -1,0 +1,73 @@
+"""nnUNetv2_crossmatch pseudo-label."""
+
+import argparse
+import sys
+
+from nnunetv2_crossmatch.commands.shared import as_fold, dataset
+
+
+def add(commands) -> None:
+    command = commands.add_parser(
+        "pseudo-label",
+        help="let the trained model of each fold label the unlabelled scans, for nnUNetTrainerPseudoLabel",
+        epilog="example: nnUNetv2_crossmatch pseudo-label -d 4 -c 3d_fullres -f 0 1",
+    )
+    command.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
+    command.add_argument("-c", required=True, metavar="CONFIG", help="configuration, e.g. 3d_fullres")
+    command.add_argument(
+        "-tr", default="nnUNetTrainer", metavar="TRAINER", help="whose models label (default: %(default)s)"
+    )
+    command.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
+    command.add_argument(
+        "-f", nargs="+", type=as_fold, metavar="FOLD", help="numbers or all (default: every fold of splits_final.json)"
+    )
+    command.add_argument(
+        "--threshold",
+        type=float,
+        default=0.9,
+        metavar="P",
+        help="voxels that are less probable are ignored (default: %(default)s)",
+    )
+    command.add_argument(
+        "-chk", default="checkpoint_final.pth", metavar="FILE", help="checkpoint (default: %(default)s)"
+    )
+    command.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="(default: %(default)s)")
+    command.add_argument("-np", type=int, default=3, metavar="N", help="worker processes (default: %(default)s)")
+    command.add_argument("--overwrite", action="store_true", help="label anew what was corrected by hand, too")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import torch
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunetv2_crossmatch.pseudo_labels.predict import write_pseudo_labels
+
+    raw, preprocessed, _ = dataset(arguments.d)
+    written_folds = write_pseudo_labels(
+        raw,
+        preprocessed,
+        PlansManager(str(preprocessed / f"{arguments.p}.json")),
+        arguments.c,
+        arguments.tr,
+        arguments.f,
+        arguments.threshold,
+        arguments.chk,
+        torch.device(arguments.device),
+        arguments.np,
+        arguments.overwrite,
+    )
+    for fold, written in written_folds:
+        for warning in written.warnings:
+            print(f"warning: fold {fold}: {warning}", file=sys.stderr)
+        print(
+            f"fold {fold}: {len(written.predicted)} labelled, {len(written.current)} were there, "
+            f"{len(written.held_out)} left out, being of patients that the fold validates: {written.folder}"
+        )
+        if written.corrected:
+            print(
+                f"fold {fold}: corrected by hand and kept (--overwrite replaces them): {', '.join(written.corrected)}"
+            )
+        if written.confident:
+            shares = ", ".join(f"{c}: {share:.0%}" for c, share in written.confident.items())
+            print(f"fold {fold}: confident voxels of each predicted class: {shares}")
