@@ -1,5 +1,6 @@
 """A folder of predictions against a folder of references."""
 
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 
@@ -17,7 +18,11 @@ from nnunetv2_crossmatch.preprocessing.workers import run_in_workers
 
 
 def evaluate_folders(
-    reference: Path, prediction: Path, dataset_json: Path | None = None, num_processes: int = 8
+    reference: Path,
+    prediction: Path,
+    dataset_json: Path | None = None,
+    num_processes: int = 8,
+    cases: Collection[str] | None = None,
 ) -> Evaluation:
     """Measure every reference's prediction, files of the same name being a pair.
 
@@ -26,6 +31,7 @@ def evaluate_folders(
         prediction: what nnUNetv2_predict wrote. The reader is that of its ``plans.json``, or without one the
             reader that nnU-Net would choose.
         dataset_json: labels, regions and file ending; by default ``dataset.json`` of the predictions.
+        cases: of the references, those that are meant; all by default.
 
     Raises:
         DatasetError: no dataset.json, an empty folder, missing predictions; masks of another size or spacing than
@@ -37,6 +43,8 @@ def evaluate_folders(
         raise DatasetError([f"{labels_file} is missing. Name the dataset's own with -djfile."])
     dataset = load_json(str(labels_file))
     references, predictions = (_masks(folder, dataset["file_ending"]) for folder in (reference, prediction))
+    if cases is not None:
+        references = {case: file for case, file in references.items() if case in cases}
     if missing := references.keys() - predictions.keys():
         raise DatasetError(
             f"{prediction / references[case].name} is missing, the prediction for {references[case]}."

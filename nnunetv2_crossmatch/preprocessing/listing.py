@@ -14,7 +14,8 @@ class DatasetError(ValueError):
     """What is wrong with a dataset, all of it at once, each line naming the file and the fix."""
 
     def __init__(self, problems: Iterable[str]):
-        super().__init__("\n".join(("", *problems)))
+        self.problems = list(problems)
+        super().__init__("\n".join(("", *self.problems)))
 
 
 def list_unlabeled(

@@ -66,10 +66,12 @@ def plot_curves(logger, file: Path, classes: list[str], stages: Sequence[tuple[f
     panels = {
         "loss": [name for name in store if name.startswith("loss_")],
         "share of voxels that count, per predicted class": ["kept_share"],
+        "Dice of the network's labels of unlabelled scans, by hidden labels": ["pseudo_label_dice"],
         "agreement with the pseudo-label": [name for name in store if name.startswith("agreement_")],
         "gradient norm before clipping": [name for name in store if name.startswith("gradient_norm_")],
         "share of steps": ["clipped_share", "skipped_share"],
     }
+    panels = {title: names for title, names in panels.items() if title == "loss" or store.keys() & set(names)}
     with plt.style.context("default"):  # nnU-Net's own plot leaves seaborn's large fonts behind
         figure, axes = plt.subplots(len(panels), 1, figsize=(10, 4 * len(panels)), sharex=True, layout="constrained")
         for axis, (title, names) in zip(axes, panels.items(), strict=True):

@@ -21,9 +21,11 @@ from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Met
 from nnunetv2_crossmatch.networks.distributed import average_gradients
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
 from nnunetv2_crossmatch.preprocessing.files import write_json
+from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.trainers.checkpoints import CheckpointError
 from nnunetv2_crossmatch.trainers.curves import EpochRatios, log_curves, plot_curves
+from nnunetv2_crossmatch.trainers.hidden_labels import HIDDEN_LABELS, HiddenLabels
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
 
 GRADIENT_CLIP = 12  # nnU-Net's, a literal in its train_step
@@ -54,6 +56,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         self._step_in_epoch = 0
         self._skipped_in_a_row = 0
         self._stage = ""
+        self._hidden_labels: HiddenLabels | None = None
         network = self._plain_network
         self._split_network = SplitUNet(network, self._autocast)
         self.method = self.build_method(network).to(self.device)
@@ -88,8 +91,24 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         self._unlabeled_cases = self._prepare_unlabeled()  # under DDP the first process works, the others wait
         super().on_train_start()
         if self.local_rank == 0:
+            self._hidden_labels = self._read_hidden_labels()
             constants = {"method": type(self.method).__name__, **asdict(self.method.constants)}
             write_json(constants, Path(self.output_folder) / "method.json")
+
+    def _read_hidden_labels(self) -> HiddenLabels | None:
+        """For a curve, no more: what is wrong with them does not end a training."""
+        raw = self.raw_folder
+        if raw is None or not (raw / HIDDEN_LABELS).is_dir():
+            return None
+        try:
+            listed = list_unlabeled(raw, self.dataset_json) or {}
+            files = {case: listed[case] for case in self._unlabeled_cases}
+            return HiddenLabels.read(
+                raw, files, self.plans_manager, self.configuration_manager, self.dataset_json, self.device
+            )
+        except Exception as e:  # readers have their own
+            self.print_to_log_file(f"warning: no curve of the pseudo-labels' Dice, {raw / HIDDEN_LABELS}: {e}")
+            return None
 
     def get_dataloaders(self):
         workers = get_allowed_n_proc_DA()
@@ -238,6 +257,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     def on_train_epoch_end(self, train_outputs: list[dict]):
         super().on_train_epoch_end(train_outputs)
         curves = self._ratios.pop()
+        if self.local_rank == 0 and self._hidden_labels:
+            with self._autocast():
+                curves["pseudo_label_dice"] = self._hidden_labels.dice(self._plain_network)
         log_curves(self.logger, curves, self.current_epoch)
         self.print_to_log_file("unlabeled", {name: np.round(value, 4).tolist() for name, value in curves.items()})
         shares = curves.get("kept_share")

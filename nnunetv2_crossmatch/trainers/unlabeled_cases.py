@@ -1,5 +1,6 @@
 """What every trainer that uses unlabelled cases does beside its training."""
 
+import hashlib
 import random
 from os.path import join
 from pathlib import Path
@@ -15,6 +16,7 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
+from nnunetv2_crossmatch.preprocessing.files import write_json
 from nnunetv2_crossmatch.preprocessing.listing import has_training_scans
 from nnunetv2_crossmatch.preprocessing.splits import (
     ensure_splits,
@@ -26,6 +28,7 @@ from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_trai
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, complete_checkpoint, plain, read_checkpoint
 
 WARNINGS_IN_LOG = 10
+CASES = "cases.json"  # in the fold's folder: what the training learned from
 
 
 class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
@@ -153,6 +156,11 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         self.print_to_log_file(
             f"{len(used)} unlabelled cases; {len(cases) - len(used)} more belong to patients of the validation set"
         )
+        if self.local_rank == 0:
+            digest = hashlib.sha256("\n".join(sorted(used)).encode()).hexdigest()
+            labeled, validation = (sorted(part) for part in self.do_split())
+            content = {"labeled": labeled, "validation": validation, "unlabeled_sha256": digest}
+            write_json(content, Path(self.output_folder) / CASES)
         return used
 
     def _check(self, raw: Path | None, preprocessed: Path) -> None:

@@ -1,0 +1,68 @@
+"""nnUNetv2_crossmatch compare."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from nnunetv2_crossmatch.commands.shared import as_fold, dataset
+
+
+def add(commands) -> None:
+    command = commands.add_parser(
+        "compare",
+        help="did the unlabelled scans help? trained models on the same cases, with a report to show",
+        epilog="example: nnUNetv2_crossmatch compare -d 4 -c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch",
+    )
+    command.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
+    command.add_argument("-c", required=True, metavar="CONFIG", help="configuration, e.g. 3d_fullres")
+    command.add_argument(
+        "-tr", required=True, nargs="+", metavar="TRAINER", help="trainers; the others are compared with the first"
+    )
+    command.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
+    command.add_argument(
+        "-f", nargs="+", type=as_fold, metavar="FOLD", help="numbers or all (default: every fold of splits_final.json)"
+    )
+    command.add_argument(
+        "--test",
+        action="store_true",
+        help="on imagesTs and labelsTs, predicted by the folds together, not on validation",
+    )
+    command.add_argument(
+        "-o", type=Path, metavar="FILE.html", help="report (default: in nnUNet_results); FILE.json comes beside it"
+    )
+    command.add_argument(
+        "-device", choices=["cuda", "cpu", "mps"], default="cuda", help="--test: predicts on it (default: %(default)s)"
+    )
+    command.add_argument("-np", type=int, default=8, metavar="N", help="worker processes (default: %(default)s)")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import torch
+    from nnunetv2.paths import nnUNet_results
+
+    from nnunetv2_crossmatch.comparison.compare import compare_models
+    from nnunetv2_crossmatch.comparison.report import format_text, write_html, write_json
+
+    raw, preprocessed, _ = dataset(arguments.d)
+    results = Path(nnUNet_results) / raw.name
+    comparison = compare_models(
+        raw,
+        preprocessed,
+        results,
+        arguments.p,
+        arguments.c,
+        arguments.tr,
+        arguments.f,
+        arguments.test,
+        torch.device(arguments.device),
+        arguments.np,
+    )
+    name = f"comparison__{arguments.p}__{arguments.c}{'__test' if arguments.test else ''}.html"
+    page = arguments.o or results / name
+    command = ["nnUNetv2_crossmatch", "compare", "-d", raw.name, "-c", arguments.c, "-p", arguments.p]
+    command += ["-tr", *arguments.tr, "-f", *map(str, comparison.folds), *(["--test"] if arguments.test else [])]
+    write_json(comparison, page.with_suffix(".json"))
+    write_html(comparison, raw, shlex.join(command), page)
+    print(format_text(comparison))
+    print(f"Report: {page}")

@@ -1,0 +1,200 @@
+"""The pictures of the report, each as text to put into a page: SVG for plots, PNG for scans."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from nnunetv2_crossmatch.comparison.compare import Comparison, Model
+from nnunetv2_crossmatch.comparison.paired import by_unit, differences
+from nnunetv2_crossmatch.evaluation.case import METRICS
+from nnunetv2_crossmatch.evaluation.summary import FOREGROUND
+
+COLORS = ("#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+CLASS_COLORS = ("#e6194b", "#ffe119", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6")
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",  # the same page for the same runs
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+}
+
+
+def plot_differences(comparison: Comparison) -> str:
+    """Each unit's difference in Dice to the reference, per class, with mean and interval."""
+    classes = [FOREGROUND, *comparison.models[0].evaluation.classes]
+    if len(classes) == 2:
+        classes = classes[1:]
+    others = comparison.models[1:]
+    with plt.style.context(["default", _STYLE]):
+        height = 0.5 + 0.42 * len(others) * len(classes) + 0.25 * len(classes)
+        figure, axis = plt.subplots(figsize=(9, max(2.2, height)), layout="constrained")
+        rng = np.random.default_rng(0)
+        row, ticks = 0.0, []
+        for name in classes:
+            start = row
+            for i, model in enumerate(others, 1):
+                color = COLORS[i % len(COLORS)]
+                points = 100 * _differences(comparison, model, name)
+                jitter = rng.uniform(-0.13, 0.13, len(points))
+                axis.plot(points, row + jitter, "o", ms=4, color=color, alpha=0.45, mew=0)
+                difference = comparison.differences[model.trainer][name]["dice"]
+                axis.plot([100 * difference.low, 100 * difference.high], [row, row], color=color, lw=3)
+                axis.plot(100 * difference.mean, row, "D", color=color, ms=7, mec="white", label=model.trainer)
+                row += 1
+            ticks.append(((start + row - 1) / 2, "mean of classes" if name == FOREGROUND else name))
+            row += 0.6
+        axis.axvline(0, color="black", lw=1)
+        axis.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
+        axis.invert_yaxis()
+        axis.set_xlabel(f"difference in Dice points to {comparison.models[0].trainer}; right is better")
+        handles, labels = axis.get_legend_handles_labels()
+        unique = dict(zip(labels, handles, strict=True))
+        figure.legend(unique.values(), unique.keys(), loc="outside upper left", frameon=False, ncols=2)
+        return _svg(figure)
+
+
+def _differences(comparison: Comparison, model: Model, name: str) -> NDArray[np.float64]:
+    reference = comparison.models[0].evaluation
+    values = by_unit(differences(reference, model.evaluation), comparison.units)[:, :, METRICS.index("dice")]
+    chosen = slice(None) if name == FOREGROUND else reference.classes.index(name)
+    columns = values[:, chosen].reshape(len(values), -1)
+    return np.nanmean(columns[~np.isnan(columns).all(1)], axis=1)
+
+
+def plot_distributions(comparison: Comparison) -> str:
+    """Dice of every case, per class and model: a box with its points."""
+    classes = comparison.models[0].evaluation.classes
+    with plt.style.context(["default", _STYLE]):
+        width = min(14, max(5, 1.2 + len(classes) * (0.55 * len(comparison.models) + 0.5)))
+        figure, axis = plt.subplots(figsize=(width, 4), layout="constrained")
+        rng = np.random.default_rng(0)
+        step = len(comparison.models) + 1
+        for i, model in enumerate(comparison.models):
+            color = COLORS[i % len(COLORS)]
+            for j in range(len(classes)):
+                dices = 100 * model.evaluation.values[:, j, METRICS.index("dice")]
+                dices = dices[~np.isnan(dices)]
+                place = j * step + i
+                paint = {"color": color}
+                axis.boxplot(
+                    dices, positions=[place], widths=0.6, showfliers=False,
+                    medianprops={**paint, "lw": 2}, boxprops=paint, whiskerprops=paint, capprops=paint,
+                )  # fmt: skip
+                axis.plot(place + rng.uniform(-0.15, 0.15, len(dices)), dices, "o", ms=3, mew=0, alpha=0.5, color=color)
+            axis.plot([], [], color=color, lw=3, label=model.trainer)
+        axis.set_xticks([j * step + (len(comparison.models) - 1) / 2 for j in range(len(classes))], classes)
+        axis.set_ylabel("Dice [%]")
+        figure.legend(loc="outside upper left", frameon=False, ncols=2)
+        return _svg(figure)
+
+
+def plot_curves(models: Sequence[Model], names: dict[str, str]) -> str:
+    """Curves of every run over the hours of its training, a panel for each of ``names`` (curve: title).
+
+    Runs of one trainer have one colour. The hours put trainings with dearer epochs on the same axis. "" if no run has
+    any of them.
+    """
+    shown = {n: t for n, t in names.items() if any(run.log.curve(n)[0] for model in models for run in model.runs)}
+    if not shown:
+        return ""
+    with plt.style.context(["default", _STYLE]):
+        figure, axes = plt.subplots(
+            len(shown), 1, figsize=(9, 0.4 + 2.7 * len(shown)), sharex=True, squeeze=False, layout="constrained"
+        )
+        for axis, (name, title) in zip(axes[:, 0], shown.items(), strict=True):
+            for i, model in enumerate(models):
+                for run in model.runs:
+                    epochs, values = run.log.curve(name)
+                    seconds = np.cumsum([run.log.epochs[epoch].get("seconds", 0) for epoch in sorted(run.log.epochs)])
+                    hours = dict(zip(sorted(run.log.epochs), seconds / 3600, strict=True))
+                    color = COLORS[i % len(COLORS)]
+                    axis.plot([hours[epoch] for epoch in epochs], values, color=color, alpha=0.8, lw=1.2)
+            axis.set_title(title, loc="left")
+            axis.grid(alpha=0.25)
+        axes[-1, 0].set_xlabel("hours of training")
+        for i, model in enumerate(models):
+            axes[0, 0].plot([], [], color=COLORS[i % len(COLORS)], lw=3, label=model.trainer)
+        figure.legend(loc="outside upper left", frameon=False, ncols=2)
+        return _svg(figure)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One case to look at: arrays (z, y, x), spacing in mm, and a title for each mask, the truth first."""
+
+    image: NDArray
+    masks: dict[str, NDArray]
+    spacing: Sequence[float]
+
+
+def draw_scan(scan: Scan, classes: dict[str, tuple[int, ...]]) -> str:
+    """The slice on which the predictions differ most: the image, and each mask over it."""
+    masks = list(scan.masks.values())
+    differs = np.zeros(scan.image.shape, bool)
+    for mask in masks[2:]:
+        differs |= (mask == masks[0]) != (masks[1] == masks[0])
+    weight = differs if differs.any() else masks[0] > 0
+    axis = int(np.argmax(scan.spacing)) if scan.image.shape[0] > 1 else 0
+    others = tuple(a for a in range(3) if a != axis)
+    where = int(weight.sum(others).argmax())
+    grey = scan.image.take(where, axis).astype(float)
+    aspect = scan.spacing[others[0]] / scan.spacing[others[1]]
+    columns = {"image": np.zeros_like(masks[0]), **scan.masks}
+    ratio = grey.shape[0] * aspect / grey.shape[1]
+    with plt.style.context(["default", _STYLE]):
+        figure, axes = plt.subplots(
+            1, len(columns), figsize=(2.6 * len(columns), 0.45 + 2.6 * min(ratio, 2)), layout="constrained"
+        )
+        for plot, (title, mask) in zip(axes, columns.items(), strict=True):
+            _overlay(plot, grey, mask.take(where, axis), classes, aspect)
+            plot.set_title(title, fontsize=8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+        plt.close(figure)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _overlay(plot: Axes, grey: NDArray, mask: NDArray, classes: dict[str, tuple[int, ...]], aspect: float) -> None:
+    low, high = np.percentile(grey, (1, 99))
+    plot.imshow(grey, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect, interpolation="nearest")
+    for i, values in enumerate(classes.values()):
+        inside = np.isin(mask, values)
+        if inside.any():
+            color = CLASS_COLORS[i % len(CLASS_COLORS)]
+            shade = np.where(inside, 1.0, np.nan)
+            plot.imshow(shade, cmap=ListedColormap([color]), alpha=0.3, aspect=aspect, interpolation="nearest")
+            if min(inside.shape) > 1:
+                plot.contour(inside, [0.5], colors=[color], linewidths=1.0)
+    plot.set_axis_off()
+
+
+def read_scan(comparison: Comparison, case: str, image: Path, reader) -> Scan:
+    """Image, truth and predictions of a case; titles with the case's mean Dice."""
+    data, properties = reader.read_images([str(image)])
+    masks = {"truth": reader.read_seg(str(comparison.truths[case]))[0][0]}
+    for model in comparison.models:
+        dices = model.evaluation.values[model.evaluation.cases.index(case), :, METRICS.index("dice")]
+        known = dices[~np.isnan(dices)]
+        score = f"Dice {100 * known.mean():.1f}" if len(known) else "empty, as the truth"
+        masks[f"{model.trainer}\n{score}"] = reader.read_seg(str(model.predictions[case]))[0][0]
+    return Scan(data[0], masks, properties["spacing"])
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,253 @@
+"""A comparison as text, as JSON and as one page that opens anywhere."""
+
+import math
+from dataclasses import asdict
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from jinja2 import Environment, PackageLoader
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+from nnunetv2_crossmatch.comparison import figures
+from nnunetv2_crossmatch.comparison.compare import Comparison, Model
+from nnunetv2_crossmatch.comparison.paired import differences, format_p
+from nnunetv2_crossmatch.evaluation.case import METRICS
+from nnunetv2_crossmatch.evaluation.evaluate import read_labels
+from nnunetv2_crossmatch.evaluation.summary import FOREGROUND
+from nnunetv2_crossmatch.preprocessing.files import write_json as write_whole
+
+SHOWN = 5  # cases that improved most, and as many that were harmed most
+CAVEAT = (
+    "The intervals are over cases. Another seed of the same training gives another difference, too; one run of each "
+    "trainer does not show how much."
+)
+_CURVES = {
+    "dice": "mean pseudo Dice on validation patches",
+    "train_loss": "training loss (of nnU-Net's labelled batch)",
+    "val_loss": "validation loss",
+}
+_PSEUDO_LABELS = {
+    "unlabeled/pseudo_label_dice": "mean Dice of the network's labels of unlabelled scans, by hidden labels"
+}
+
+
+def format_text(comparison: Comparison) -> str:
+    """Scores, differences, costs and verdict, for a terminal."""
+    models = comparison.models
+    width = max(len(model.trainer) for model in models) + 2
+    classes = _class_names(comparison)
+    lines = []
+    for name in classes:
+        lines.append(f"{'Dice [%], ' + _title(name):{width}}{'mean':>8}{'difference':>12}{'95 % interval':>18}{'p':>8}"
+                     f"{'better/same/worse':>20}")  # fmt: skip
+        for row in table(comparison, name):
+            lines.append(
+                f"{row['trainer']:{width}}{row['mean']:>8}{row['difference']:>12}{row['interval']:>18}{row['p']:>8}"
+                f"{row['counts']:>20}"
+            )
+        lines.append("")
+    for row in costs(comparison):
+        lines.append(f"{row['trainer']:{width}}{row['hours']} GPU hours, peak memory {row['memory']}")
+    lines.append("")
+    lines += [f"warning: {warning}" for warning in comparison.warnings]
+    lines += [f"{trainer}: {sentence}" for trainer, sentence in comparison.verdicts.items()]
+    lines.append(CAVEAT)
+    return "\n".join(lines)
+
+
+def table(comparison: Comparison, name: str) -> list[dict[str, str]]:
+    """Rows of one class: each model's Dice and its difference to the first."""
+    rows = []
+    for model in comparison.models:
+        statistics = model.summaries[name].statistics
+        row = {
+            "trainer": model.trainer,
+            "mean": _number(100 * statistics["dice"].mean),
+            "hd95": _number(statistics["hd95_mm"].mean),
+            **dict.fromkeys(("difference", "interval", "p", "counts"), ""),
+        }
+        if model.trainer in comparison.differences:
+            d = comparison.differences[model.trainer][name]["dice"]
+            row |= {
+                "difference": _number(100 * d.mean, "+"),
+                "interval": f"{_number(100 * d.low, '+')} to {_number(100 * d.high, '+')}",
+                "p": format_p(d.p),
+                "counts": f"{d.wins}/{d.ties}/{d.losses}",
+            }
+        rows.append(row)
+    return rows
+
+
+def costs(comparison: Comparison) -> list[dict[str, str]]:
+    """GPU hours and peak memory of each model, as its runs recorded them."""
+    rows = []
+    for model in comparison.models:
+        teachers = sorted({teacher.trainer for run in model.runs for teacher in run.made_by})
+        peak = model.peak_memory
+        rows.append(
+            {
+                "trainer": model.trainer,
+                "epochs": str(max(len(run.log.epochs) for run in model.runs)),
+                "hours": f"{model.hours:.2f}" + (f" (with {', '.join(teachers)})" if teachers else ""),
+                "memory": "not recorded" if peak is None else f"{peak / 2**30:.1f} GiB",
+                "device": ", ".join(sorted({run.device for run in model.runs if run.device})) or "not recorded",
+            }
+        )
+    return rows
+
+
+def write_json(comparison: Comparison, file: Path) -> None:
+    """Verdicts, differences, each case's Dice, costs; null where a number is undefined."""
+    content = {
+        "dataset": comparison.dataset,
+        "configuration": comparison.configuration,
+        "plans": comparison.plans,
+        "folds": comparison.folds,
+        "cases": "test scans" if comparison.test else "validation cases",
+        "reference": comparison.models[0].trainer,
+        "verdicts": comparison.verdicts,
+        "caveat": CAVEAT,
+        "warnings": comparison.warnings,
+        "differences": {
+            trainer: {
+                name: {metric: {k: _known(v) for k, v in asdict(d).items()} for metric, d in metrics.items()}
+                for name, metrics in classes.items()
+            }
+            for trainer, classes in comparison.differences.items()
+        },
+        "costs": {
+            model.trainer: {"gpu_hours": model.hours, "peak_memory_bytes": model.peak_memory}
+            for model in comparison.models
+        },
+        "dice": {
+            model.trainer: {
+                case: {
+                    name: _known(float(model.evaluation.values[i, j, 0]))
+                    for j, name in enumerate(model.evaluation.classes)
+                }
+                for i, case in enumerate(model.evaluation.cases)
+            }
+            for model in comparison.models
+        },
+        "versions": versions(),
+    }
+    write_whole(content, file)
+
+
+def write_html(comparison: Comparison, raw_folder: Path, command: str, file: Path) -> None:
+    """One page without scripts or links to elsewhere.
+
+    Args:
+        raw_folder: of the dataset; pictures of scans need its images.
+        command: that made this comparison.
+    """
+    environment = Environment(
+        loader=PackageLoader(__package__, ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.get_template("report.html").render(
+        comparison=comparison,
+        caveat=CAVEAT,
+        classes=[(_title(name), table(comparison, name)) for name in _class_names(comparison)],
+        costs=costs(comparison),
+        differences=figures.plot_differences(comparison),
+        distributions=figures.plot_distributions(comparison),
+        curves=figures.plot_curves(comparison.models, _CURVES),
+        pseudo_labels=figures.plot_curves(comparison.models, _PSEUDO_LABELS),
+        scans=_scans(comparison, raw_folder),
+        legend=list(zip(read_labels(load_json(str(raw_folder / "dataset.json"))).classes, figures.CLASS_COLORS)),  # noqa: B905
+        settings={model.trainer: model.runs[0].constants for model in comparison.models},
+        counts=_counts(comparison),
+        commands=[*_commands(comparison), command],
+        versions=versions(),
+        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(page, encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in ("nnunetv2_crossmatch", "nnunetv2", "torch", "numpy")}
+
+
+def _scans(comparison: Comparison, raw_folder: Path) -> list[dict]:
+    """Of each model but the first, the cases that improved most and those that were harmed most, with pictures."""
+    dataset = load_json(str(raw_folder / "dataset.json"))
+    classes = read_labels(dataset).classes
+    images = raw_folder / ("imagesTs" if comparison.test else "imagesTr")
+    reference = comparison.models[0].evaluation
+    drawn: dict[str, str | None] = {}
+
+    def picture(case: str) -> str | None:
+        image = images / f"{case}_0000{dataset['file_ending']}"
+        if case not in drawn:
+            drawn[case] = None
+            if image.exists():
+                reader = determine_reader_writer_from_dataset_json(dataset, str(image), verbose=False)()
+                drawn[case] = figures.draw_scan(figures.read_scan(comparison, case, image, reader), classes)
+        return drawn[case]
+
+    groups = []
+    for model in comparison.models[1:]:
+        change = _change(comparison, model)
+        order = [int(i) for i in np.argsort(change) if not math.isnan(change[i])]
+        for title, chosen in (
+            ("most improved", [i for i in reversed(order) if change[i] > 0][:SHOWN]),
+            ("most harmed", [i for i in order if change[i] < 0][:SHOWN]),
+        ):
+            entries = [(reference.cases[i], _number(100 * change[i], "+"), picture(reference.cases[i])) for i in chosen]
+            groups.append({"trainer": model.trainer, "title": title, "cases": entries})
+    return groups
+
+
+def _change(comparison: Comparison, model: Model) -> np.ndarray:
+    """Difference of each case's mean Dice; NaN where it has none."""
+
+    dices = differences(comparison.models[0].evaluation, model.evaluation)[:, :, METRICS.index("dice")]
+    known = ~np.isnan(dices)
+    with np.errstate(invalid="ignore"):
+        return np.nansum(dices, 1) / known.sum(1)
+
+
+def _counts(comparison: Comparison) -> dict[str, str]:
+    runs = [run for model in comparison.models for run in model.runs]
+    labeled = sorted({run.log.training for run in runs if run.log.training is not None})
+    unlabeled = sorted({run.log.unlabeled for run in runs if run.log.unlabeled is not None})
+    cases = f"{len(comparison.truths)}"
+    if comparison.noun == "patients":
+        cases += f" of {len(set(comparison.units))} patients"
+    return {
+        "labelled cases in a training": " to ".join(map(str, dict.fromkeys(labeled[:1] + labeled[-1:]))) or "all",
+        "unlabelled scans in a training": " to ".join(map(str, dict.fromkeys(unlabeled[:1] + unlabeled[-1:])))
+        or "none",
+        "test scans" if comparison.test else "validation cases": cases,
+        "folds": ", ".join(map(str, comparison.folds)),
+    }
+
+
+def _commands(comparison: Comparison) -> list[str]:
+    return [
+        f"nnUNetv2_train {comparison.dataset} {comparison.configuration} {fold} "
+        f"-tr {model.trainer} -p {comparison.plans}"
+        for model in comparison.models
+        for fold in comparison.folds
+    ]
+
+
+def _class_names(comparison: Comparison) -> list[str]:
+    classes = comparison.models[0].evaluation.classes
+    return [FOREGROUND, *classes] if len(classes) > 1 else classes
+
+
+def _title(name: str) -> str:
+    return "mean of classes" if name == FOREGROUND else name
+
+
+def _number(value: float, sign: str = "") -> str:
+    return "-" if math.isnan(value) else f"{value:{sign}.1f}"
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

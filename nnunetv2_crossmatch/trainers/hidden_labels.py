@@ -1,0 +1,83 @@
+"""How good are the network's labels of unlabelled scans? Known where labels were only hidden (``labelsUn``)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, nn
+
+HIDDEN_LABELS = "labelsUn"  # in the raw dataset folder
+SCANS = 4  # enough for a curve; preprocessed again with their labels, and held in memory
+
+
+class HiddenLabels:
+    """A patch of each of a few unlabelled scans, around the middle of its label. Nothing is trained on them."""
+
+    def __init__(self, patches: list[tuple[Tensor, Tensor]], labels: LabelManager):
+        self._patches = patches
+        self._labels = labels
+
+    @classmethod
+    def read(
+        cls,
+        raw_folder: Path,
+        files: dict[str, list[Path]],
+        plans: PlansManager,
+        configuration: ConfigurationManager,
+        dataset_json: dict,
+        device: torch.device,
+    ) -> "HiddenLabels":
+        """Take the first ``SCANS`` of ``files`` (case: its channels) that have a label; none is no error."""
+        labels = {case: raw_folder / HIDDEN_LABELS / (case + dataset_json["file_ending"]) for case in files}
+        chosen = [case for case, label in labels.items() if label.exists()][:SCANS]
+        preprocessor = configuration.preprocessor_class(verbose=False)
+        patches = []
+        for case in chosen:
+            names = [str(file) for file in files[case]]
+            image, label, _ = preprocessor.run_case(names, str(labels[case]), plans, configuration, dataset_json)
+            image, label = _patch(np.asarray(image), np.asarray(label), configuration.patch_size)
+            patches.append((torch.from_numpy(image).to(device), torch.from_numpy(label).to(device)))
+        return cls(patches, plans.get_label_manager(dataset_json))
+
+    def __len__(self) -> int:
+        return len(self._patches)
+
+    @torch.no_grad()
+    def dice(self, network: nn.Module) -> float:
+        """Mean over the foreground classes (or regions) of the Dice of all patches together; NaN if there is none."""
+        classes = self._labels.foreground_regions if self._labels.has_regions else self._labels.foreground_labels
+        overlap, size = torch.zeros(2, len(classes))
+        training = network.training
+        network.eval()
+        for image, label in self._patches:
+            outputs = network(image[None])
+            logits = (outputs[0] if isinstance(outputs, list | tuple) else outputs)[0]
+            counted = (
+                label >= 0 if self._labels.ignore_label is None else (label >= 0) & (label != self._labels.ignore_label)
+            )
+            for i, values in enumerate(classes):
+                predicted = logits[i] > 0 if self._labels.has_regions else logits.argmax(0) == values
+                truth = torch.isin(label, torch.tensor(np.atleast_1d(values).tolist(), device=label.device))
+                overlap[i] += 2 * (predicted & truth & counted).sum().cpu()
+                size[i] += ((predicted & counted).sum() + (truth & counted).sum()).cpu()
+        network.train(training)
+        return float((overlap / size).nanmean())
+
+
+def _patch(image: np.ndarray, label: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Of (channels, z, y, x) and (1, z, y, x), with a 2D patch of one slice; padded where the scan is smaller."""
+    label = label[0]
+    foreground = np.argwhere(label > 0)
+    middle = np.round(foreground.mean(0)).astype(int) if len(foreground) else np.array(label.shape) // 2
+    if len(size) < label.ndim:
+        slice_ = int((label > 0).sum((1, 2)).argmax())
+        image, label, middle = image[:, slice_], label[slice_], middle[1:]
+    start = [int(np.clip(m - s // 2, 0, max(0, n - s))) for m, s, n in zip(middle, size, label.shape, strict=True)]
+    window = tuple(slice(a, a + s) for a, s in zip(start, size, strict=True))
+    image = pad_nd_image(image[(slice(None), *window)], tuple(size))
+    label = pad_nd_image(label[window], tuple(size), kwargs={"constant_values": -1})
+    return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label, np.int16)

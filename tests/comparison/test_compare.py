@@ -1,0 +1,200 @@
+"""The command on trainings of which only the traces are there: masks, logs, records."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy import ndimage
+
+from nnunetv2_crossmatch.cli import main
+from tests.comparison.test_runs import epoch, finished
+from tests.conftest import ball, write_image
+
+DATASET = "Dataset902_Folds"
+BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
+STOCK, OURS = "nnUNetTrainer", "nnUNetTrainerCrossMatch"
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch) -> Path:
+    """Eight cases in two folds; ours is perfect but for a few voxels of case7, stock loses a rim of all the others."""
+    raw, preprocessed, results = (tmp_path / name / DATASET for name in ("raw", "preprocessed", "results"))
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    dataset = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, "shell": 1, "core": 2},
+        "numTraining": 8,
+        "file_ending": ".nii.gz",
+    }
+    raw.mkdir(parents=True)
+    (raw / "dataset.json").write_text(json.dumps(dataset))
+    cases = [f"case{i}" for i in range(8)]
+    folds = [{"train": cases[4:], "val": cases[:4]}, {"train": cases[:4], "val": cases[4:]}]
+    preprocessed.mkdir(parents=True)
+    (preprocessed / "splits_final.json").write_text(json.dumps(folds))
+    rng = np.random.default_rng(0)
+    labels = {}
+    for case in cases:
+        (image,), labels[case] = ball(rng)
+        write_image(image, raw / "imagesTr" / f"{case}_0000.nii.gz")
+        for folder in (raw / "labelsTr", preprocessed / "gt_segmentations"):
+            write_image(labels[case], folder / f"{case}.nii.gz")
+    for trainer, seconds in ((STOCK, 360), (OURS, 720)):
+        for fold in (0, 1):
+            lines = ["This split has 4 training and 4 validation cases."]
+            for number in range(3):
+                curve = "unlabeled {'pseudo_label_dice': 0.5}" if trainer == OURS else ""
+                lines += epoch(number, 0.1 * number, seconds, curve)
+            own = {"resources": {"peak_memory_bytes": 3 * 2**30, "device": "H200", "processes": 1}}
+            own["method"] = {"method": "CrossMatch", "threshold": 0.95}
+            own["cases"] = {"labeled": folds[fold]["train"], "unlabeled_sha256": "abc"}
+            model = results / f"{trainer}__nnUNetPlans__3d_fullres"
+            folder = finished(model, fold, *lines, **(own if trainer == OURS else {}))
+            for case in folds[fold]["val"]:
+                mask = labels[case].copy()
+                if trainer == STOCK and case != "case7":
+                    mask *= ndimage.binary_erosion(mask > 0)
+                elif trainer == OURS and case == "case7":
+                    mask[tuple(np.argwhere(mask == 1)[:20].T)] = 0
+                write_image(mask, folder / "validation" / f"{case}.nii.gz")
+            summary = {"metric_per_case": [{"reference_file": f"/gone/{case}.nii.gz"} for case in folds[fold]["val"]]}
+            (folder / "validation" / "summary.json").write_text(json.dumps(summary))
+    return tmp_path
+
+
+def compare(*more: str) -> None:
+    main(["compare", "-d", "902", "-c", "3d_fullres", "-tr", STOCK, OURS, "-np", "1", *more])
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def test_the_verdict_and_the_numbers_are_those_of_the_masks(trained, capsys):
+    compare()
+    printed = capsys.readouterr().out
+    results = trained / "results" / DATASET
+    found = json.loads((results / "comparison__nnUNetPlans__3d_fullres.json").read_text())
+    changes = []
+    for i in range(8):
+        masks = [
+            sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+            for file in (
+                trained / "raw" / DATASET / "labelsTr" / f"case{i}.nii.gz",
+                *(
+                    results / f"{t}__nnUNetPlans__3d_fullres" / f"fold_{i // 4}" / "validation" / f"case{i}.nii.gz"
+                    for t in (STOCK, OURS)
+                ),
+            )
+        ]
+        scores = [[dice(mask == c, masks[0] == c) for c in (1, 2)] for mask in masks[1:]]
+        assert list(found["dice"][OURS][f"case{i}"].values()) == pytest.approx(scores[1])
+        changes.append(np.mean(scores[1]) - np.mean(scores[0]))
+    difference = found["differences"][OURS]["foreground_mean"]["dice"]
+    assert difference["mean"] == pytest.approx(np.mean(changes))
+    assert (
+        (difference["wins"], difference["losses"])
+        == (7, 1)
+        == (sum(c > 0 for c in changes), sum(c < 0 for c in changes))
+    )
+    assert found["costs"][STOCK] == {"gpu_hours": pytest.approx(0.6), "peak_memory_bytes": None}
+    assert found["costs"][OURS] == {"gpu_hours": pytest.approx(1.2), "peak_memory_bytes": 3 * 2**30}
+    assert found["verdicts"][OURS] in printed and "7 of 8 cases better, 1 worse" in printed
+    assert "1.20 GPU hours, peak memory 3.0 GiB" in printed and "not recorded" in printed
+
+
+def test_scans_of_a_patient_are_drawn_together(trained, capsys):
+    patients = {f"case{i}": f"p{i // 4}" for i in range(8)}
+    (trained / "raw" / DATASET / "patients.json").write_text(json.dumps(patients))
+    compare()
+    assert "2 patients are too few" in capsys.readouterr().out
+
+
+def refused(capsys, *more: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        compare(*more)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_runs_that_cannot_be_compared_are_named(trained, capsys):
+    ours = trained / "results" / DATASET / f"{OURS}__nnUNetPlans__3d_fullres"
+    assert "Fold all validates the cases that it was trained on" in refused(capsys, "-f", "all")
+    assert "labelsTs is missing" in refused(capsys, "--test")
+    summary = ours / "fold_1" / "validation" / "summary.json"
+    content = summary.read_text()
+    summary.write_text(content.replace("case5", "case9"))
+    assert re.search(r"fold_1 .*different cases; only one of them has case5.nii.gz, case9.nii.gz", refused(capsys))
+    summary.unlink()
+    assert re.search(r"fold_1 was not validated.*3d_fullres 1 -tr nnUNetTrainerCrossMatch .*--val", refused(capsys))
+    (ours / "fold_0" / "checkpoint_final.pth").unlink()
+    assert "fold_0/checkpoint_final.pth is missing: nnUNetv2_train" in refused(capsys)
+    summary.write_text(content)
+    with (ours / "fold_1" / "training_log_1.txt").open("a") as log:
+        log.write("2026-01-01 00:00:00.000000: Epoch 3 \n")  # trained on since
+    assert "fold_1 was not validated after its training" in refused(capsys, "-f", "1")
+
+
+class Page(HTMLParser):
+    def __init__(self, file: Path):
+        super().__init__()
+        self.links, self.images, self.text = [], 0, ""
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        named = dict(attributes)
+        self.images += tag == "img"
+        if tag in ("script", "link", "iframe"):
+            self.links.append(tag)
+        self.links += [
+            value
+            for name, value in named.items()
+            if name in ("src", "href", "xlink:href") and not value.startswith(("#", "data:"))
+        ]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_has_everything_inside_and_shows_the_harmed_case(trained):
+    compare("-o", str(trained / "page" / "report.html"))
+    page = Page(trained / "page" / "report.html")
+    assert not page.links
+    assert page.images == 6  # the five most improved, and the one that was harmed
+    assert "case7: -" in page.text and page.text.count(": +") >= 5
+    for part in ("7 of 8 cases better", "Quality of the pseudo-labels", "threshold 0.95", "3.0 GiB", "nnUNetv2_train"):
+        assert part in page.text
+    assert json.loads((trained / "page" / "report.json").read_text())["reference"] == STOCK
+
+
+@pytest.mark.skipif(BROWSER is None, reason="needs chromium on the PATH")
+def test_a_browser_shows_the_page_without_a_word_of_complaint(trained, tmp_path):
+    page = tmp_path / "report.html"
+    compare("-o", str(page))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--log-level=0"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    shot = tmp_path / "shot.png"
+    shown = subprocess.run(
+        [*command, "--virtual-time-budget=5000", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "7 of 8 cases better" in shown.stdout and shown.stdout.count("<svg") == 4
+    assert "CONSOLE" not in shown.stderr, shown.stderr
+    subprocess.run(
+        [*command, f"--screenshot={shot}", "--window-size=1100,2500", page.as_uri()],
+        check=True,
+        timeout=120,
+        capture_output=True,
+    )
+    picture = sitk.GetArrayFromImage(sitk.ReadImage(str(shot)))[..., :3]
+    rows = [picture[int(a * 2500) : int((a + 0.25) * 2500)] for a in (0, 0.25, 0.5, 0.75)]
+    assert all(row.std() > 5 for row in rows), "a quarter of the page is blank"

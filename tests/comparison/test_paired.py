@@ -1,0 +1,94 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from nnunetv2_crossmatch.comparison.paired import Difference, by_unit, compare, differences, verdict
+from nnunetv2_crossmatch.evaluation.case import METRICS
+from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
+
+HD95_MM = METRICS.index("hd95_mm")
+
+
+def evaluation(dices, distance=1.0) -> Evaluation:
+    """Of (cases, classes); all distances are the same, NaN where Dice is."""
+    dices = np.array(dices, float)
+    values = np.where(np.isnan(dices), np.nan, distance)[..., None].repeat(len(METRICS), -1)
+    values[..., :2] = dices[..., None]
+    names = [f"case{i}" for i in range(len(dices))]
+    return Evaluation(names, [f"class{i}" for i in range(dices.shape[1])], values, dices == 0, [])
+
+
+def exact_p(values) -> float:
+    """Wilcoxon's two-sided p by trying every order of signs (no ties, no zeros)."""
+    ranks = np.abs(values).argsort().argsort() + 1
+    centre = ranks.sum() / 2
+    seen = abs(ranks[values > 0].sum() - centre)
+    signs = itertools.product([0, 1], repeat=len(values))
+    return np.mean([abs(np.dot(s, ranks) - centre) >= seen for s in signs])
+
+
+def test_differences_means_counts_and_p_are_those_of_a_slow_oracle():
+    rng = np.random.default_rng(0)
+    before = rng.uniform(0.4, 0.8, (9, 2))
+    after = before + rng.normal(0.03, 0.05, (9, 2))
+    after[3] = before[3] + 0.0004  # a tie
+    result = compare(evaluation(before, 5.0), evaluation(after, 4.0), [f"case{i}" for i in range(9)])
+    for name, change in ((FOREGROUND, (after - before).mean(1)), ("class1", (after - before)[:, 1])):
+        d = result[name]["dice"]
+        assert d.mean == pytest.approx(change.mean())
+        assert (d.wins, d.ties, d.losses) == (
+            (change > 0.001).sum(),
+            (abs(change) <= 0.001).sum(),
+            (change < -0.001).sum(),
+        )
+        assert d.p == pytest.approx(exact_p(change))
+        drawn = [rng.choice(change, len(change)).mean() for _ in range(4000)]
+        assert [d.low, d.high] == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.004)
+    nearer = result["class0"]["hd95_mm"]
+    assert (nearer.mean, nearer.wins, nearer.losses) == (-1.0, 9, 0)
+
+
+def test_an_invented_class_counts_and_one_that_nobody_sees_does_not():
+    nan = np.nan
+    before, after = (
+        evaluation([[nan, 0.5], [0.0, 0.5], [nan, 0.5]], 9.0),
+        evaluation([[0.0, 0.6], [nan, 0.5], [nan, 1]], 3.0),
+    )
+    found = differences(before, after)
+    assert found[:2, 0, 0].tolist() == [-1.0, 1.0] and np.isnan(found[2, 0]).all()
+    assert found[:2, 0, HD95_MM].tolist() == [3.0, -9.0]
+    assert found[:, 1, 0] == pytest.approx([0.1, 0.0, 0.5])
+    nobody = compare(evaluation([[nan]] * 3), evaluation([[nan]] * 3), ["a", "b", "c"])["class0"]["dice"]
+    assert np.isnan(nobody.mean) and nobody.units == 0
+
+
+def test_scans_of_one_patient_are_one_unit():
+    values = np.array([[1.0, np.nan], [3.0, np.nan], [5.0, 2.0], [7.0, np.nan]])
+    grouped = by_unit(values, ["p", "q", "p", "q"])
+    np.testing.assert_array_equal(grouped, [[3.0, 2.0], [5.0, np.nan]])
+    same = evaluation([[0.5]] * 8)
+    assert compare(same, same, ["p", "q"] * 4)[FOREGROUND]["dice"].units == 2
+
+
+def test_equal_models_tie_with_p_1():
+    d = compare(evaluation([[0.5]] * 7), evaluation([[0.5]] * 7), list("abcdefg"))[FOREGROUND]["dice"]
+    assert d == Difference(0, 0, 0, 1, 0, 7, 0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "units", "begins"),
+    [
+        (0.008, 0.034, 0.01, 40, "Helps: +2.1 Dice, 95 % interval +0.8 to +3.4, 34 of 40 cases better, "),
+        (0.008, 0.034, 0.06, 40, "The data cannot tell: +2.1 Dice"),
+        (-0.034, -0.008, 0.01, 40, "Does not help, it harms: -2.1 Dice"),
+        (-0.034, -0.008, 0.06, 40, "The data cannot tell: -2.1 Dice"),
+        (-0.005, 0.004, 0.6, 40, "Does not help: -0.1 Dice"),
+        (-0.02, 0.03, 0.6, 40, "The data cannot tell: +0.5 Dice"),
+        (0.008, 0.034, 0.01, 5, "The data cannot tell: 5 cases are too few, 6 are the least."),
+    ],
+)
+def test_the_verdict_says_what_the_interval_says(low, high, p, units, begins):
+    wins = min(34, units)
+    difference = Difference((low + high) / 2, low, high, p, wins, 0, units - wins)
+    assert verdict(difference, "cases").startswith(begins)
