@@ -79,7 +79,7 @@ def write_dataset(conversion: Conversion, dataset_id: int) -> Path:
     """Write ``nnUNet_raw/DatasetXXX_NAME`` and its patient-wise splits; returns the folder.
 
     Labelled cases go to imagesTr/labelsTr, unlabelled ones to imagesUn or, where the originals can be
-    read, into unlabeled.json; their labels are hidden in labelsUn, which training never reads. Validation
+    read, into unlabeled.json; their labels are hidden in labelsUn, from which nothing is learned. Validation
     and test cases go to imagesVal/labelsVal and imagesTs/labelsTs, the organisers' own test cases to
     imagesTs_official/labelsTs_official.
 
