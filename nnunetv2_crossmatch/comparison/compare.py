@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class Model:
     evaluation: Evaluation
     predictions: dict[str, Path]
 
-    @property
+    @cached_property
     def summaries(self) -> dict[str, Summary]:
         return summarise(self.evaluation)
 
@@ -246,6 +247,8 @@ def _joined(parts: list[Evaluation]) -> Evaluation:
 
 def _warnings(runs: dict[str, list[Run]]) -> list[str]:
     warnings = []
+    if (others := len(runs) - 1) > 1:
+        warnings.append(f"{others} comparisons: each has one chance in twenty of finding what is not there.")
     lists: dict[int | str, tuple[Run, str]] = {}
     for run in (run for of_trainer in runs.values() for run in of_trainer):
         if run.unlabeled is None:
