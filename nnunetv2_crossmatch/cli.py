@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from nnunetv2_crossmatch.commands import check, convert, evaluate, hide_labels, preprocess, pseudo_label
+from nnunetv2_crossmatch.commands import check, convert, evaluate, hide_labels, preprocess, pseudo_label, sweep
 
-COMMANDS = (preprocess, check, convert, hide_labels, evaluate, pseudo_label)
+COMMANDS = (preprocess, check, convert, hide_labels, evaluate, pseudo_label, sweep)
 
 
 def main(argv: list[str] | None = None) -> None:
