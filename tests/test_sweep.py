@@ -207,7 +207,7 @@ def test_nnunet_is_told_how_far_the_run_is(dataset, monkeypatch, files, goes_on,
     assert not run.done
 
 
-def test_ended_local_sweep_ends_its_training(dataset, trainers, main, monkeypatch, capsys):
+def test_ended_local_sweep_ends_its_training(dataset, trainers, main, monkeypatch, capfd):
     run, wait = run_of("nnUNetTrainerWaits"), time.sleep
 
     def sleep(seconds):
@@ -220,7 +220,8 @@ def test_ended_local_sweep_ends_its_training(dataset, trainers, main, monkeypatc
         patch.setattr(matrix, "time", SimpleNamespace(sleep=sleep))
         with pytest.raises(SystemExit) as exit_info:
             main([*LOCAL, "-tr", run.trainer, "-f", "0"])
-    assert exit_info.value.code == 130 and "The same line goes on" in capsys.readouterr().out
+    out, err = capfd.readouterr()
+    assert exit_info.value.code == 130 and "The same line goes on" in out and "Traceback" not in err
     with claimed(run):
         pass
     assert not run.trained and (run.folder / "checkpoint_latest.pth").exists()

@@ -1,11 +1,14 @@
 """Where jobs run: on this machine, a few at a time, or on SLURM, which has a queue of its own."""
 
+import math
 import os
 import shutil
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import submitit
 import torch
@@ -89,7 +92,8 @@ class Local(Cluster):
             return
         executor = submitit.LocalExecutor(run.job_folder)
         executor.update_parameters(timeout_min=YEAR)
-        self.jobs[run] = executor.submit(Training(run, self.device, self.gpus_per_job, free[0]))
+        with _stderr_to(run.job_folder / "controller.err"):  # at Ctrl-C submitit's process would print a traceback
+            self.jobs[run] = executor.submit(Training(run, self.device, self.gpus_per_job, free[0]))
         self._slot_of[run] = free[0]
 
     def close(self) -> None:
@@ -124,7 +128,7 @@ class Slurm(Cluster):
             )
         cpus = gpus_per_job * (get_allowed_n_proc_DA() + 1)  # nnU-Net's workers, and who trains
         self._parameters = {
-            "time": round(60 * hours),
+            "time": math.ceil(60 * hours),  # 0 would be no limit
             "nodes": 1,
             "cpus_per_task": cpus,
             "srun_args": [f"--cpus-per-task={cpus}"],  # srun does not ask sbatch since SLURM 22.05
@@ -170,6 +174,19 @@ class Slurm(Cluster):
 
     def close(self) -> None:
         """Jobs go on by themselves."""
+
+
+@contextmanager
+def _stderr_to(file: Path) -> Iterator[None]:
+    """Of processes that are started meanwhile."""
+    kept = os.dup(2)
+    with open(file, "a") as stream:
+        os.dup2(stream.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def visible_gpus() -> list[str]:
