@@ -3,9 +3,9 @@
 import argparse
 import sys
 
-from nnunetv2_crossmatch.commands import check, compare, convert, evaluate, hide_labels, preprocess, pseudo_label
+from nnunetv2_crossmatch.commands import check, compare, convert, evaluate, hide_labels, preprocess, pseudo_label, sweep
 
-COMMANDS = (preprocess, check, convert, hide_labels, evaluate, pseudo_label, compare)
+COMMANDS = (preprocess, check, convert, hide_labels, evaluate, pseudo_label, sweep, compare)
 
 
 def main(argv: list[str] | None = None) -> None:

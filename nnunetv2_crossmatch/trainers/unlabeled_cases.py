@@ -26,6 +26,7 @@ from nnunetv2_crossmatch.preprocessing.splits import (
 )
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, complete_checkpoint, plain, read_checkpoint
+from nnunetv2_crossmatch.trainers.resources import record_resources
 
 WARNINGS_IN_LOG = 10
 CASES = "cases.json"  # in the fold's folder: what the training learned from
@@ -93,6 +94,11 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         random.seed(int(for_python))
         np.random.seed(for_numpy)
         torch.manual_seed(int(for_torch))
+
+    def on_epoch_end(self):
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            record_resources(Path(self.output_folder), self.device)
 
     def training_state(self) -> dict[str, Any]:
         """What a continued training needs beyond nnU-Net's checkpoint: plain data and tensors."""

@@ -1,0 +1,66 @@
+"""nnUNetv2_crossmatch sweep."""
+
+import argparse
+import signal
+import sys
+
+from nnunetv2_crossmatch.commands.shared import as_fold
+
+
+def add(commands) -> None:
+    command = commands.add_parser(
+        "sweep",
+        help="train several trainers on several folds, on this machine's GPUs or on SLURM, and compare them",
+        epilog="example: nnUNetv2_crossmatch sweep -d 4 -c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch "
+        "-f 0 1 2 3 4 --cluster slurm --partition gpu --hours 24",
+    )
+    command.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
+    command.add_argument("-c", required=True, metavar="CONFIG", help="configuration, e.g. 3d_fullres")
+    command.add_argument("-tr", required=True, nargs="+", metavar="TRAINER", help="trainers")
+    command.add_argument("-f", required=True, nargs="+", type=as_fold, metavar="FOLD", help="numbers or all")
+    command.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
+    command.add_argument("-device", choices=["cuda", "cpu"], default="cuda", help="(default: %(default)s)")
+    command.add_argument("--cluster", required=True, choices=["local", "slurm"], help="where to train")
+    command.add_argument(
+        "--gpus-per-job", type=int, default=1, metavar="N", help="of each training (default: %(default)s)"
+    )
+    command.add_argument("--partition", help="slurm: partition (default: the cluster's)")
+    command.add_argument(
+        "--hours",
+        type=float,
+        help="slurm: time limit of a job, after which it is queued again and goes on (default: 24). Anything else that "
+        "a cluster wants: sbatch's own variables, e.g. SBATCH_ACCOUNT",
+    )
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from nnunetv2_crossmatch import cli
+    from nnunetv2_crossmatch.sweep.clusters import Cluster, Local, Slurm
+    from nnunetv2_crossmatch.sweep.matrix import follow, make_runs
+
+    if arguments.gpus_per_job < 1 or (arguments.device == "cpu" and arguments.gpus_per_job > 1):
+        raise ValueError(f"--gpus-per-job {arguments.gpus_per_job}: at least 1, and no more with -device cpu.")
+    if arguments.hours is not None and not arguments.hours > 0:
+        raise ValueError(f"--hours {arguments.hours}: more than 0.")
+    if arguments.cluster == "local" and (arguments.partition or arguments.hours):
+        raise ValueError("--partition and --hours: local has no such options.")
+    runs = make_runs(arguments.d, arguments.c, arguments.p, arguments.tr, arguments.f)
+    where = runs, arguments.device, arguments.gpus_per_job
+    cluster: Cluster = (
+        Local(*where) if arguments.cluster == "local" else Slurm(*where, arguments.partition, arguments.hours or 24)
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        failed = follow(runs, cluster)
+    except KeyboardInterrupt:
+        print(f"\n{cluster.interrupted}", flush=True)
+        sys.exit(130)
+    finally:
+        cluster.close()
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(runs)} failed: {', '.join(map(str, failed))}. See the logs above.")
+    trainers = list(dict.fromkeys(arguments.tr))
+    if len(trainers) > 1:
+        folds = map(str, dict.fromkeys(arguments.f))
+        cli.main(["compare", "-d", arguments.d, "-c", arguments.c, "-p", arguments.p, "-tr", *trainers, "-f", *folds])

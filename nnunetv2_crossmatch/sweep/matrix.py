@@ -1,0 +1,83 @@
+"""The runs of a matrix: all that can be wrong with them before they start, and their way from waiting to done."""
+
+import time
+from pathlib import Path
+
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_crossmatch.preprocessing.splits import SPLITS, ensure_splits, known_patients
+from nnunetv2_crossmatch.sweep.clusters import Cluster
+from nnunetv2_crossmatch.sweep.runs import Run, progress
+from nnunetv2_crossmatch.sweep.table import Table
+
+
+def make_runs(dataset: str, configuration: str, plans: str, trainers: list[str], folds: list[int | str]) -> list[Run]:
+    """Every trainer on every fold, fold by fold, so that trainers can be compared as soon as possible.
+
+    The split is written if there is none: jobs that start together must not each write one, and stock nnU-Net's
+    does not know patients.
+
+    Raises:
+        RuntimeError: a path of nnU-Net's is not set; there is no such dataset or trainer.
+        ValueError: not preprocessed with these plans; no such configuration or fold.
+    """
+    nnUNet_results.require()
+    name = maybe_convert_to_dataset_name(dataset)
+    preprocessed = Path(nnUNet_preprocessed) / name
+    plans_file = preprocessed / f"{plans}.json"
+    if not plans_file.exists():
+        raise ValueError(f"There is no {plans_file}. Run nnUNetv2_plan_and_preprocess -d {dataset}, or see -p.")
+    manager = PlansManager(str(plans_file))
+    if configuration not in manager.available_configurations:
+        raise ValueError(f"-c {configuration}: {plans} has {', '.join(manager.available_configurations)}.")
+    cases = preprocessed / manager.get_configuration(configuration).data_identifier
+    if not cases.is_dir():
+        raise ValueError(f"There is no {cases}. Run nnUNetv2_preprocess -d {dataset} -plans_name {plans}.")
+    for trainer in trainers:
+        recursive_find_trainer_class_by_name(trainer)
+    if numbers := [fold for fold in folds if isinstance(fold, int)]:
+        raw = Path(nnUNet_raw) / name if nnUNet_raw.is_set() else None
+        identifiers = infer_dataset_class(str(cases)).get_identifiers(str(cases))
+        ensure_splits(preprocessed, identifiers, known_patients(raw, preprocessed))
+        count = len(load_json(str(preprocessed / SPLITS))) if (preprocessed / SPLITS).exists() else 0
+        if wrong := [str(fold) for fold in numbers if not 0 <= fold < count]:
+            raise ValueError(f"-f {' '.join(wrong)}: {name} has {count} folds, counted from 0.")
+    return [
+        Run(name, configuration, plans, trainer, fold)
+        for fold in dict.fromkeys(folds)
+        for trainer in dict.fromkeys(trainers)
+    ]
+
+
+def follow(runs: list[Run], cluster: Cluster) -> list[Run]:
+    """Start what is neither done nor running, and show how all stand until all have ended.
+
+    Returns:
+        the runs that failed.
+    """
+    table = Table()
+    states = {run: "done" if run.done else "waiting" for run in runs}
+    epochs = {run: progress(run) for run in runs}
+    errors: dict[Run, str] = {}
+    while True:
+        alive = cluster.states()
+        for run in [run for run in runs if states[run] in ("waiting", "running")]:
+            if run in alive:
+                states[run] = alive[run]
+            elif run.done:
+                states[run] = "done"
+            elif run in cluster.jobs:
+                states[run], errors[run] = "failed", cluster.error(run)
+            else:
+                states[run] = "waiting"
+                cluster.start(run)
+            epochs[run] = progress(run)
+        table.show(states, epochs, errors)
+        if all(state in ("done", "failed") for state in states.values()):
+            return list(errors)
+        time.sleep(cluster.interval)

@@ -1,0 +1,40 @@
+"""How the runs stand, on a terminal as a table that is drawn anew, elsewhere as lines of what has changed."""
+
+import shutil
+import sys
+
+from nnunetv2_crossmatch.sweep.runs import Progress, Run
+
+TITLES = ("trainer", "fold", "state", "epoch", "s/epoch", "")
+UP, CLEAR = "\x1b[{}F", "\x1b[J"
+
+
+class Table:
+    """Prints to stdout."""
+
+    def __init__(self) -> None:
+        self._states: dict[Run, str] = {}
+        self._drawn = 0  # lines
+
+    def show(self, states: dict[Run, str], progress: dict[Run, Progress], errors: dict[Run, str]) -> None:
+        size = shutil.get_terminal_size()
+        if sys.stdout.isatty() and len(states) + 1 < size.lines:  # what has left the screen cannot be drawn anew
+            lines = [line[: size.columns] for line in format_table(states, progress, errors)]
+            print((UP.format(self._drawn) if self._drawn else "") + CLEAR + "\n".join(lines), flush=True)
+            self._drawn = len(lines)
+        else:
+            for run, state in states.items():
+                if state != self._states.get(run, "waiting"):
+                    print(f"{run}: {state}" + (f": {errors[run]}" if run in errors else ""), flush=True)
+        self._states = dict(states)
+
+
+def format_table(states: dict[Run, str], progress: dict[Run, Progress], errors: dict[Run, str]) -> list[str]:
+    rows = [TITLES]
+    for run, state in states.items():
+        epoch, epochs, seconds = progress[run]
+        reached = "" if epoch is None else f"{epoch}/{epochs or '?'}"
+        duration = "" if seconds is None else f"{seconds:.3g}"
+        rows.append((run.trainer, str(run.fold), state, reached, duration, errors.get(run, "")))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

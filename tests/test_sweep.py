@@ -1,0 +1,437 @@
+"""The matrix of trainers and folds, on this machine and with SLURM's commands replaced by ones that write down."""
+
+import inspect
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from nnunetv2.run import run_training as run_training_module
+
+from nnunetv2_crossmatch import cli
+from nnunetv2_crossmatch.sweep import clusters, matrix
+from nnunetv2_crossmatch.sweep.clusters import Local
+from nnunetv2_crossmatch.sweep.runs import Progress, Run, Training, claimed, progress
+from nnunetv2_crossmatch.sweep.table import Table, format_table
+from tests.conftest import DATASET
+
+SMOKE = "nnUNetTrainerCrossMatch_smoke"
+LINE = ["sweep", "-d", "901", "-c", "3d_fullres", "-p", "nnUNetPlansSmall", "-device", "cpu"]
+LOCAL = [*LINE, "--cluster", "local"]
+SLURM = [*LINE, "--cluster", "slurm"]
+TRAINERS = '''
+import os, signal, time
+from pathlib import Path
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2_crossmatch.trainers import nnUNetTrainerCrossMatch_smoke
+
+class nnUNetTrainerShort(nnUNetTrainer):
+    """Stock."""
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = self.num_iterations_per_epoch = self.num_val_iterations_per_epoch = 1
+
+class nnUNetTrainerEventful(nnUNetTrainerCrossMatch_smoke):
+    """Something happens in the second epoch, once; a quick validation."""
+    def perform_actual_validation(self, save_probabilities=False):
+        Path(self.output_folder, "validation").mkdir()
+        Path(self.output_folder, "validation", "summary.json").touch()
+
+    def on_epoch_start(self):
+        super().on_epoch_start()
+        self.save_every = 1
+        once = Path(self.output_folder, "once")
+        if self.current_epoch == 1 and not once.exists():
+            once.touch()
+            self.event()
+
+class nnUNetTrainerStumbles(nnUNetTrainerEventful):
+    def event(self):
+        raise RuntimeError("the lights went out")
+
+class nnUNetTrainerNearTimeLimit(nnUNetTrainerEventful):
+    def event(self):
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+class nnUNetTrainerWaits(nnUNetTrainerEventful):
+    def event(self):
+        time.sleep(600)
+'''
+FAKES = {
+    "sbatch": 'n=$(ls "$BOOK" | grep -c script); cp "$1" "$BOOK/script$n"; echo "$n PENDING" >> "$BOOK/queue"\n'
+    'echo "Submitted batch job $n"',
+    "squeue": 'cat "$BOOK/queue"',
+    "srun": 'while [[ $1 == -* ]]; do case $1 in --output|--error) shift;; esac; shift; done; exec "$@"',
+    "scontrol": 'echo "$@" >> "$BOOK/scontrol"',
+}
+
+
+def run_of(trainer: str, fold: int | str = 0) -> Run:
+    return Run(DATASET, "3d_fullres", "nnUNetPlansSmall", trainer, fold)
+
+
+def epochs(run: Run) -> list[list[str]]:
+    """Of each training log, in order."""
+    logs = sorted(run.folder.glob("training_log_*.txt"), key=lambda file: file.stat().st_mtime)
+    return [re.findall(r": Epoch (\d+)", log.read_text()) for log in logs]
+
+
+@pytest.fixture
+def main(monkeypatch):
+    """main(argv) -> the arguments of the comparison at the end, None if there was none."""
+    sweep, compared = cli.main, []
+    monkeypatch.setattr(cli, "main", compared.append)
+
+    def call(argv):
+        compared.clear()
+        sweep(argv)
+        return compared[0] if compared else None
+
+    yield call
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.fixture
+def trainers(tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "trainers"
+    folder.mkdir()
+    (folder / "of_the_tests.py").write_text(TRAINERS)
+    monkeypatch.setenv("nnUNet_extTrainer", str(folder))
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch) -> Path:
+    """SLURM's commands; what they were given is in this folder, and its file queue is the queue."""
+    (tmp_path / "bin").mkdir()
+    for name, text in FAKES.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    folder = tmp_path / "book"
+    folder.mkdir()
+    (folder / "queue").touch()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    monkeypatch.setenv("BOOK", str(folder))
+    return folder
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch):
+    """ctrl_c(n, between): the sweep is interrupted after n looks; what happens between two of them."""
+
+    def after(looks, between=lambda: None):
+        left = iter(range(looks - 1))
+
+        def sleep(_):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            between()
+
+        monkeypatch.setattr(matrix, "time", SimpleNamespace(sleep=sleep))
+
+    return after
+
+
+def test_local_matrix_fails_continues_and_ends(dataset, trainers, main, capsys):
+    matrix_of = [*LOCAL, "-tr", "nnUNetTrainerShort", "nnUNetTrainerStumbles", "-f", "0"]
+    short, stumbles = run_of("nnUNetTrainerShort"), run_of("nnUNetTrainerStumbles")
+    with pytest.raises(SystemExit) as exit_info:
+        main(matrix_of)
+    out, err = capsys.readouterr()
+    assert exit_info.value.code == 2
+    assert err.splitlines()[-1].endswith(": 1 of 2 failed: nnUNetTrainerStumbles fold 0. See the logs above.")
+    failed = next(line for line in out.splitlines() if "failed" in line)
+    assert failed.startswith("nnUNetTrainerStumbles fold 0: failed: RuntimeError: the lights went out (")
+    log = Path(failed.rpartition("(")[2].rstrip(")"))
+    assert "the lights went out" in log.read_text() and log.is_relative_to(stumbles.job_folder)
+    assert short.done and not stumbles.trained
+    assert progress(short)[:2] == (1, 1) and progress(stumbles)[:2] == (1, 2)
+
+    compared = main(matrix_of)
+    assert compared is not None
+    assert compared[:7] == ["compare", "-d", "901", "-c", "3d_fullres", "-p", "nnUNetPlansSmall"]
+    assert compared[7:] == ["-tr", "nnUNetTrainerShort", "nnUNetTrainerStumbles", "-f", "0"]
+    assert stumbles.done and epochs(stumbles) == [["0"], ["1"]]
+    assert epochs(short) == [["0"]], "what is done is not started again"
+    assert progress(stumbles)[:2] == (2, 2)
+    for run in (short, stumbles):
+        resources = json.loads((run.folder / "resources.json").read_text())
+        assert resources["device"] == "cpu" and resources["peak_memory_bytes"] > 50e6
+
+    before = sorted((dataset / "results").rglob("*"))
+    assert main(matrix_of) == compared
+    assert main([*LOCAL, "-tr", "nnUNetTrainerShort", "-f", "0", "0"]) is None, "one trainer is not compared"
+    assert set((dataset / "results").rglob("*")) - {r.job_folder / "lock" for r in (short, stumbles)} <= set(before)
+
+
+@pytest.mark.parametrize(
+    ("files", "goes_on", "validates"),
+    [
+        ([], False, False),
+        (["checkpoint_latest.pth", "checkpoint_best.pth"], True, False),
+        (["checkpoint_best.pth"], True, False),
+        (["checkpoint_final.pth", "checkpoint_best.pth", "validation/case0.nii.gz"], False, True),
+    ],
+)
+def test_nnunet_is_told_how_far_the_run_is(dataset, monkeypatch, files, goes_on, validates):
+    run, asked = run_of("nnUNetTrainer", "all"), {}
+    for file in files:
+        (run.folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (run.folder / file).touch()
+
+    def run_training(*args, **kwargs):
+        asked.update(inspect.signature(nnunet).bind(*args, **kwargs).arguments)
+
+    nnunet = run_training_module.run_training
+    monkeypatch.setattr(run_training_module, "run_training", run_training)
+    Training(run, "cpu", 1, "")()
+    assert asked == {
+        "dataset_name_or_id": DATASET,
+        "configuration": "3d_fullres",
+        "fold": "all",
+        "trainer_class_name": "nnUNetTrainer",
+        "plans_identifier": "nnUNetPlansSmall",
+        "num_gpus": 1,
+        "continue_training": goes_on,
+        "only_run_validation": validates,
+        "device": torch.device("cpu"),
+    }
+    assert not run.done
+
+
+def test_ended_local_sweep_ends_its_training(dataset, trainers, main, monkeypatch, capfd):
+    run, wait = run_of("nnUNetTrainerWaits"), time.sleep
+
+    def sleep(seconds):
+        wait(seconds)
+        if (run.folder / "once").exists():
+            assert run in Local([run], "cpu", 1).states(), "it is running, for every other sweep"
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(matrix, "time", SimpleNamespace(sleep=sleep))
+        with pytest.raises(SystemExit) as exit_info:
+            main([*LOCAL, "-tr", run.trainer, "-f", "0"])
+    out, err = capfd.readouterr()
+    assert exit_info.value.code == 130 and "The same line goes on" in out and "Traceback" not in err
+    with claimed(run):
+        pass
+    assert not run.trained and (run.folder / "checkpoint_latest.pth").exists()
+
+
+def test_what_another_process_trains_is_neither_started_nor_trained_twice(dataset, main, ctrl_c, capsys):
+    run = run_of(SMOKE)
+    fork = multiprocessing.get_context("fork")
+    held, end = fork.Event(), fork.Event()
+
+    def hold():
+        with claimed(run):
+            held.set()
+            end.wait()
+
+    other = fork.Process(target=hold)
+    other.start()
+    held.wait()
+    try:
+        ctrl_c(3)
+        with pytest.raises(SystemExit):
+            main([*LOCAL, "-tr", SMOKE, "-f", "0"])
+        assert capsys.readouterr().out.splitlines()[0] == f"{run}: running"
+        assert not list(run.job_folder.glob("*.pkl"))
+        with pytest.raises(RuntimeError, match=f"{SMOKE} fold 0 is being trained by another process"):
+            Training(run, "cpu", 1, "")()
+        assert not run.folder.exists()
+    finally:
+        end.set()
+        other.join()
+
+
+@pytest.mark.parametrize(
+    ("visible", "gpus_per_job", "slots"),
+    [
+        (None, 1, ["0", "1", "2", "3"]),
+        ("4,5,6,7", 2, ["4,5", "6,7"]),
+        ("GPU-a,GPU-b,GPU-c,MIG-d", 3, ["GPU-a,GPU-b,GPU-c"]),
+    ],
+)
+def test_as_many_local_jobs_as_there_are_gpus_for(dataset, monkeypatch, visible, gpus_per_job, slots):
+    class Job:
+        ended = False
+
+        def done(self):
+            return self.ended
+
+    submitted: list[Training] = []
+    monkeypatch.setattr(clusters.submitit.LocalExecutor, "submit", lambda _, job: submitted.append(job) or Job())
+    monkeypatch.setattr(clusters.torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    runs = [run_of(SMOKE, fold) for fold in range(5)]
+    local = Local(runs, "cuda", gpus_per_job)
+    for run in runs:
+        local.start(run)
+    assert [job.gpus for job in submitted] == slots
+    assert local.states() == dict.fromkeys(runs[: len(slots)], "running")
+    local.jobs[runs[len(slots) - 1]].ended = True  # type: ignore[attr-defined]
+    local.start(runs[-1])
+    assert [job.gpus for job in submitted] == [*slots, slots[-1]] and submitted[-1].run == runs[-1]
+
+
+def test_slurm_gets_what_was_asked_for_and_no_job_twice(dataset, book, main, ctrl_c, capsys):
+    line = [*SLURM, "-tr", SMOKE, "nnUNetTrainer", "-f", "0", "1", "--partition", "gpu", "--hours", "1.5"]
+    ctrl_c(2)
+    with pytest.raises(SystemExit) as exit_info:
+        main(line)
+    assert exit_info.value.code == 130 and "Jobs on SLURM go on" in capsys.readouterr().out
+    scripts = [(book / f"script{i}").read_text() for i in range(4)]
+    for script, name in zip(scripts, [f"{SMOKE}_0", "nnUNetTrainer_0", f"{SMOKE}_1", "nnUNetTrainer_1"], strict=True):
+        for option in ("time=90", "partition=gpu", "requeue", f"job-name={name}", "signal=USR2@90", "cpus-per-task=1"):
+            assert f"#SBATCH --{option}\n" in script
+        assert "gpus" not in script and "srun --unbuffered" in script and "--cpus-per-task=1 " in script
+
+    (book / "queue").write_text("0 RUNNING\n1 PENDING\n3 PENDING\n")  # 2 has ended, with nothing
+    with pytest.raises(SystemExit):
+        main(line)
+    out = capsys.readouterr().out
+    assert f"{SMOKE} fold 0: running" in out
+    again = sorted(book.glob("script*"))
+    assert [script.name for script in again] == ["script0", "script1", "script2", "script3", "script4"]
+    assert f"job-name={SMOKE}_1\n" in again[-1].read_text()
+
+    (book / "queue").write_text("0 RUNNING\n1 RUNNING\n3 PENDING\n4 RUNNING\n")
+    run = run_of(SMOKE, 1)
+    (run.job_folder / "4_0_log.err").write_text("Traceback\nRuntimeError: out of luck\n\n")
+    ctrl_c(4, lambda: (book / "queue").write_text("0 RUNNING\n1 RUNNING\n3 PENDING\n"))
+    with pytest.raises(SystemExit):
+        main(line)
+    out = capsys.readouterr().out
+    assert f"{run}: failed: killed (memory? time? cancelled?) after: RuntimeError: out of luck" in out
+    assert len(list(book.glob("script*"))) == 5, "what has failed is for the next call"
+
+
+def test_slurm_gpus(dataset, book, main, ctrl_c):
+    ctrl_c(1)
+    with pytest.raises(SystemExit):
+        main([*SLURM, "-device", "cuda", "--gpus-per-job", "2", "-tr", SMOKE, "-f", "all"])
+    script = (book / "script0").read_text()
+    assert "#SBATCH --gpus-per-node=2\n" in script and "#SBATCH --time=1440\n" in script
+    assert "partition" not in script
+
+
+def test_slurm_job_near_its_time_limit_is_queued_again_and_goes_on(dataset, trainers, book, main, ctrl_c):
+    run = run_of("nnUNetTrainerNearTimeLimit")
+    ctrl_c(1)
+    with pytest.raises(SystemExit):
+        main([*SLURM, "-tr", run.trainer, "-f", "0"])
+    job = {
+        **os.environ,
+        "SLURM_JOB_ID": "0",
+        "SLURM_PROCID": "0",
+        "PATH": f"{book.parent / 'bin'}:{os.environ['PATH']}",
+    }
+    first = subprocess.run(["bash", book / "script0"], env=job, capture_output=True, text=True)
+    assert first.returncode, "it has been put off"
+    assert (book / "scontrol").read_text() == "requeue 0\n"
+    assert not run.trained
+    second = subprocess.run(["bash", book / "script0"], env=job, capture_output=True, text=True)
+    assert second.returncode == 0, second.stderr
+    assert run.done and epochs(run) == [["0"], ["1"]]
+    (book / "queue").write_text("")
+    assert main([*SLURM, "-tr", run.trainer, "-f", "0"]) is None
+    assert len(list(book.glob("script*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-tr", "nnUNetTrainerNoSuch"], "Could not find requested nnunet trainer nnUNetTrainerNoSuch"),
+        (["-c", "3d_lowres"], "-c 3d_lowres: nnUNetPlansSmall has 2d, 3d_fullres"),
+        (["-p", "nnUNetPlansOther"], "nnUNetPlansOther.json. Run nnUNetv2_plan_and_preprocess -d 901"),
+        (["-d", "902"], "Could not find a dataset with the ID 902"),
+        (["-f", "4", "5", "-1"], "-f 5 -1: Dataset901_Balls has 5 folds, counted from 0"),
+        (["-device", "cuda", "--gpus-per-job", "3"], "--gpus-per-job 3: this machine shows 2 GPUs"),
+        (["--gpus-per-job", "2"], "--gpus-per-job 2: at least 1, and no more with -device cpu"),
+        (["--gpus-per-job", "0"], "--gpus-per-job 0: at least 1"),
+        (["--partition", "gpu"], "local has no such options"),
+        (["--cluster", "slurm"], "there is no sbatch, srun, squeue here"),
+        (["--cluster", "slurm", "--hours", "-1"], "--hours -1.0: more than 0"),
+    ],
+)
+def test_bad_input_starts_nothing(dataset, main, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(clusters.torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(SystemExit) as exit_info:
+        main([*LOCAL, "-tr", SMOKE, "-f", "0", *arguments])
+    assert exit_info.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("nnUNetv2_crossmatch: ") and message in err
+    assert not list((dataset / "results").iterdir())
+
+
+@pytest.mark.parametrize("folder", ["nnUNet_preprocessed", "nnUNet_results"])
+def test_a_path_that_is_not_set_is_named(dataset, main, monkeypatch, capsys, folder):
+    monkeypatch.delenv(folder)
+    with pytest.raises(SystemExit):
+        main([*LOCAL, "-tr", SMOKE, "-f", "0"])
+    assert f"{folder} is not defined" in capsys.readouterr().err
+
+
+def test_not_preprocessed(dataset, main, capsys):
+    shutil.rmtree(dataset / "preprocessed" / DATASET / "nnUNetPlans_3d_fullres")
+    with pytest.raises(SystemExit):
+        main([*LOCAL, "-tr", SMOKE, "-f", "0"])
+    assert "Run nnUNetv2_preprocess -d 901 -plans_name nnUNetPlansSmall" in capsys.readouterr().err
+
+
+def test_split_is_made_before_the_jobs_and_by_patient(dataset, main, capsys):
+    patients = {f"case{i}": "one" if i < 3 else "two" for i in range(5)}
+    (dataset / "raw" / DATASET / "patients.json").write_text(json.dumps(patients))
+    with pytest.raises(SystemExit):
+        main([*LOCAL, "-tr", "nnUNetTrainer", "-f", "2"])
+    assert "-f 2: Dataset901_Balls has 2 folds" in capsys.readouterr().err
+
+
+def test_table():
+    states = {
+        run_of("A"): "done",
+        run_of("LongName", "all"): "running",
+        run_of("A", 1): "failed",
+        run_of("B"): "waiting",
+    }
+    known = [Progress(10, 10, 1.234), Progress(3, None, None), Progress(2, 10, 100.4), Progress(None, None, None)]
+    errors = {run_of("A", 1): "ValueError: no (log)"}
+    assert format_table(states, dict(zip(states, known, strict=True)), errors) == [
+        "trainer   fold  state    epoch  s/epoch",
+        "A         0     done     10/10  1.23",
+        "LongName  all   running  3/?",
+        "A         1     failed   2/10   100      ValueError: no (log)",
+        "B         0     waiting",
+    ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_has_the_table_anew_and_a_file_the_changes(monkeypatch, capsys, terminal):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("LINES", "4")
+    table, runs = Table(), [run_of("A"), run_of("B")]
+    known = dict.fromkeys(runs, Progress(None, None, None))
+    for state in ("waiting", "waiting", "running"):
+        table.show({runs[0]: state, runs[1]: "done"}, known, {})
+    out = capsys.readouterr().out
+    if not terminal:
+        assert out.splitlines() == ["B fold 0: done", "A fold 0: running"]
+        return
+    first, second, third = out.split("\x1b[J")[1:]
+    assert first == "trainer  fold  state\nA        0     waiti\nB        0     done\n\x1b[3F"
+    assert second == first and third == first.replace("waiti", "runni").removesuffix("\x1b[3F")
+    table.show(dict.fromkeys([*runs, run_of("C")], "waiting"), known | {run_of("C"): known[runs[0]]}, {})
+    assert "\x1b" not in capsys.readouterr().out, "more than the screen holds"
