@@ -15,17 +15,21 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
+from nnunetv2_crossmatch.preprocessing.files import write_json
 from nnunetv2_crossmatch.preprocessing.listing import has_training_scans
+from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.splits import (
     ensure_splits,
     known_patients,
     validation_patients,
     without_patients,
 )
-from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training
+from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
+from nnunetv2_crossmatch.pseudo_labels.record import versions
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, complete_checkpoint, plain, read_checkpoint
 
 WARNINGS_IN_LOG = 10
+TRAINING = "training.json"  # in the fold's folder: {"versions": of packages, "unlabeled": {case: hash of its voxels}}
 
 
 class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
@@ -153,6 +157,10 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         self.print_to_log_file(
             f"{len(used)} unlabelled cases; {len(cases) - len(used)} more belong to patients of the validation set"
         )
+        if self.local_rank == 0:
+            known = Manifest.read(unlabeled_folder(preprocessed, self.configuration_manager)).cases
+            scans = {case: known[case]["sha256"] for case in used}
+            write_json({"versions": versions(), "unlabeled": scans}, Path(self.output_folder) / TRAINING)
         return used
 
     def _check(self, raw: Path | None, preprocessed: Path) -> None:
