@@ -7,9 +7,9 @@ from pathlib import Path
 
 import shtab
 
-from nnunetv2_crossmatch.commands import check, convert, evaluate, export, hide_labels, preprocess, pseudo_label
+from nnunetv2_crossmatch.commands import check, convert, doctor, evaluate, export, hide_labels, preprocess, pseudo_label
 
-COMMANDS = (preprocess, check, convert, hide_labels, evaluate, pseudo_label, export)
+COMMANDS = (preprocess, check, convert, hide_labels, evaluate, pseudo_label, export, doctor)
 COMPLAINTS = (ValueError, OSError, RuntimeError, AssertionError)  # ours and nnU-Net's own; they say what is wrong
 
 

@@ -70,8 +70,9 @@ def test_every_command_shows_an_example_that_it_understands(capsys):
             parser.parse_args([name, "-h"])
         *_, example = capsys.readouterr().out.strip().splitlines()
         prefix = "example: nnUNetv2_crossmatch "
-        assert example.startswith(f"{prefix}{name} ")
-        assert callable(parser.parse_args(example.removeprefix(prefix).split()).run)
+        words = example.removeprefix(prefix).split()
+        assert words[0] == name
+        assert callable(parser.parse_args(words).run)
 
 
 def test_a_fold_is_a_number_or_all():

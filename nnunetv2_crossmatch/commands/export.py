@@ -14,7 +14,8 @@ def add(commands) -> None:
         "-d 4 -c 3d_fullres -tr nnUNetTrainerCrossMatch -o crossmatch.zip",
     )
     command.description = (
-        f"{command.description}.\nnnUNetv2_install_pretrained_model_from_zip puts it into nnUNet_results as a model of nnUNetTrainer and\n"
+        f"{command.description}.\n"
+        "nnUNetv2_install_pretrained_model_from_zip puts it into nnUNet_results as a model of nnUNetTrainer and\n"
         "overwrites the one of the same dataset, plans and configuration; to keep that, set another nnUNet_results."
     )
     add_arguments(command, "-d", "-c", "-tr", "-p", "-f", "-chk")

@@ -24,13 +24,13 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # named and meant as in nnU-Net's comm
 }
 
 
-def add_command(commands, name: str, help: str, example: str) -> argparse.ArgumentParser:
+def add_command(commands, name: str, help: str, example: str = "") -> argparse.ArgumentParser:
     """A sub-command; its help ends with the example, which names the arguments only."""
     return commands.add_parser(
         name,
         help=help,
         description=f"{help[0].upper()}{help[1:]}",
-        epilog=f"example: nnUNetv2_crossmatch {name} {example}",
+        epilog=f"example: nnUNetv2_crossmatch {name} {example}".rstrip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,  # a wrapped example cannot be pasted
     )
 
