@@ -90,6 +90,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         if self.local_rank == 0:
             constants = {"method": type(self.method).__name__, **asdict(self.method.constants)}
             write_json(constants, Path(self.output_folder) / "method.json")
+            self.logger.update_config({"method": constants})
 
     def get_dataloaders(self):
         workers = get_allowed_n_proc_DA()
@@ -238,7 +239,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     def on_train_epoch_end(self, train_outputs: list[dict]):
         super().on_train_epoch_end(train_outputs)
         curves = self._ratios.pop()
-        log_curves(self.logger, curves, self.current_epoch)
+        log_curves(self.logger, curves, self.current_epoch, self._classes)
         self.print_to_log_file("unlabeled", {name: np.round(value, 4).tolist() for name, value in curves.items()})
         shares = curves.get("kept_share")
         if isinstance(shares, list):
