@@ -1,21 +1,69 @@
-"""nnUNetv2_crossmatch: what nnU-Net has no command of its own for."""
+"""What nnU-Net has no command of its own for."""
 
 import argparse
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
-from nnunetv2_crossmatch.commands import check, compare, convert, evaluate, hide_labels, preprocess, pseudo_label, sweep
+import shtab
 
-COMMANDS = (preprocess, check, convert, hide_labels, evaluate, pseudo_label, sweep, compare)
+from nnunetv2_crossmatch.commands import (
+    check,
+    compare,
+    convert,
+    doctor,
+    evaluate,
+    export,
+    hide_labels,
+    preprocess,
+    pseudo_label,
+    sweep,
+)
+
+COMMANDS = (preprocess, check, convert, hide_labels, pseudo_label, sweep, compare, evaluate, export, doctor)
+COMPLAINTS = (ValueError, OSError, RuntimeError, AssertionError)  # ours and nnU-Net's own; they say what is wrong
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="nnUNetv2_crossmatch", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add(commands)
-    arguments = parser.parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     try:
         arguments.run(arguments)
-    except (ValueError, KeyError, OSError, RuntimeError, AssertionError) as e:  # ours and nnU-Net's own complaints
-        print(f"nnUNetv2_crossmatch: {e}", file=sys.stderr)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as e:
+        if "debug" in arguments:
+            raise
+        print(f"nnUNetv2_crossmatch: {explain(e)}", file=sys.stderr)
         sys.exit(2)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_crossmatch",
+        description=__doc__,
+        epilog="nnUNetv2_crossmatch COMMAND -h says more of each.\nexample: nnUNetv2_crossmatch check -d 4",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('nnunetv2_crossmatch')}")
+    shtab.add_argument_to(parser, help="print what makes a shell complete these commands")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for module in COMMANDS:
+        module.add(commands)
+    for command in commands.choices.values():
+        for action in command._actions:
+            if action.type is Path:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    for one in (parser, *commands.choices.values()):
+        # before the command or after it, so the latter's default must not overwrite the former
+        one.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+    return parser
+
+
+def explain(error: Exception) -> str:
+    """What went wrong, for who does not read tracebacks; a single line unless the error is one of COMPLAINTS."""
+    if isinstance(error, COMPLAINTS) and str(error):
+        return str(error)
+    what = f"there is no {error}" if isinstance(error, KeyError) else " ".join(str(error).split()) or "it says no more"
+    return f"{type(error).__name__}: {what}. Run again with --debug for the traceback."

@@ -3,8 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,62 +67,23 @@ def test_training_leaves_what_nnunet_leaves_and_our_curves(trained):
     assert {f.stem for f in unlabeled.glob("*.pkl")} == {"scan0", "scan1", "scan2", ODD_NAME}
 
 
-def test_the_renamed_checkpoint_predicts_the_same_without_this_package(trained, tmp_path):
+def test_the_exported_model_predicts_the_same_without_this_package(trained, tmp_path):
     images = trained / "raw" / DATASET / "imagesTs"
-    run(
-        "nnUNetv2_predict",
-        "-i",
-        images,
-        "-o",
-        tmp_path / "ours",
-        "-d",
-        "901",
-        "-c",
-        "3d_fullres",
-        "-f",
-        "0",
-        "-tr",
-        TRAINER,
-        "-npp",
-        "1",
-        "-nps",
-        "1",
-        *COMMON,
-    )
+    predict = ("-i", images, "-d", "901", "-c", "3d_fullres", "-f", "0", "-npp", "1", "-nps", "1", *COMMON)
+    run("nnUNetv2_predict", *predict, "-o", tmp_path / "ours", "-tr", TRAINER)
 
-    results = trained / "results" / DATASET
-    stock = results / MODEL.replace(TRAINER, "nnUNetTrainer")
-    shutil.copytree(results / MODEL, stock)
-    checkpoint = torch.load(stock / "fold_0" / "checkpoint_final.pth", weights_only=False)
-    torch.save({**checkpoint, "trainer_name": "nnUNetTrainer"}, stock / "fold_0" / "checkpoint_final.pth")
-    predict_without_us = (
+    model = ("-d", "901", "-c", "3d_fullres", "-tr", TRAINER, "-p", "nnUNetPlansSmall")
+    run("nnUNetv2_crossmatch", "export", *model, "-o", tmp_path / "model.zip")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run("nnUNetv2_install_pretrained_model_from_zip", tmp_path / "model.zip", nnUNet_results=str(elsewhere))
+    assert [f.name for f in (elsewhere / DATASET).iterdir()] == ["nnUNetTrainer__nnUNetPlansSmall__3d_fullres"]
+    (tmp_path / "predict.py").write_text(
         "import sys; sys.modules['nnunetv2_crossmatch'] = None\n"
         "from nnunetv2.inference.predict_from_raw_data import predict_entry_point\n"
         "if __name__ == '__main__': predict_entry_point()\n"
     )
-    (tmp_path / "predict.py").write_text(predict_without_us)
-    subprocess.run(
-        [
-            sys.executable,
-            tmp_path / "predict.py",
-            "-i",
-            images,
-            "-o",
-            tmp_path / "stock",
-            "-d",
-            "901",
-            "-c",
-            "3d_fullres",
-            "-f",
-            "0",
-            "-npp",
-            "1",
-            "-nps",
-            "1",
-            *COMMON,
-        ],
-        check=True,
-    )
+    run("python", tmp_path / "predict.py", *predict, "-o", tmp_path / "stock", nnUNet_results=str(elsewhere))
     ours, theirs = masks(tmp_path / "ours"), masks(tmp_path / "stock")
     assert ours.keys() == theirs.keys() == {"test0.nii.gz", "test1.nii.gz"}
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)

@@ -2,17 +2,17 @@
 
 import argparse
 
-from nnunetv2_crossmatch.commands.shared import dataset, report
+from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, dataset, report
 
 
 def add(commands) -> None:
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "check",
-        help="look for unreadable scans, the same scan or patient in training and test, scans unlike the labelled ones",
-        epilog="example: nnUNetv2_crossmatch check -d 4",
+        "look for unreadable scans, the same scan or patient in training and test, scans unlike the labelled ones",
+        "-d 4",
     )
-    command.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
-    command.add_argument("-np", type=int, default=8, metavar="N", help="worker processes (default: %(default)s)")
+    add_arguments(command, "-d", "-np")
     command.add_argument(
         "--accept", action="store_true", help="train in spite of the leaks that are found now; they become warnings"
     )

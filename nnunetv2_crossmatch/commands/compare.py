@@ -4,36 +4,31 @@ import argparse
 import shlex
 from pathlib import Path
 
-from nnunetv2_crossmatch.commands.shared import as_fold, dataset
+from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, dataset
 
 
 def add(commands) -> None:
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "compare",
-        help="did the unlabelled scans help? trained models on the same cases, with a report to show",
-        epilog="example: nnUNetv2_crossmatch compare -d 4 -c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch",
+        "did the unlabelled scans help? trained models on the same cases, with a page to show",
+        "-d 4 -c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch",
     )
-    command.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
-    command.add_argument("-c", required=True, metavar="CONFIG", help="configuration, e.g. 3d_fullres")
+    add_arguments(command, "-d", "-c", "-p", "-f", "-np")
     command.add_argument(
         "-tr", required=True, nargs="+", metavar="TRAINER", help="trainers; the others are compared with the first"
-    )
-    command.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
-    command.add_argument(
-        "-f", nargs="+", type=as_fold, metavar="FOLD", help="numbers or all (default: every fold of splits_final.json)"
     )
     command.add_argument(
         "--test",
         action="store_true",
-        help="on imagesTs and labelsTs, predicted by the folds together, not on validation",
+        help="on imagesTs and labelsTs, predicted by all folds, not on validation",
     )
     command.add_argument(
-        "-o", type=Path, metavar="FILE.html", help="report (default: in nnUNet_results); FILE.json comes beside it"
+        "-o", type=Path, metavar="FILE.html", help="the page (default: in nnUNet_results); FILE.json comes beside it"
     )
     command.add_argument(
         "-device", choices=["cuda", "cpu", "mps"], default="cuda", help="--test: predicts on it (default: %(default)s)"
     )
-    command.add_argument("-np", type=int, default=8, metavar="N", help="worker processes (default: %(default)s)")
     command.set_defaults(run=run)
 
 

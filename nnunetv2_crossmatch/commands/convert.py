@@ -4,14 +4,15 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
-from nnunetv2_crossmatch.commands.shared import dataset, report
+from nnunetv2_crossmatch.commands.shared import add_command, dataset, report
 
 
 def add(commands) -> None:
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "convert",
-        help="make a semi-supervised dataset of a benchmark or of a folder of labelled scans",
-        epilog="example: nnUNetv2_crossmatch convert acdc Downloads/ACDC -d 27 --labeled 3",
+        "make a semi-supervised dataset of a benchmark or of a folder of labelled scans",
+        "acdc Downloads/ACDC -d 27 --labeled 3",
     )
     command.add_argument("kind", choices=["la", "acdc", "pancreas", "isic", "lits", "nifti"], help="the benchmark")
     command.add_argument("source", type=Path, metavar="SRC", help="folder of the download")

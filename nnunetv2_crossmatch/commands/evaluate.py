@@ -3,14 +3,16 @@
 import argparse
 from pathlib import Path
 
+from nnunetv2_crossmatch.commands.shared import add_arguments, add_command
 from nnunetv2_crossmatch.evaluation.published import benchmarks
 
 
 def add(commands) -> None:
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "evaluate",
-        help="Dice, Jaccard, 95HD and ASD of predictions, per class and case",
-        epilog="example: nnUNetv2_crossmatch evaluate nnUNet_raw/Dataset027_ACDC/labelsTs predicted --benchmark acdc-3",
+        "Dice, Jaccard, 95HD and ASD of predictions, per class and case",
+        "nnUNet_raw/Dataset027_ACDC/labelsTs predicted --benchmark acdc-3",
     )
     command.add_argument("reference", type=Path, metavar="REFERENCE", help="folder of reference masks, e.g. labelsTs")
     command.add_argument("prediction", type=Path, metavar="PREDICTION", help="folder that nnUNetv2_predict wrote")
@@ -21,7 +23,7 @@ def add(commands) -> None:
     command.add_argument(
         "--benchmark", choices=benchmarks(), metavar="KEY", help=f"show published rows: {', '.join(benchmarks())}"
     )
-    command.add_argument("-np", type=int, default=8, metavar="N", help="worker processes (default: %(default)s)")
+    add_arguments(command, "-np")
     command.set_defaults(run=run)
 
 

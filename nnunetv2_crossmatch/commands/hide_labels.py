@@ -2,14 +2,15 @@
 
 import argparse
 
-from nnunetv2_crossmatch.commands.shared import dataset, report
+from nnunetv2_crossmatch.commands.shared import add_command, dataset, report
 
 
 def add(commands) -> None:
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "hide-labels",
-        help="make a semi-supervised dataset of a labelled one: what if only some of the labels were there?",
-        epilog="example: nnUNetv2_crossmatch hide-labels -d 4 -o 104 --labeled 10%",
+        "make a semi-supervised dataset of a labelled one: what if only some of the labels were there?",
+        "-d 4 -o 104 --labeled 10%",
     )
     command.add_argument("-d", required=True, metavar="SRC", help="id or name of the labelled dataset")
     command.add_argument("-o", type=int, required=True, metavar="DST", help="dataset id of the new dataset")

@@ -2,19 +2,18 @@
 
 import argparse
 
-from nnunetv2_crossmatch.commands.shared import dataset, report
+from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, dataset, report
 
 
 def add(commands) -> None:
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "preprocess",
-        help="preprocess the unlabelled scans with the plans of the labelled ones",
-        epilog="example: nnUNetv2_crossmatch preprocess -d 4 -c 2d 3d_fullres",
+        "preprocess the unlabelled scans with the plans of the labelled ones",
+        "-d 4 -c 2d 3d_fullres",
     )
-    command.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
+    add_arguments(command, "-d", "-p", "-np")
     command.add_argument("-c", required=True, nargs="+", metavar="CONFIG", help="configurations, e.g. 2d 3d_fullres")
-    command.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
-    command.add_argument("-np", type=int, default=8, metavar="N", help="worker processes (default: %(default)s)")
     command.set_defaults(run=run)
 
 

@@ -3,23 +3,19 @@
 import argparse
 import sys
 
-from nnunetv2_crossmatch.commands.shared import as_fold, dataset
+from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, dataset
 
 
 def add(commands) -> None:
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "pseudo-label",
-        help="let the trained model of each fold label the unlabelled scans, for nnUNetTrainerPseudoLabel",
-        epilog="example: nnUNetv2_crossmatch pseudo-label -d 4 -c 3d_fullres -f 0 1",
+        "let the trained model of each fold label the unlabelled scans, for nnUNetTrainerPseudoLabel",
+        "-d 4 -c 3d_fullres -f 0 1",
     )
-    command.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
-    command.add_argument("-c", required=True, metavar="CONFIG", help="configuration, e.g. 3d_fullres")
+    add_arguments(command, "-d", "-c", "-p", "-f", "-chk", "-np")
     command.add_argument(
         "-tr", default="nnUNetTrainer", metavar="TRAINER", help="whose models label (default: %(default)s)"
-    )
-    command.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
-    command.add_argument(
-        "-f", nargs="+", type=as_fold, metavar="FOLD", help="numbers or all (default: every fold of splits_final.json)"
     )
     command.add_argument(
         "--threshold",
@@ -28,13 +24,9 @@ def add(commands) -> None:
         metavar="P",
         help="voxels that are less probable are ignored (default: %(default)s)",
     )
-    command.add_argument(
-        "-chk", default="checkpoint_final.pth", metavar="FILE", help="checkpoint (default: %(default)s)"
-    )
     command.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="(default: %(default)s)")
-    command.add_argument("-np", type=int, default=3, metavar="N", help="worker processes (default: %(default)s)")
     command.add_argument("--overwrite", action="store_true", help="label anew what was corrected by hand, too")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, np=3)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,7 +1,44 @@
 """What several commands do."""
 
+import argparse
 import sys
 from pathlib import Path
+from typing import Any
+
+
+def as_fold(value: str) -> int | str:
+    """A fold on the command line."""
+    if value == "all" or value.isdecimal():
+        return value if value == "all" else int(value)
+    raise argparse.ArgumentTypeError(f"{value!r} is neither a number nor all")
+
+
+ARGUMENTS: dict[str, dict[str, Any]] = {  # named and meant as in nnU-Net's commands
+    "-d": {"required": True, "metavar": "DATASET", "help": "dataset id or name"},
+    "-c": {"required": True, "metavar": "CONFIG", "help": "configuration, e.g. 3d_fullres"},
+    "-tr": {"required": True, "metavar": "TRAINER", "help": "trainer, e.g. nnUNetTrainerCrossMatch"},
+    "-p": {"default": "nnUNetPlans", "metavar": "PLANS", "help": "plans identifier (default: %(default)s)"},
+    "-f": {"nargs": "+", "type": as_fold, "metavar": "FOLD", "help": "numbers or all (default: every fold)"},
+    "-chk": {"default": "checkpoint_final.pth", "metavar": "FILE", "help": "checkpoint (default: %(default)s)"},
+    "-np": {"type": int, "default": 8, "metavar": "N", "help": "worker processes (default: %(default)s)"},
+}
+
+
+def add_command(commands, name: str, help: str, example: str = "") -> argparse.ArgumentParser:
+    """A sub-command; its help ends with the example, which names the arguments only."""
+    return commands.add_parser(
+        name,
+        help=help,
+        description=f"{help[0].upper()}{help[1:]}",
+        epilog=f"example: nnUNetv2_crossmatch {name} {example}".rstrip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # a wrapped example cannot be pasted
+    )
+
+
+def add_arguments(command: argparse.ArgumentParser, *flags: str) -> None:
+    """Some of ARGUMENTS."""
+    for flag in flags:
+        command.add_argument(flag, **ARGUMENTS[flag])
 
 
 def report(raw: Path, preprocessed: Path, dataset_json: dict, num_processes: int, accept: bool = False) -> None:
@@ -30,8 +67,3 @@ def dataset(name_or_id: str) -> tuple[Path, Path, dict]:
         Path(nnUNet_preprocessed) / name,
         load_json(str(Path(nnUNet_raw) / name / "dataset.json")),
     )
-
-
-def as_fold(value: str) -> int | str:
-    """A fold on the command line."""
-    return value if value == "all" else int(value)

@@ -4,21 +4,19 @@ import argparse
 import signal
 import sys
 
-from nnunetv2_crossmatch.commands.shared import as_fold
+from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, as_fold
 
 
 def add(commands) -> None:
-    command = commands.add_parser(
+    command = add_command(
+        commands,
         "sweep",
-        help="train several trainers on several folds, on this machine's GPUs or on SLURM, and compare them",
-        epilog="example: nnUNetv2_crossmatch sweep -d 4 -c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch "
-        "-f 0 1 2 3 4 --cluster slurm --partition gpu --hours 24",
+        "train several trainers on several folds, on this machine's GPUs or on SLURM, and compare them",
+        "-d 4 -c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch -f 0 1 2 3 4 --cluster slurm --hours 24",
     )
-    command.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name")
-    command.add_argument("-c", required=True, metavar="CONFIG", help="configuration, e.g. 3d_fullres")
+    add_arguments(command, "-d", "-c", "-p")
     command.add_argument("-tr", required=True, nargs="+", metavar="TRAINER", help="trainers")
     command.add_argument("-f", required=True, nargs="+", type=as_fold, metavar="FOLD", help="numbers or all")
-    command.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
     command.add_argument("-device", choices=["cuda", "cpu"], default="cuda", help="(default: %(default)s)")
     command.add_argument("--cluster", required=True, choices=["local", "slurm"], help="where to train")
     command.add_argument(
@@ -63,4 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     trainers = list(dict.fromkeys(arguments.tr))
     if len(trainers) > 1:
         folds = map(str, dict.fromkeys(arguments.f))
-        cli.main(["compare", "-d", arguments.d, "-c", arguments.c, "-p", arguments.p, "-tr", *trainers, "-f", *folds])
+        command = ["compare", "-d", arguments.d, "-c", arguments.c, "-p", arguments.p, "-tr", *trainers, "-f", *folds]
+        if "all" in arguments.f:  # it holds no case out
+            command += ["--test", "-device", arguments.device]
+        cli.main(command)

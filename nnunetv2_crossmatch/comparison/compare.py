@@ -3,21 +3,24 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.comparison import paired
-from nnunetv2_crossmatch.comparison.runs import FINAL, Run, check_comparable, read_run
+from nnunetv2_crossmatch.comparison.runs import FINAL, Run, read_run, train_command, validation_cases
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
-from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation, Summary, summarise
-from nnunetv2_crossmatch.preprocessing.files import INCOMING
+from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
+from nnunetv2_crossmatch.preprocessing.files import INCOMING, write_json
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.preprocessing.manifest import source_stamp
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS, known_patients
+
+MADE_OF = "made_of.json"
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,6 @@ class Model:
     runs: list[Run]
     evaluation: Evaluation
     predictions: dict[str, Path]
-
-    @cached_property
-    def summaries(self) -> dict[str, Summary]:
-        return summarise(self.evaluation)
 
     @property
     def hours(self) -> float:
@@ -114,6 +113,7 @@ def compare_models(
     if folds is None:
         file = preprocessed_folder / SPLITS
         folds = list(range(len(load_json(str(file))))) if file.exists() else ["all"]
+    folds = list(dict.fromkeys(folds))
     if "all" in folds and not test:
         raise ValueError("Fold all validates the cases that it was trained on. Use --test, or name other folds.")
 
@@ -129,7 +129,7 @@ def compare_models(
     if problems:
         raise DatasetError(problems)
     every_run = [run for of_trainer in runs.values() for run in of_trainer]
-    check_comparable(every_run, preprocessed_folder)
+    validation = validation_cases(every_run, preprocessed_folder)
 
     if test:
         truth_folder = raw_folder / "labelsTs"
@@ -141,37 +141,29 @@ def compare_models(
         }
     else:
         truth_folder = preprocessed_folder / "gt_segmentations"
-        _check_validation(every_run)
+        if problems := [
+            f"{run.folder} was not validated after its training: {train_command(run.folder, '--val')}"
+            for run in every_run
+            if not run.log.validated or not (run.folder / "validation" / "summary.json").exists()
+        ]:
+            raise DatasetError(problems)
         folders = {trainer: [run.folder / "validation" for run in runs[trainer]] for trainer in trainers}
 
     ending = load_json(str(raw_folder / "dataset.json"))["file_ending"]
+    wanted = [None] if test else [validation[fold] for fold in folds]
     models = []
     for trainer in trainers:
-        predictions = {
-            file.name.removesuffix(ending): file
-            for folder in folders[trainer]
-            for file in sorted(folder.glob("*" + ending))
-        }
         parts = [
-            evaluate_folders(
-                truth_folder,
-                folder,
-                raw_folder / "dataset.json",
-                num_processes,
-                None if test else [case for case, file in predictions.items() if file.parent == folder],
-            )
-            for folder in folders[trainer]
+            evaluate_folders(truth_folder, folder, raw_folder / "dataset.json", num_processes, cases)
+            for folder, cases in zip(folders[trainer], wanted, strict=True)
         ]
+        predictions = {
+            case: folder / (case + ending)
+            for folder, part in zip(folders[trainer], parts, strict=True)
+            for case in part.cases
+        }
         models.append(Model(trainer, runs[trainer], _joined(parts), predictions))
-
     reference = models[0].evaluation
-    if problems := [
-        f"{model.trainer} and {trainers[0]} predicted different cases; only one of them has "
-        f"{', '.join(sorted(set(model.evaluation.cases) ^ set(reference.cases)))}. Compare runs of the same split."
-        for model in models[1:]
-        if model.evaluation.cases != reference.cases
-    ]:
-        raise DatasetError(problems)
     patients = known_patients(raw_folder, preprocessed_folder)
     units = [patients.get(case, case) for case in reference.cases]
     return Comparison(
@@ -188,35 +180,14 @@ def compare_models(
     )
 
 
-def _check_validation(runs: list[Run]) -> None:
-    """Raises DatasetError where a run was not validated after its training, or others validated other cases."""
-    problems = []
-    first: dict[int | str, tuple[Run, set[str]]] = {}
-    for run in runs:
-        trainer, plans, configuration = run.folder.parent.name.split("__")
-        if not run.log.validated or not (run.folder / "validation" / "summary.json").exists():
-            problems.append(
-                f"{run.folder} was not validated after its training: nnUNetv2_train {run.folder.parent.parent.name} "
-                f"{configuration} {run.fold} -tr {trainer} -p {plans} --val"
-            )
-            continue
-        summary = load_json(str(run.folder / "validation" / "summary.json"))
-        cases = {Path(case["reference_file"]).name for case in summary["metric_per_case"]}
-        other, others = first.setdefault(run.fold, (run, cases))
-        if cases != others:
-            problems.append(
-                f"{run.folder} and {other.folder} validated different cases; only one of them has "
-                f"{', '.join(sorted(cases ^ others))}. Train both with the same split."
-            )
-    if problems:
-        raise DatasetError(problems)
-
-
 def _predict_test(model_folder: Path, folds: Sequence[int | str], images: Path, device: torch.device) -> Path:
-    """The folder of the test scans' masks; predicted now unless it is newer than every checkpoint."""
+    """The folder of the test scans' masks; predicted now unless these checkpoints predicted these images."""
     folder = model_folder / f"test_fold_{'_'.join(map(str, folds))}"
-    checkpoints = [model_folder / f"fold_{fold}" / FINAL for fold in folds]
-    if folder.is_dir() and folder.stat().st_mtime >= max(file.stat().st_mtime for file in (*checkpoints, images)):
+    made_of = {
+        "checkpoints": source_stamp([model_folder / f"fold_{fold}" / FINAL for fold in folds]),
+        "images": source_stamp(sorted(images.iterdir())),
+    }
+    if (folder / MADE_OF).exists() and load_json(str(folder / MADE_OF)) == made_of:
         return folder
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("There is no CUDA device here. Use -device cpu.")
@@ -227,6 +198,7 @@ def _predict_test(model_folder: Path, folds: Sequence[int | str], images: Path, 
     predictor.predict_from_files(
         str(images), str(unfinished), num_processes_preprocessing=1, num_processes_segmentation_export=1
     )
+    write_json(made_of, unfinished / MADE_OF)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
     return folder
@@ -249,18 +221,36 @@ def _warnings(runs: dict[str, list[Run]]) -> list[str]:
     warnings = []
     if (others := len(runs) - 1) > 1:
         warnings.append(f"{others} comparisons: each has one chance in twenty of finding what is not there.")
-    lists: dict[int | str, tuple[Run, str]] = {}
-    for run in (run for of_trainer in runs.values() for run in of_trainer):
-        if run.unlabeled is None:
-            continue
-        other, digest = lists.setdefault(run.fold, (run, run.unlabeled))
-        if digest != run.unlabeled:
-            warnings.append(f"{run.trainer} and {other.trainer} used different unlabelled scans in fold {run.fold}.")
-    devices = {run.device for of_trainer in runs.values() for run in of_trainer if run.device}
-    if len(devices) > 1:
+    every_run = [run for of_trainer in runs.values() for run in of_trainer]
+    first: dict[int | str, Run] = {}
+    for run in every_run:
+        warnings += run.warnings
+        if run.fold == "all" and not run.training:
+            warnings.append(f"{run.folder}: nnU-Net does not record the labelled cases of fold all.")
+        if run.training:
+            other = first.setdefault(run.fold, run)
+            if run.training["unlabeled"] != other.training["unlabeled"]:
+                warnings.append(f"{run.trainer} and {other.trainer} used other unlabelled scans in fold {run.fold}.")
+    reference, *others_runs = [of_trainer[0] for of_trainer in runs.values()]
+    for run in others_runs:
+        if changed := _different_plans(reference, run):
+            warnings.append(
+                f"{run.trainer} was trained with other plans than {reference.trainer}: {', '.join(changed)}."
+            )
+    if len(devices := {run.device for run in every_run}) > 1:
         warnings.append(f"Hours and memory are of different devices: {', '.join(sorted(devices))}.")
     epochs = {trainer: max(len(run.log.epochs) for run in of_trainer) for trainer, of_trainer in runs.items()}
     if len(set(epochs.values())) > 1:
         listed = ", ".join(f"{trainer} {number}" for trainer, number in epochs.items())
         warnings.append(f"The trainings have different numbers of epochs: {listed}. Look at their hours.")
-    return warnings
+    return list(dict.fromkeys(warnings))
+
+
+def _different_plans(run: Run, other: Run) -> list[str]:
+    """Keys of the configuration in which the model folders' plans differ."""
+    configurations = []
+    for folder in (run.folder.parent, other.folder.parent):
+        plans = PlansManager(str(folder / "plans.json"))
+        configurations.append(plans.get_configuration(folder.name.split("__")[2]).configuration)
+    one, two = configurations
+    return sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))

@@ -9,17 +9,17 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from nnunetv2_crossmatch.comparison.compare import Comparison, Model
-from nnunetv2_crossmatch.comparison.paired import by_unit, differences
+from nnunetv2_crossmatch.comparison.paired import by_unit, class_columns, scores
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND
 
 COLORS = ("#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-CLASS_COLORS = ("#e6194b", "#ffe119", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6")
+_CLASS_COLORS = ("#e6194b", "#ffe119", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6")
 _STYLE = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -29,6 +29,13 @@ _STYLE = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
 }
+
+
+def class_colors(count: int) -> list[str]:
+    """One for each class, none twice."""
+    if count <= len(_CLASS_COLORS):
+        return list(_CLASS_COLORS[:count])
+    return [to_hex(hsv_to_rgb((i / count, 1 - 0.5 * (i % 2), 1)).tolist()) for i in range(count)]
 
 
 def plot_differences(comparison: Comparison) -> str:
@@ -67,10 +74,8 @@ def plot_differences(comparison: Comparison) -> str:
 
 def _differences(comparison: Comparison, model: Model, name: str) -> NDArray[np.float64]:
     reference = comparison.models[0].evaluation
-    values = by_unit(differences(reference, model.evaluation), comparison.units)[:, :, METRICS.index("dice")]
-    chosen = slice(None) if name == FOREGROUND else reference.classes.index(name)
-    columns = values[:, chosen].reshape(len(values), -1)
-    return np.nanmean(columns[~np.isnan(columns).all(1)], axis=1)
+    change = (scores(model.evaluation) - scores(reference))[:, class_columns(reference)[name], METRICS.index("dice")]
+    return by_unit(change, comparison.units).mean(1)
 
 
 def plot_distributions(comparison: Comparison) -> str:
@@ -95,6 +100,8 @@ def plot_distributions(comparison: Comparison) -> str:
                 axis.plot(place + rng.uniform(-0.15, 0.15, len(dices)), dices, "o", ms=3, mew=0, alpha=0.5, color=color)
             axis.plot([], [], color=color, lw=3, label=model.trainer)
         axis.set_xticks([j * step + (len(comparison.models) - 1) / 2 for j in range(len(classes))], classes)
+        if len(classes) > 5:
+            axis.tick_params(axis="x", rotation=60)
         axis.set_ylabel("Dice [%]")
         figure.legend(loc="outside upper left", frameon=False, ncols=2)
         return _svg(figure)
@@ -139,13 +146,12 @@ class Scan:
     spacing: Sequence[float]
 
 
-def draw_scan(scan: Scan, classes: dict[str, tuple[int, ...]]) -> str:
-    """The slice on which the predictions differ most: the image, and each mask over it."""
+def draw_scan(scan: Scan, shown: int, classes: dict[str, tuple[int, ...]]) -> str:
+    """The slice on which the reference and model number ``shown`` differ most in what is right: image and masks."""
     masks = list(scan.masks.values())
-    differs = np.zeros(scan.image.shape, bool)
-    for mask in masks[2:]:
-        differs |= (mask == masks[0]) != (masks[1] == masks[0])
-    weight = differs if differs.any() else masks[0] > 0
+    truth, reference, other = masks[0], masks[1], masks[1 + shown]
+    differs = (reference == truth) != (other == truth)
+    weight = differs if differs.any() else truth > 0
     axis = int(np.argmax(scan.spacing)) if scan.image.shape[0] > 1 else 0
     others = tuple(a for a in range(3) if a != axis)
     where = int(weight.sum(others).argmax())
@@ -169,10 +175,9 @@ def draw_scan(scan: Scan, classes: dict[str, tuple[int, ...]]) -> str:
 def _overlay(plot: Axes, grey: NDArray, mask: NDArray, classes: dict[str, tuple[int, ...]], aspect: float) -> None:
     low, high = np.percentile(grey, (1, 99))
     plot.imshow(grey, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect, interpolation="nearest")
-    for i, values in enumerate(classes.values()):
+    for color, values in zip(class_colors(len(classes)), classes.values(), strict=True):
         inside = np.isin(mask, values)
         if inside.any():
-            color = CLASS_COLORS[i % len(CLASS_COLORS)]
             shade = np.where(inside, 1.0, np.nan)
             plot.imshow(shade, cmap=ListedColormap([color]), alpha=0.3, aspect=aspect, interpolation="nearest")
             if min(inside.shape) > 1:

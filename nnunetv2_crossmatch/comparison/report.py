@@ -3,7 +3,6 @@
 import math
 from dataclasses import asdict
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,15 @@ from jinja2 import Environment, PackageLoader
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
 from nnunetv2_crossmatch.comparison import figures
-from nnunetv2_crossmatch.comparison.compare import Comparison, Model
-from nnunetv2_crossmatch.comparison.paired import differences, format_p
+from nnunetv2_crossmatch.comparison.compare import Comparison
+from nnunetv2_crossmatch.comparison.paired import by_unit, class_columns, format_p, scores
+from nnunetv2_crossmatch.comparison.runs import train_command
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import read_labels
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND
 from nnunetv2_crossmatch.preprocessing.files import write_json as write_whole
+from nnunetv2_crossmatch.preprocessing.listing import group_channels, labeled_scans
+from nnunetv2_crossmatch.pseudo_labels.record import versions
 
 SHOWN = 5  # cases that improved most, and as many that were harmed most
 CAVEAT = (
@@ -62,11 +64,13 @@ def table(comparison: Comparison, name: str) -> list[dict[str, str]]:
     """Rows of one class: each model's Dice and its difference to the first."""
     rows = []
     for model in comparison.models:
-        statistics = model.summaries[name].statistics
+        means = (
+            by_unit(scores(model.evaluation), comparison.units).mean(0)[class_columns(model.evaluation)[name]].mean(0)
+        )
         row = {
             "trainer": model.trainer,
-            "mean": _number(100 * statistics["dice"].mean),
-            "hd95": _number(statistics["hd95_mm"].mean),
+            "mean": _number(100 * means[METRICS.index("dice")]),
+            "hd95": _number(means[METRICS.index("hd95_mm")]),
             **dict.fromkeys(("difference", "interval", "p", "counts"), ""),
         }
         if model.trainer in comparison.differences:
@@ -85,7 +89,7 @@ def costs(comparison: Comparison) -> list[dict[str, str]]:
     """GPU hours and peak memory of each model, as its runs recorded them."""
     rows = []
     for model in comparison.models:
-        teachers = sorted({teacher.trainer for run in model.runs for teacher in run.made_by})
+        teachers = sorted({run.made_by["trainer"] for run in model.runs if run.made_by})
         peak = model.peak_memory
         rows.append(
             {
@@ -93,7 +97,7 @@ def costs(comparison: Comparison) -> list[dict[str, str]]:
                 "epochs": str(max(len(run.log.epochs) for run in model.runs)),
                 "hours": f"{model.hours:.2f}" + (f" (with {', '.join(teachers)})" if teachers else ""),
                 "memory": "not recorded" if peak is None else f"{peak / 2**30:.1f} GiB",
-                "device": ", ".join(sorted({run.device for run in model.runs if run.device})) or "not recorded",
+                "device": ", ".join(sorted({run.device for run in model.runs})),
             }
         )
     return rows
@@ -132,7 +136,7 @@ def write_json(comparison: Comparison, file: Path) -> None:
             }
             for model in comparison.models
         },
-        "versions": versions(),
+        "versions": _versions(comparison),
     }
     write_whole(content, file)
 
@@ -147,6 +151,7 @@ def write_html(comparison: Comparison, raw_folder: Path, command: str, file: Pat
     environment = Environment(
         loader=PackageLoader(__package__, ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    classes = read_labels(load_json(str(raw_folder / "dataset.json"))).classes
     page = environment.get_template("report.html").render(
         comparison=comparison,
         caveat=CAVEAT,
@@ -157,63 +162,53 @@ def write_html(comparison: Comparison, raw_folder: Path, command: str, file: Pat
         curves=figures.plot_curves(comparison.models, _CURVES),
         pseudo_labels=figures.plot_curves(comparison.models, _PSEUDO_LABELS),
         scans=_scans(comparison, raw_folder),
-        legend=list(zip(read_labels(load_json(str(raw_folder / "dataset.json"))).classes, figures.CLASS_COLORS)),  # noqa: B905
+        legend=list(zip(classes, figures.class_colors(len(classes)), strict=True)),
         settings={model.trainer: model.runs[0].constants for model in comparison.models},
         counts=_counts(comparison),
         commands=[*_commands(comparison), command],
-        versions=versions(),
+        versions=_versions(comparison),
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(page, encoding="utf-8")
 
 
-def versions() -> dict[str, str]:
-    return {name: version(name) for name in ("nnunetv2_crossmatch", "nnunetv2", "torch", "numpy")}
-
-
 def _scans(comparison: Comparison, raw_folder: Path) -> list[dict]:
     """Of each model but the first, the cases that improved most and those that were harmed most, with pictures."""
     dataset = load_json(str(raw_folder / "dataset.json"))
     classes = read_labels(dataset).classes
-    images = raw_folder / ("imagesTs" if comparison.test else "imagesTr")
-    reference = comparison.models[0].evaluation
-    drawn: dict[str, str | None] = {}
+    if comparison.test:
+        images = group_channels(raw_folder / "imagesTs", dataset["file_ending"])
+    else:
+        images = (
+            labeled_scans(raw_folder, dataset) if "dataset" in dataset or (raw_folder / "imagesTr").is_dir() else {}
+        )
+    cases = comparison.models[0].evaluation.cases
 
-    def picture(case: str) -> str | None:
-        image = images / f"{case}_0000{dataset['file_ending']}"
-        if case not in drawn:
-            drawn[case] = None
-            if image.exists():
-                reader = determine_reader_writer_from_dataset_json(dataset, str(image), verbose=False)()
-                drawn[case] = figures.draw_scan(figures.read_scan(comparison, case, image, reader), classes)
-        return drawn[case]
+    def picture(case: str, shown: int) -> str | None:
+        image = images[case][0] if case in images else None
+        if image is None or not image.exists():
+            return None
+        reader = determine_reader_writer_from_dataset_json(dataset, str(image), verbose=False)()
+        return figures.draw_scan(figures.read_scan(comparison, case, image, reader), shown, classes)
 
     groups = []
-    for model in comparison.models[1:]:
-        change = _change(comparison, model)
-        order = [int(i) for i in np.argsort(change) if not math.isnan(change[i])]
+    for number, model in enumerate(comparison.models[1:], 1):
+        values = scores(model.evaluation) - scores(comparison.models[0].evaluation)
+        change = values[:, :, METRICS.index("dice")].mean(1)
+        order = np.argsort(change)
         for title, chosen in (
-            ("most improved", [i for i in reversed(order) if change[i] > 0][:SHOWN]),
+            ("most improved", [i for i in order[::-1] if change[i] > 0][:SHOWN]),
             ("most harmed", [i for i in order if change[i] < 0][:SHOWN]),
         ):
-            entries = [(reference.cases[i], _number(100 * change[i], "+"), picture(reference.cases[i])) for i in chosen]
+            entries = [(cases[i], _number(100 * change[i], "+"), picture(cases[i], number)) for i in chosen]
             groups.append({"trainer": model.trainer, "title": title, "cases": entries})
     return groups
 
 
-def _change(comparison: Comparison, model: Model) -> np.ndarray:
-    """Difference of each case's mean Dice; NaN where it has none."""
-
-    dices = differences(comparison.models[0].evaluation, model.evaluation)[:, :, METRICS.index("dice")]
-    known = ~np.isnan(dices)
-    with np.errstate(invalid="ignore"):
-        return np.nansum(dices, 1) / known.sum(1)
-
-
 def _counts(comparison: Comparison) -> dict[str, str]:
     runs = [run for model in comparison.models for run in model.runs]
-    labeled = sorted({run.log.training for run in runs if run.log.training is not None})
+    labeled = sorted({run.log.split[0] for run in runs if run.log.split is not None})
     unlabeled = sorted({run.log.unlabeled for run in runs if run.log.unlabeled is not None})
     cases = f"{len(comparison.truths)}"
     if comparison.noun == "patients":
@@ -228,12 +223,33 @@ def _counts(comparison: Comparison) -> dict[str, str]:
 
 
 def _commands(comparison: Comparison) -> list[str]:
-    return [
-        f"nnUNetv2_train {comparison.dataset} {comparison.configuration} {fold} "
-        f"-tr {model.trainer} -p {comparison.plans}"
+    """That train the models; those of pseudo-labels come before the training that uses them."""
+    commands = []
+    for run in (run for model in comparison.models for run in model.runs):
+        if made_by := run.made_by:
+            name = "__".join(made_by[key] for key in ("trainer", "plans", "configuration"))
+            commands.append(train_command(run.folder.parent.parent / name / f"fold_{made_by['fold']}"))
+            commands.append(
+                f"nnUNetv2_crossmatch pseudo-label -d {comparison.dataset} -c {made_by['configuration']} "
+                f"-tr {made_by['trainer']} -p {made_by['plans']} -f {made_by['fold']} "
+                f"--threshold {made_by['threshold']:g} -chk {made_by['checkpoint']}"
+            )
+        commands.append(train_command(run.folder))
+    return list(dict.fromkeys(commands))
+
+
+def _versions(comparison: Comparison) -> dict[str, str]:
+    """Of the packages that trained, as far as recorded, and that compare."""
+    trained = {
+        ", ".join(f"{name} {number}" for name, number in run.training["versions"].items())
         for model in comparison.models
-        for fold in comparison.folds
-    ]
+        for run in model.runs
+        if run.training
+    }
+    return {
+        "trained with": "; ".join(sorted(trained)) or "not recorded",
+        "compared with": ", ".join(f"{name} {number}" for name, number in versions().items()),
+    }
 
 
 def _class_names(comparison: Comparison) -> list[str]:

@@ -1,8 +1,9 @@
-"""What a finished training left in its folder: its log, its validation, its checkpoint, its costs."""
+"""What a finished training left in its folder: its log, its records, its costs."""
 
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS
-from nnunetv2_crossmatch.pseudo_labels.record import RECORD
+from nnunetv2_crossmatch.pseudo_labels.record import RECORD, sha256_of
 from nnunetv2_crossmatch.trainers.resources import RESOURCES
-from nnunetv2_crossmatch.trainers.unlabeled_cases import CASES
+from nnunetv2_crossmatch.trainers.unlabeled_cases import TRAINING
 
 FINAL = "checkpoint_final.pth"
 _LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: (.*)")
+_SPLIT = re.compile(r"This (?:random 80:20 )?split has (\d+) training and (\d+) validation cases\.")
 _NUMBER = r"(-?[\d.]+(?:e[-+]?\d+)?|nan|-?inf)"
 
 
@@ -26,35 +28,37 @@ class TrainingLog:
     Attributes:
         epochs: of the last training that began at epoch 0, each with its ``train_loss``, ``val_loss``, ``dice`` (mean
             pseudo Dice), ``seconds`` and, named ``unlabeled/...``, the curves of the unlabelled part.
-        training, validation: numbers of labelled cases; None for fold all.
+        split: numbers of labelled cases that were trained on and held out; None for fold all.
         unlabeled: number of unlabelled cases; None where none are used.
         validated: whether the last thing done was a validation.
     """
 
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)
-    training: int | None = None
-    validation: int | None = None
+    split: tuple[int, int] | None = None
     unlabeled: int | None = None
     validated: bool = False
 
     @classmethod
     def read(cls, folder: Path) -> "TrainingLog":
-        log, epoch = cls(), 0
-        for file in sorted(folder.glob("training_log_*.txt")):
+        log, epoch, split = cls(), 0, None
+        # nnU-Net writes year_month_day_hour_minute_second into the name, without leading zeros
+        for file in sorted(
+            folder.glob("training_log_*.txt"), key=lambda f: [int(n) for n in re.findall(r"\d+", f.stem)]
+        ):
             for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
                 if not (message := _LINE.match(line)):
                     continue
                 text = message[1].strip()
                 if found := re.fullmatch(r"Epoch (\d+)", text):
                     epoch = int(found[1])
-                    log.validated = False
+                    log.split, log.validated = split, False  # a validation alone reads the split, too
                     if epoch == 0:
                         log.epochs.clear()
                     log.epochs[epoch] = {}
                 elif epoch in log.epochs:
                     log.epochs[epoch] |= _values(text)
-                if found := re.fullmatch(r"This split has (\d+) training and (\d+) validation cases\.", text):
-                    log.training, log.validation = int(found[1]), int(found[2])
+                if found := _SPLIT.fullmatch(text):
+                    split = int(found[1]), int(found[2])
                 elif found := re.match(r"(\d+) unlabelled cases; ", text):
                     log.unlabeled = int(found[1])
                 elif text == "Validation complete":
@@ -83,7 +87,11 @@ def _values(text: str) -> dict[str, float]:
         known = [dice for dice in dices if not math.isnan(dice)]
         return {"dice": sum(known) / len(known)} if known else {}
     if text.startswith("unlabeled {"):
-        curves = json.loads(text.removeprefix("unlabeled ").replace("'", '"').replace("nan", "NaN"))
+        numbers = re.sub(r"(?<=[ \[-])(nan|inf)(?=[,}\]])", lambda m: {"nan": "NaN", "inf": "Infinity"}[m[0]], text)
+        try:
+            curves = json.loads(numbers.removeprefix("unlabeled ").replace("'", '"'))
+        except ValueError:  # cut off by a full disk
+            return {}
         return {f"unlabeled/{name}": value for name, value in curves.items() if isinstance(value, float)}
     return {}
 
@@ -93,13 +101,13 @@ class Run:
     """One trained fold of one trainer.
 
     Attributes:
-        hours: GPU hours of the training's epochs, times its processes, and of the runs that made its pseudo-labels.
-        made_by: the runs that made its pseudo-labels.
+        hours: of the training's epochs, times its processes, and of the runs that made its pseudo-labels.
+        made_by: the record of its pseudo-labels, if it has any.
         peak_memory: bytes; None where it was not recorded (nnU-Net alone records none).
-        device: on which it was trained, as far as recorded.
-        labeled: the labelled cases it learned from; None where that was not recorded.
-        unlabeled: hash of the list of unlabelled cases, None as above.
+        device: on which it was trained.
+        training: what :data:`TRAINING` says; {} where nothing was recorded (nnU-Net alone records no cases).
         constants: of the method.
+        warnings: what is not known of its costs.
     """
 
     trainer: str
@@ -107,12 +115,21 @@ class Run:
     folder: Path
     log: TrainingLog
     hours: float
-    made_by: tuple["Run", ...]
+    made_by: dict
     peak_memory: int | None
-    device: str | None
-    labeled: list[str] | None
-    unlabeled: str | None
+    device: str
+    training: dict
     constants: dict
+    warnings: tuple[str, ...]
+
+
+def train_command(folder: Path, option: str = "") -> str:
+    """nnU-Net's command for the run in ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIG/fold_K``."""
+    trainer, plans, configuration = folder.parent.name.split("__")
+    fold = folder.name.removeprefix("fold_")
+    return (
+        f"nnUNetv2_train {folder.parent.parent.name} {configuration} {fold} -tr {trainer} -p {plans} {option}".rstrip()
+    )
 
 
 def read_run(model_folder: Path, fold: int | str) -> Run:
@@ -122,40 +139,55 @@ def read_run(model_folder: Path, fold: int | str) -> Run:
         DatasetError: it is not finished; names what is missing and the command that makes it.
     """
     folder = model_folder / f"fold_{fold}"
-    trainer, plans, configuration = model_folder.name.split("__")
     if not (folder / FINAL).exists():
-        go_on = " --c" if (folder / "checkpoint_latest.pth").exists() else ""
-        raise DatasetError(
-            [
-                f"{folder / FINAL} is missing: nnUNetv2_train {model_folder.parent.name} {configuration} {fold} "
-                f"-tr {trainer} -p {plans}{go_on}"
-            ]
-        )
-    log = TrainingLog.read(folder)
-    resources, cases = _json(folder / RESOURCES), _json(folder / CASES)
-    made_by: tuple[Run, ...] = ()
-    if teacher := _json(folder / RECORD):
-        name = "__".join(teacher[key] for key in ("trainer", "plans", "configuration"))
-        made_by = (read_run(model_folder.parent / name, teacher["fold"]),)
+        option = "--c" if (folder / "checkpoint_latest.pth").exists() else ""
+        raise DatasetError([f"{folder / FINAL} is missing: {train_command(folder, option)}"])
+    log, resources, debug = TrainingLog.read(folder), _json(folder / RESOURCES), _json(folder / "debug.json")
+    warnings = []
+    if "processes" not in resources and debug.get("is_ddp") == "True":
+        warnings.append(f"{folder} was trained on several GPUs, nobody knows how many; its hours count one.")
+    hours = log.hours * resources.get("processes", 1)
+    if made_by := _json(folder / RECORD):
+        teacher = _teacher(folder, made_by)
+        if teacher is None:
+            warnings.append(
+                f"The model that made the pseudo-labels of {folder} is not there any more; its hours are not counted."
+            )
+        else:
+            hours += teacher.hours
+            warnings += teacher.warnings
     return Run(
-        trainer,
-        fold,
-        folder,
-        log,
-        log.hours * resources.get("processes", 1) + sum(run.hours for run in made_by),
-        made_by,
-        resources.get("peak_memory_bytes"),
-        resources.get("device"),
-        cases.get("labeled"),
-        cases.get("unlabeled_sha256"),
-        _json(folder / "method.json"),
+        trainer=model_folder.name.split("__")[0],
+        fold=fold,
+        folder=folder,
+        log=log,
+        hours=hours,
+        made_by=made_by,
+        peak_memory=resources.get("peak_memory_bytes"),
+        device=resources.get("device") or debug.get("gpu_name") or debug.get("device") or "not recorded",
+        training=_json(folder / TRAINING),
+        constants=_json(folder / "method.json") or ({"threshold": made_by["threshold"]} if made_by else {}),
+        warnings=tuple(warnings),
     )
 
 
-def check_comparable(runs: list[Run], preprocessed_folder: Path) -> None:
-    """Each fold has to have learned from the same labelled cases in every run.
+def _teacher(student: Path, record: dict) -> Run | None:
+    """The run whose checkpoint made the pseudo-labels, None unless it is still the same one."""
+    model = student.parent.parent / "__".join(record[key] for key in ("trainer", "plans", "configuration"))
+    checkpoint = model / f"fold_{record['fold']}" / record["checkpoint"]
+    if checkpoint.parent == student or not checkpoint.exists() or sha256_of(checkpoint) != record["model"]:
+        return None
+    try:
+        return read_run(model, record["fold"])
+    except DatasetError:
+        return None
 
-    nnU-Net notes only how many there were; such a run's cases are those of today's split if the number is right.
+
+def validation_cases(runs: Sequence[Run], preprocessed_folder: Path) -> dict[int | str, list[str]]:
+    """The validation cases of each fold, after making sure that all runs learned from the same labelled cases.
+
+    nnU-Net notes only how many cases there were; such a run's cases are those of today's split if the numbers are
+    right.
 
     Raises:
         DatasetError: names the runs and the cases that differ.
@@ -163,24 +195,36 @@ def check_comparable(runs: list[Run], preprocessed_folder: Path) -> None:
     file = preprocessed_folder / SPLITS
     splits = load_json(str(file)) if file.exists() else []
     problems = []
-    first: dict[int | str, tuple[Run, set[str]]] = {}
+    first: dict[int | str, tuple[Run, list[set[str]]]] = {}
     for run in runs:
-        in_split = splits[int(run.fold)]["train"] if run.fold != "all" and int(run.fold) < len(splits) else []
-        cases = set(in_split if run.labeled is None else run.labeled)
-        if run.log.training not in (None, len(cases)):
+        known = run.training
+        if not known and run.fold != "all" and int(run.fold) < len(splits):
+            known = {"labeled": splits[int(run.fold)]["train"], "validation": splits[int(run.fold)]["val"]}
+        if not known:
+            continue
+        parts = [set(known["labeled"]), set(known["validation"])]
+        numbers = len(parts[0]), len(parts[1])
+        if run.log.split not in (None, numbers):
             problems.append(
-                f"{run.folder} was trained on {run.log.training} labelled cases, but {file} has {len(cases)} for fold "
-                f"{run.fold}: it has changed since. Train this run again."
+                f"{run.folder} was trained on {run.log.split[0]} labelled cases and held out {run.log.split[1]}, but "
+                f"{file} has {numbers[0]} and {numbers[1]} for fold {run.fold}: it has changed since. Train this run "
+                "again."
             )
             continue
-        other, others = first.setdefault(run.fold, (run, cases))
-        if cases and others and cases != others:
-            problems.append(
-                f"{run.folder} and {other.folder} were trained on different labelled cases; only one of them has "
-                f"{', '.join(sorted(cases ^ others))}. Train both with the same {file}."
-            )
+        other, others = first.setdefault(run.fold, (run, parts))
+        for what, part, of_other in zip(("trained on", "validates"), parts, others, strict=True):
+            if part != of_other:
+                problems.append(
+                    f"{run.folder} {what} other labelled cases than {other.folder}; only one of them has "
+                    f"{', '.join(sorted(part ^ of_other))}. Train both with the same {file}."
+                )
+    found = {fold: sorted(validation) for fold, (_, (_, validation)) in first.items() if fold != "all"}
+    everywhere = [case for cases in found.values() for case in cases]
+    if twice := sorted({case for case in everywhere if everywhere.count(case) > 1}):
+        problems.append(f"{file} validates {', '.join(twice)} in several folds. Compare one of these folds (-f).")
     if problems:
         raise DatasetError(problems)
+    return found
 
 
 def _json(file: Path) -> dict:

@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,14 @@ from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_trai
 from nnunetv2_crossmatch.preprocessing.workers import open_pool
 from nnunetv2_crossmatch.pseudo_labels.confidence import confident_labels, confident_shares, with_ignore_label
 from nnunetv2_crossmatch.pseudo_labels.picture import draw_picture
-from nnunetv2_crossmatch.pseudo_labels.record import Origin, Record, image_stamp, pseudo_label_folder, sha256_of
+from nnunetv2_crossmatch.pseudo_labels.record import (
+    Origin,
+    Record,
+    image_stamp,
+    pseudo_label_folder,
+    sha256_of,
+    versions,
+)
 
 PICTURES = "pictures"
 
@@ -130,7 +136,7 @@ def write_pseudo_labels(
             threshold=threshold,
             labels=with_ignore_label(dataset_json)["labels"],
             validation=validation[fold],
-            versions={name: version(name) for name in ("nnunetv2_crossmatch", "nnunetv2", "torch")},
+            versions=versions(),
         )
         folder = pseudo_label_folder(raw_folder, trainer, plans.plans_name, configuration_name, fold)
         # scans that were preprocessed elsewhere need not be here

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
@@ -24,6 +25,11 @@ def sha256_of(file: Path) -> str:
         while piece := f.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of what decides a training's result."""
+    return {name: version(name) for name in ("nnunetv2_crossmatch", "nnunetv2", "torch")}
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Curves of the unlabelled part: gathered over an epoch, logged by nnU-Net, drawn beside its progress.png."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -39,18 +40,26 @@ class EpochRatios:
         return ratios
 
 
-def log_curves(logger, curves: Mapping[str, float | list[float]], epoch: int) -> None:
+def log_curves(logger, curves: Mapping[str, float | list[float]], epoch: int, classes: Sequence[str]) -> None:
     """Log one value per curve and epoch into nnU-Net's ``MetaLogger``.
 
     Its local logger refuses keys it was not made with, and draws only as many epochs as its shortest list
-    has: a curve that begins late is filled with nan up to here, one that pauses gets nan.
+    has: a curve that begins late is filled with nan up to here, one that pauses gets nan. Its others (W&B) get a
+    curve per class, named by the class: ``MetaLogger.log`` would count from 1, but the background is among ours.
     """
     store = logger.local_logger.my_fantastic_logging
     known = {key.removeprefix(PREFIX) for key in store if key.startswith(PREFIX)}
     for name in sorted(known | curves.keys()):
         values = store.setdefault(PREFIX + name, [])
         values.extend([float("nan")] * (epoch - len(values)))
-        logger.log(PREFIX + name, curves.get(name, float("nan")), epoch)
+        logger.local_logger.log(PREFIX + name, curves.get(name, float("nan")), epoch)
+    for name, value in curves.items():
+        if isinstance(value, list):
+            scalars = {f"{name}/{label}": of_class for label, of_class in zip(classes, value, strict=True)}
+        else:
+            scalars = {name: value}
+        for key, other in product(scalars, logger.loggers):
+            other.log(PREFIX + key, scalars[key], epoch)
 
 
 def plot_curves(logger, file: Path, classes: list[str], stages: Sequence[tuple[float, str]] = ()) -> None:

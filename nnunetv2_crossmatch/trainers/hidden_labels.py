@@ -35,13 +35,16 @@ class HiddenLabels:
         labels = {case: raw_folder / HIDDEN_LABELS / (case + dataset_json["file_ending"]) for case in files}
         chosen = [case for case, label in labels.items() if label.exists()][:SCANS]
         preprocessor = configuration.preprocessor_class(verbose=False)
-        patches = []
+        patches, manager = [], plans.get_label_manager(dataset_json)
         for case in chosen:
             names = [str(file) for file in files[case]]
             image, label, _ = preprocessor.run_case(names, str(labels[case]), plans, configuration, dataset_json)
-            image, label = _patch(np.asarray(image), np.asarray(label), configuration.patch_size)
+            image, label = np.asarray(image), np.asarray(label)
+            if manager.ignore_label is not None:
+                label = np.where(label == manager.ignore_label, -1, label)
+            image, label = _patch(image, label, configuration.patch_size)
             patches.append((torch.from_numpy(image).to(device), torch.from_numpy(label).to(device)))
-        return cls(patches, plans.get_label_manager(dataset_json))
+        return cls(patches, manager)
 
     def __len__(self) -> int:
         return len(self._patches)
@@ -53,18 +56,18 @@ class HiddenLabels:
         overlap, size = torch.zeros(2, len(classes))
         training = network.training
         network.eval()
-        for image, label in self._patches:
-            outputs = network(image[None])
-            logits = (outputs[0] if isinstance(outputs, list | tuple) else outputs)[0]
-            counted = (
-                label >= 0 if self._labels.ignore_label is None else (label >= 0) & (label != self._labels.ignore_label)
-            )
-            for i, values in enumerate(classes):
-                predicted = logits[i] > 0 if self._labels.has_regions else logits.argmax(0) == values
-                truth = torch.isin(label, torch.tensor(np.atleast_1d(values).tolist(), device=label.device))
-                overlap[i] += 2 * (predicted & truth & counted).sum().cpu()
-                size[i] += ((predicted & counted).sum() + (truth & counted).sum()).cpu()
-        network.train(training)
+        try:
+            for image, label in self._patches:
+                outputs = network(image[None])
+                logits = (outputs[0] if isinstance(outputs, list | tuple) else outputs)[0]
+                counted = label >= 0  # not padded, cropped away or ignored
+                for i, values in enumerate(classes):
+                    predicted = logits[i] > 0 if self._labels.has_regions else logits.argmax(0) == values
+                    truth = torch.isin(label, torch.tensor(np.atleast_1d(values).tolist(), device=label.device))
+                    overlap[i] += 2 * (predicted & truth & counted).sum().cpu()
+                    size[i] += ((predicted & counted).sum() + (truth & counted).sum()).cpu()
+        finally:
+            network.train(training)
         return float((overlap / size).nanmean())
 
 

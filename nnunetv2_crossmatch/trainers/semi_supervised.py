@@ -94,6 +94,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             self._hidden_labels = self._read_hidden_labels()
             constants = {"method": type(self.method).__name__, **asdict(self.method.constants)}
             write_json(constants, Path(self.output_folder) / "method.json")
+            self.logger.update_config({"method": constants})
 
     def _read_hidden_labels(self) -> HiddenLabels | None:
         """For a curve, no more: what is wrong with them does not end a training."""
@@ -109,6 +110,15 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         except Exception as e:  # readers have their own
             self.print_to_log_file(f"warning: no curve of the pseudo-labels' Dice, {raw / HIDDEN_LABELS}: {e}")
             return None
+
+    def _dice_of_hidden_labels(self, hidden_labels: HiddenLabels) -> float:
+        try:
+            with self._autocast():
+                return hidden_labels.dice(self._plain_network)
+        except RuntimeError as e:  # out of memory: the other processes wait for this one
+            self._hidden_labels = None
+            self.print_to_log_file(f"warning: the curve of the pseudo-labels' Dice ends here: {e}")
+            return float("nan")
 
     def get_dataloaders(self):
         workers = get_allowed_n_proc_DA()
@@ -258,9 +268,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         super().on_train_epoch_end(train_outputs)
         curves = self._ratios.pop()
         if self.local_rank == 0 and self._hidden_labels:
-            with self._autocast():
-                curves["pseudo_label_dice"] = self._hidden_labels.dice(self._plain_network)
-        log_curves(self.logger, curves, self.current_epoch)
+            curves["pseudo_label_dice"] = self._dice_of_hidden_labels(self._hidden_labels)
+        log_curves(self.logger, curves, self.current_epoch, self._classes)
         self.print_to_log_file("unlabeled", {name: np.round(value, 4).tolist() for name, value in curves.items()})
         shares = curves.get("kept_share")
         if isinstance(shares, list):

@@ -1,6 +1,5 @@
 """What every trainer that uses unlabelled cases does beside its training."""
 
-import hashlib
 import random
 from os.path import join
 from pathlib import Path
@@ -18,18 +17,21 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
 from nnunetv2_crossmatch.preprocessing.files import write_json
 from nnunetv2_crossmatch.preprocessing.listing import has_training_scans
+from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.splits import (
     ensure_splits,
     known_patients,
     validation_patients,
     without_patients,
 )
-from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training
+from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
+from nnunetv2_crossmatch.pseudo_labels.record import versions
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, complete_checkpoint, plain, read_checkpoint
 from nnunetv2_crossmatch.trainers.resources import record_resources
 
 WARNINGS_IN_LOG = 10
-CASES = "cases.json"  # in the fold's folder: what the training learned from
+# in the fold's folder: "versions" of packages, "labeled", "validation": cases, "unlabeled": {case: hash of voxels}
+TRAINING = "training.json"
 
 
 class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
@@ -163,10 +165,15 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
             f"{len(used)} unlabelled cases; {len(cases) - len(used)} more belong to patients of the validation set"
         )
         if self.local_rank == 0:
-            digest = hashlib.sha256("\n".join(sorted(used)).encode()).hexdigest()
             labeled, validation = (sorted(part) for part in self.do_split())
-            content = {"labeled": labeled, "validation": validation, "unlabeled_sha256": digest}
-            write_json(content, Path(self.output_folder) / CASES)
+            known = Manifest.read(unlabeled_folder(preprocessed, self.configuration_manager)).cases
+            content = {
+                "versions": versions(),
+                "labeled": labeled,
+                "validation": validation,
+                "unlabeled": {case: known[case]["sha256"] for case in used},
+            }
+            write_json(content, Path(self.output_folder) / TRAINING)
         return used
 
     def _check(self, raw: Path | None, preprocessed: Path) -> None:

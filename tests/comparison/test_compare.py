@@ -54,7 +54,12 @@ def trained(tmp_path, monkeypatch) -> Path:
                 lines += epoch(number, 0.1 * number, seconds, curve)
             own = {"resources": {"peak_memory_bytes": 3 * 2**30, "device": "H200", "processes": 1}}
             own["method"] = {"method": "CrossMatch", "threshold": 0.95}
-            own["cases"] = {"labeled": folds[fold]["train"], "unlabeled_sha256": "abc"}
+            own["training"] = {
+                "labeled": folds[fold]["train"],
+                "validation": folds[fold]["val"],
+                "unlabeled": {"scan": "abc"},
+                "versions": {"torch": "2.1"},
+            }
             model = results / f"{trainer}__nnUNetPlans__3d_fullres"
             folder = finished(model, fold, *lines, **(own if trainer == OURS else {}))
             for case in folds[fold]["val"]:
@@ -64,8 +69,9 @@ def trained(tmp_path, monkeypatch) -> Path:
                 elif trainer == OURS and case == "case7":
                     mask[tuple(np.argwhere(mask == 1)[:20].T)] = 0
                 write_image(mask, folder / "validation" / f"{case}.nii.gz")
-            summary = {"metric_per_case": [{"reference_file": f"/gone/{case}.nii.gz"} for case in folds[fold]["val"]]}
-            (folder / "validation" / "summary.json").write_text(json.dumps(summary))
+            (folder / "validation" / "summary.json").touch()
+            plans = {"configurations": {"3d_fullres": {"patch_size": [8, 16, 16]}}}
+            (model / "plans.json").write_text(json.dumps(plans))
     return tmp_path
 
 
@@ -107,7 +113,14 @@ def test_the_verdict_and_the_numbers_are_those_of_the_masks(trained, capsys):
     assert found["costs"][STOCK] == {"gpu_hours": pytest.approx(0.6), "peak_memory_bytes": None}
     assert found["costs"][OURS] == {"gpu_hours": pytest.approx(1.2), "peak_memory_bytes": 3 * 2**30}
     assert found["verdicts"][OURS] in printed and "7 of 8 cases better, 1 worse" in printed
-    assert "1.20 GPU hours, peak memory 3.0 GiB" in printed and "not recorded" in printed
+    assert "1.20 hours on H200, peak memory 3.0 GiB" in printed and "not recorded" in printed
+
+
+def test_other_plans_are_warned_of(trained, capsys):
+    plans = trained / "results" / DATASET / f"{OURS}__nnUNetPlans__3d_fullres" / "plans.json"
+    plans.write_text(plans.read_text().replace("16", "32"))
+    compare()
+    assert "other plans than nnUNetTrainer: patch_size." in capsys.readouterr().out
 
 
 def test_scans_of_a_patient_are_drawn_together(trained, capsys):
@@ -128,15 +141,21 @@ def test_runs_that_cannot_be_compared_are_named(trained, capsys):
     ours = trained / "results" / DATASET / f"{OURS}__nnUNetPlans__3d_fullres"
     assert "Fold all validates the cases that it was trained on" in refused(capsys, "-f", "all")
     assert "labelsTs is missing" in refused(capsys, "--test")
+    mask = ours / "fold_1" / "validation" / "case5.nii.gz"
+    moved = mask.rename(mask.with_name("case0.nii.gz"))  # one that it learned from counts for nothing
+    assert f"{mask} is missing" in refused(capsys)
+    moved.rename(mask)
+    record = ours / "fold_1" / "training.json"
+    content = record.read_text()
+    record.write_text(content.replace("case5", "case9"))
+    assert re.search(r"fold_1 validates other .*only one of them has case5, case9", refused(capsys))
+    record.write_text(content)
     summary = ours / "fold_1" / "validation" / "summary.json"
-    content = summary.read_text()
-    summary.write_text(content.replace("case5", "case9"))
-    assert re.search(r"fold_1 .*different cases; only one of them has case5.nii.gz, case9.nii.gz", refused(capsys))
     summary.unlink()
     assert re.search(r"fold_1 was not validated.*3d_fullres 1 -tr nnUNetTrainerCrossMatch .*--val", refused(capsys))
     (ours / "fold_0" / "checkpoint_final.pth").unlink()
     assert "fold_0/checkpoint_final.pth is missing: nnUNetv2_train" in refused(capsys)
-    summary.write_text(content)
+    summary.touch()
     with (ours / "fold_1" / "training_log_1.txt").open("a") as log:
         log.write("2026-01-01 00:00:00.000000: Epoch 3 \n")  # trained on since
     assert "fold_1 was not validated after its training" in refused(capsys, "-f", "1")

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from nnunetv2_crossmatch.comparison.paired import Difference, by_unit, compare, differences, verdict
+from nnunetv2_crossmatch.comparison.paired import Difference, by_unit, compare, scores, verdict
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
 
@@ -49,24 +49,18 @@ def test_differences_means_counts_and_p_are_those_of_a_slow_oracle():
     assert (nearer.mean, nearer.wins, nearer.losses) == (-1.0, 9, 0)
 
 
-def test_an_invented_class_counts_and_one_that_nobody_sees_does_not():
+def test_what_neither_truth_nor_prediction_has_is_perfect_whatever_the_other_model_invents():
     nan = np.nan
-    before, after = (
-        evaluation([[nan, 0.5], [0.0, 0.5], [nan, 0.5]], 9.0),
-        evaluation([[0.0, 0.6], [nan, 0.5], [nan, 1]], 3.0),
-    )
-    found = differences(before, after)
-    assert found[:2, 0, 0].tolist() == [-1.0, 1.0] and np.isnan(found[2, 0]).all()
-    assert found[:2, 0, HD95_MM].tolist() == [3.0, -9.0]
-    assert found[:, 1, 0] == pytest.approx([0.1, 0.0, 0.5])
-    nobody = compare(evaluation([[nan]] * 3), evaluation([[nan]] * 3), ["a", "b", "c"])["class0"]["dice"]
-    assert np.isnan(nobody.mean) and nobody.units == 0
+    before = evaluation([[nan, 0.5], [0.0, 0.5], [nan, 0.5]], 9.0)
+    after = evaluation([[0.0, 0.6], [nan, 0.5], [nan, 1]], 3.0)
+    change = scores(after) - scores(before)
+    assert change[:, 0, 0].tolist() == [-1, 1, 0] and change[:, 0, HD95_MM].tolist() == [3, -9, 0]
+    assert change[:, 1, 0] == pytest.approx([0.1, 0.0, 0.5])
 
 
 def test_scans_of_one_patient_are_one_unit():
-    values = np.array([[1.0, np.nan], [3.0, np.nan], [5.0, 2.0], [7.0, np.nan]])
-    grouped = by_unit(values, ["p", "q", "p", "q"])
-    np.testing.assert_array_equal(grouped, [[3.0, 2.0], [5.0, np.nan]])
+    values = np.array([[1.0, 4.0], [3.0, 0.0], [5.0, 2.0], [7.0, 1.0]])
+    np.testing.assert_array_equal(by_unit(values, ["p", "q", "p", "q"]), [[3.0, 3.0], [5.0, 0.5]])
     same = evaluation([[0.5]] * 8)
     assert compare(same, same, ["p", "q"] * 4)[FOREGROUND]["dice"].units == 2
 
@@ -83,6 +77,9 @@ def test_equal_models_tie_with_p_1():
         (0.008, 0.034, 0.06, 40, "The data cannot tell: +2.1 Dice"),
         (-0.034, -0.008, 0.01, 40, "Does not help, it harms: -2.1 Dice"),
         (-0.034, -0.008, 0.06, 40, "The data cannot tell: -2.1 Dice"),
+        (0.001, 0.008, 0.001, 40, "Does not help: +0.5 Dice"),
+        (0.001, 0.008, 0.001, 19, "Helps: +0.5 Dice"),
+        (-0.005, 0.004, 0.6, 19, "The data cannot tell"),
         (-0.005, 0.004, 0.6, 40, "Does not help: -0.1 Dice"),
         (-0.02, 0.03, 0.6, 40, "The data cannot tell: +0.5 Dice"),
         (0.008, 0.034, 0.01, 5, "The data cannot tell: 5 cases are too few, 6 are the least."),

@@ -1,9 +1,10 @@
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
-from nnunetv2_crossmatch.comparison.runs import TrainingLog, check_comparable, read_run
+from nnunetv2_crossmatch.comparison.runs import Run, TrainingLog, read_run, validation_cases
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 
 STAMP = "2026-01-01 00:00:00.000000: "
@@ -31,30 +32,47 @@ def finished(model: Path, fold: int, *lines: str, **files: dict) -> Path:
 
 
 def test_epochs_that_were_trained_twice_count_once_and_a_new_beginning_forgets_the_old_one(tmp_path):
-    write_log(tmp_path, "1", *epoch(0, 0.9, 100), *epoch(1, 0.8, 100), *epoch(2, 0.7, 100))
-    curve = "unlabeled {'pseudo_label_dice': 0.5, 'kept_share': [0.1, nan], 'loss_a': nan}"
-    write_log(
-        tmp_path, "2", "This split has 4 training and 1 validation cases.", *epoch(0, 0.25, 10), *epoch(1, 0.5, 20)
-    )
-    write_log(tmp_path, "3", "24 unlabelled cases; 0 more", *epoch(1, 1e-05, 36, curve), "Training done.")
+    """The names are nnU-Net's: 9 November comes before 10 November."""
+    write_log(tmp_path, "2026_9_30_12_00_00", *epoch(0, 0.9, 100), *epoch(1, 0.8, 100), *epoch(2, 0.7, 100))
+    split = "This split has 4 training and 1 validation cases."
+    write_log(tmp_path, "2026_11_9_12_00_00", split, *epoch(0, 0.25, 10), *epoch(1, 0.5, 20))
+    curve = "unlabeled {'pseudo_label_dice': 0.5, 'kept_share': [0.1, nan], 'loss_dominance': nan, 'norm': -inf}"
+    cut_off = "unlabeled {'pseudo_la"
+    lines = ["24 unlabelled cases; 0 more", *epoch(1, 1e-05, 36, curve, cut_off), "Training done."]
+    write_log(tmp_path, "2026_11_10_1_00_00", *lines)
     log = TrainingLog.read(tmp_path)
     assert log.hours == pytest.approx(46 / 3600)
     assert log.curve("train_loss") == ([0, 1], [0.25, 1e-05])
     assert log.curve("dice")[1] == pytest.approx([0.5, 2e-05])
     assert log.curve("unlabeled/pseudo_label_dice") == ([1], [0.5])
-    assert (log.training, log.validation, log.unlabeled, log.validated) == (4, 1, 24, False)
-    write_log(tmp_path, "4", "Validation complete")
-    assert TrainingLog.read(tmp_path).validated
+    assert log.curve("unlabeled/norm")[1] == [float("-inf")]
+    assert (log.split, log.unlabeled, log.validated) == ((4, 1), 24, False)
+    write_log(tmp_path, "2026_12_1_1_00_00", split.replace("4", "5"), "Validation complete")
+    log = TrainingLog.read(tmp_path)
+    assert log.validated and log.split == (4, 1)  # of the training, whatever today's split is
 
 
 def test_hours_count_every_process_and_the_runs_that_made_the_pseudo_labels(tmp_path):
-    finished(tmp_path / "D" / "teacher__P__2d", 0, *epoch(0, 0.5, 3600))
-    made_with = {"trainer": "teacher", "plans": "P", "configuration": "2d", "fold": 0}
+    teacher = finished(tmp_path / "D" / "teacher__P__2d", 0, *epoch(0, 0.5, 3600)) / "checkpoint_final.pth"
+    made_with = {"trainer": "teacher", "plans": "P", "configuration": "2d", "fold": 0, "threshold": 0.9}
+    made_with |= {"checkpoint": teacher.name, "model": hashlib.sha256(teacher.read_bytes()).hexdigest()}
     resources = {"peak_memory_bytes": 5, "device": "cpu", "processes": 2}
-    finished(tmp_path / "D" / "student__P__2d", 0, *epoch(0, 0.5, 1800), pseudo_labels=made_with, resources=resources)
-    run = read_run(tmp_path / "D" / "student__P__2d", 0)
-    assert (run.hours, run.peak_memory, run.device) == (2.0, 5, "cpu")
-    assert [teacher.trainer for teacher in run.made_by] == ["teacher"]
+    student = tmp_path / "D" / "student__P__2d"
+    folder = finished(student, 0, *epoch(0, 0.5, 1800), pseudo_labels=made_with, resources=resources)
+    run = read_run(student, 0)
+    assert (run.hours, run.peak_memory, run.device, run.warnings) == (2.0, 5, "cpu", ())
+    teacher.write_text("trained anew")
+    assert read_run(student, 0).hours == 1.0 and "its hours are not counted" in read_run(student, 0).warnings[0]
+    of_itself = {**made_with, "trainer": "student", "model": hashlib.sha256(b"").hexdigest()}
+    (folder / "pseudo_labels.json").write_text(json.dumps(of_itself))
+    assert "is not there any more" in read_run(student, 0).warnings[0]
+
+
+def test_the_device_of_stock_nnunet_is_that_of_its_debug_json(tmp_path):
+    finished(tmp_path / "D" / "stock__P__2d", 0, *epoch(0, 0.5, 3600), debug={"is_ddp": "True", "gpu_name": "A100"})
+    run = read_run(tmp_path / "D" / "stock__P__2d", 0)
+    assert (run.device, run.hours, run.peak_memory) == ("A100", 1.0, None)
+    assert "several GPUs" in run.warnings[0]
 
 
 def test_an_unfinished_run_is_named_with_the_command_that_ends_it(tmp_path):
@@ -68,15 +86,25 @@ def test_an_unfinished_run_is_named_with_the_command_that_ends_it(tmp_path):
 
 
 def test_runs_of_other_labelled_cases_are_refused(tmp_path):
-    count = "This split has 2 training and 1 validation cases."
+    lines = ["This split has 2 training and 1 validation cases.", *epoch(0, 0.5, 1)]
     splits = tmp_path / "splits_final.json"
     splits.write_text(json.dumps([{"train": ["a", "b"], "val": ["c"]}]))
-    stock = finished(tmp_path / "D" / "stock__P__2d", 0, count).parent
-    ours = finished(tmp_path / "D" / "ours__P__2d", 0, count, cases={"labeled": ["b", "a"]}).parent
-    other = finished(tmp_path / "D" / "other__P__2d", 0, count, cases={"labeled": ["a", "z"]}).parent
-    check_comparable([read_run(model, 0) for model in (stock, ours)], tmp_path)
-    with pytest.raises(DatasetError, match=r"other__P__2d.*different labelled cases; only one of them has b, z"):
-        check_comparable([read_run(model, 0) for model in (stock, ours, other)], tmp_path)
+
+    def model(name: str, fold: int | str = 0, **training) -> Run:
+        records = {"training": training} if training else {}
+        return read_run(finished(tmp_path / "D" / f"{name}__P__2d", fold, *lines, **records).parent, fold)
+
+    stock, ours = model("stock"), model("ours", labeled=["b", "a"], validation=["c"])
+    assert validation_cases([stock, ours], tmp_path) == {0: ["c"]}
+    other = model("other", labeled=["a", "z"], validation=["c"])
+    with pytest.raises(DatasetError, match=r"other__P__2d/fold_0 trained on other .*; only one of them has b, z"):
+        validation_cases([stock, ours, other], tmp_path)
+    one, two = (model(f"all{case}", "all", labeled=[case, "y"], validation=["x"]) for case in "pq")
+    with pytest.raises(DatasetError, match="only one of them has p, q"):
+        validation_cases([model("stock", "all"), one, two], tmp_path)
     splits.write_text(json.dumps([{"train": ["a", "b", "c"], "val": []}]))
-    with pytest.raises(DatasetError, match=r"stock__P__2d.*on 2 labelled cases, but .* has 3 for fold 0"):
-        check_comparable([read_run(model, 0) for model in (stock, ours)], tmp_path)
+    with pytest.raises(DatasetError, match=r"stock__P__2d.*on 2 labelled cases and held out 1, but .* has 3 and 0"):
+        validation_cases([stock, ours], tmp_path)
+    splits.write_text(json.dumps([{"train": ["a", "b"], "val": ["c"]}] * 2))
+    with pytest.raises(DatasetError, match="validates c in several folds"):
+        validation_cases([model("stock", fold) for fold in (0, 1)], tmp_path)

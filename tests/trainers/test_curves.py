@@ -1,10 +1,14 @@
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunetv2_crossmatch.trainers.curves import PREFIX, EpochRatios, log_curves, plot_curves
 
 CPU = torch.device("cpu")
+CLASSES = ["0", "1"]
 
 
 def test_sums_are_divided_once_and_the_next_epoch_starts_empty():
@@ -26,9 +30,9 @@ def test_a_step_that_overflowed_does_not_count():
 
 def test_a_curve_that_begins_late_or_pauses_has_one_value_per_epoch(tmp_path):
     logger = MetaLogger(str(tmp_path), False)
-    log_curves(logger, {"a": 1.0}, 0)
-    log_curves(logger, {"a": 2.0, "kept_share": [0.5, float("nan")]}, 1)
-    log_curves(logger, {"kept_share": [0.6, 0.7]}, 2)
+    log_curves(logger, {"a": 1.0}, 0, CLASSES)
+    log_curves(logger, {"a": 2.0, "kept_share": [0.5, float("nan")]}, 1, CLASSES)
+    log_curves(logger, {"kept_share": [0.6, 0.7]}, 2, CLASSES)
     store = logger.local_logger.my_fantastic_logging
     np.testing.assert_array_equal(store[PREFIX + "a"], [1, 2, np.nan])
     assert np.isnan(store[PREFIX + "kept_share"][0])
@@ -42,10 +46,56 @@ def test_stages_are_lines_in_every_panel_and_named_in_the_first(tmp_path, monkey
     monkeypatch.setattr("nnunetv2_crossmatch.trainers.curves.plt.close", figures.append)
     logger = MetaLogger(str(tmp_path), False)
     for epoch in range(4):
-        log_curves(logger, {"loss_a": 1.0, "clipped_share": 0.0}, epoch)
+        log_curves(logger, {"loss_a": 1.0, "clipped_share": 0.0}, epoch, CLASSES)
     plot_curves(logger, tmp_path / "curves.png", ["background"], [(0, "i"), (1.0, "ii"), (2.5, "iii")])
     axes = figures[0].axes
     for axis in axes:
         dashed = [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"]
         assert dashed == [0.5, 2.0]
     assert [text.get_text() for text in axes[0].texts] == ["i", "ii", "iii"]
+
+
+@pytest.fixture
+def wandb(monkeypatch) -> SimpleNamespace:
+    """As the package that nnU-Net logs to if it is told so; it notes what it gets."""
+    run = SimpleNamespace(step=0, config={}, summary={}, logged=[])
+    run.log = lambda values, step: run.logged.append((step, values))
+    fake = SimpleNamespace(run=run, init=lambda **options: run)
+    monkeypatch.setattr("nnunetv2.training.logging.nnunet_logger.wandb", fake)
+    monkeypatch.setenv("nnUNet_wandb_enabled", "1")
+    return fake
+
+
+def test_every_curve_of_a_training_reaches_wandb_with_its_epoch_and_class(make_trainer, wandb):
+    trainer = make_trainer("nnUNetTrainerCrossMatch_smoke")
+    trainer.run_training()
+    local = {k: v for k, v in trainer.logger.local_logger.my_fantastic_logging.items() if k.startswith(PREFIX)}
+    expected = {}
+    for key, values in local.items():
+        for epoch, value in enumerate(values):
+            if isinstance(value, list):
+                expected |= {(epoch, f"{key}/{label}"): v for label, v in zip("012", value, strict=True)}
+            else:
+                expected[epoch, key] = value
+    pairs = [(step, key) for step, values in wandb.run.logged for key in values]
+    received = {(step, key): value for step, values in wandb.run.logged for key, value in values.items()}
+    ours = {at: value for at, value in received.items() if at[1].startswith(PREFIX)}
+    drawn = {at: value for at, value in expected.items() if at in ours or value == value}  # no gap is sent
+    assert ours.keys() == drawn.keys() and {step for step, _ in ours} == {0, 1}
+    np.testing.assert_array_equal([ours[at] for at in drawn], list(drawn.values()))
+    assert {f"{PREFIX}kept_share/{label}" for label in "012"} < {key for _, key in ours}
+    assert len(pairs) == len(set(pairs)), "nothing is sent twice"
+    assert [step for step, _ in wandb.run.logged] == sorted(step for step, _ in wandb.run.logged)  # W&B drops the past
+    assert (1, "train_losses") in received  # nnU-Net's own, so that the steps are the same axis
+    assert wandb.run.config["method"]["method"] == "CrossMatch" and wandb.run.config["method"]["eta"] == 0.3
+
+
+def test_a_curve_that_pauses_sends_nothing_to_wandb(tmp_path, wandb):
+    logger = MetaLogger(str(tmp_path), False)
+    log_curves(logger, {"kept_share": [0.5, 1.0]}, 0, ["0", "(1, 2)"])
+    log_curves(logger, {"loss": 2.0}, 1, ["0", "(1, 2)"])
+    assert wandb.run.logged == [
+        (0, {f"{PREFIX}kept_share/0": 0.5}),
+        (0, {f"{PREFIX}kept_share/(1, 2)": 1.0}),
+        (1, {f"{PREFIX}loss": 2.0}),
+    ]

@@ -3,6 +3,7 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.splits import ensure_splits
@@ -74,9 +76,17 @@ def test_trains_a_stock_model(dataset, make_trainer, configuration, regions):
     assert "ignore" not in json.loads((model / "dataset.json").read_text())["labels"]
     checkpoint = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=False)
     assert "ignore" not in checkpoint["init_args"]["dataset_json"]["labels"]
-    torch.save({**checkpoint, "trainer_name": "nnUNetTrainer"}, model / "fold_0" / "stock.pth")
+    exported = dataset / "model.zip"
+    names = ("-d", "901", "-c", configuration, "-tr", SMOKE, "-p", "nnUNetPlansSmall")
+    main(["export", *names, "-o", str(exported)])
+    with ZipFile(exported) as archive:
+        archive.extractall(dataset / "elsewhere")
+    (installed,) = (dataset / "elsewhere" / DATASET).iterdir()
+    provenance = json.loads((installed / "provenance.json").read_text())["folds"]["0"]
+    assert (provenance["method"], provenance["pseudo_labels"]) == (None, made_with)
+    assert provenance["unlabeled"]["scans"] == 4
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(model), (0,), "stock.pth")
+    predictor.initialize_from_trained_model_folder(str(installed), (0,))
     stock = make_trainer(nnUNetTrainer, configuration, fold=0)
     stock.initialize()
     assert predictor.network.state_dict().keys() == stock.network.state_dict().keys()

@@ -1,0 +1,130 @@
+"""A trained model as a stock nnU-Net model zip, for machines without this package."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
+
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.file_path_utilities import (
+    convert_trainer_plans_config_to_identifier,
+    folds_tuple_to_string,
+    get_output_folder,
+)
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from tqdm import tqdm
+
+from nnunetv2_crossmatch.preprocessing.files import INCOMING
+from nnunetv2_crossmatch.pseudo_labels.record import RECORD, sha256_of, versions
+from nnunetv2_crossmatch.trainers.checkpoints import OURS, read_checkpoint
+from nnunetv2_crossmatch.trainers.unlabeled_cases import TRAINING
+
+STOCK = nnUNetTrainer.__name__
+PROVENANCE = "provenance.json"  # in the model folder of the zip
+ONLY_TO_CONTINUE = {OURS, "optimizer_state", "grad_scaler_state"}  # what no prediction needs
+OF_MODEL = ("plans.json", "dataset.json", "dataset_fingerprint.json")
+OF_FOLD = ("progress.png", "progress_unlabeled.png", "validation/summary.json")
+OF_CROSS_VALIDATION = ("summary.json", "postprocessing.pkl", "postprocessing.json")
+
+
+def export_model(
+    dataset_name: str,
+    configuration: str,
+    trainer: str,
+    plans: str,
+    folds: Sequence[int | str] | None,
+    checkpoint: str,
+    target: Path,
+) -> list[int | str]:
+    """Write the zip, whole or not at all; in it the model is nnUNetTrainer's, and says in PROVENANCE whose it was.
+
+    Args:
+        folds: None for all that there are; fold ``all`` then only if it is the only one.
+
+    Returns:
+        The folds in the zip.
+
+    Raises:
+        FileExistsError: ``target``.
+        FileNotFoundError: the model, a fold or a checkpoint; says what to do.
+        ValueError: the trainer builds another network than nnU-Net's.
+        CheckpointError: a damaged checkpoint, or one that this package has not written.
+    """
+    if target.exists():
+        raise FileExistsError(f"{target} exists. Remove it, or give another name to -o.")
+    build = recursive_find_trainer_class_by_name(trainer).build_network_architecture
+    if build is not nnUNetTrainer.build_network_architecture:
+        raise ValueError(f"{trainer} builds a network of its own, which stock nnU-Net could not.")
+    model = Path(get_output_folder(dataset_name, trainer, plans, configuration))
+    files = _checkpoint_files(model, folds, checkpoint, f"nnUNetv2_train {dataset_name} {configuration}")
+    stock = Path(dataset_name, convert_trainer_plans_config_to_identifier(STOCK, plans, configuration))
+    provenance: dict[str, Any] = {"trainer": trainer, "exported_with": versions(), "folds": {}}
+    unfinished = target.with_name(f"{INCOMING}{target.name}")
+    cross_validation = f"crossval_results_folds_{folds_tuple_to_string(list(files))}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with ZipFile(unfinished, "w", ZIP_DEFLATED) as archive:
+            for fold, file in tqdm(files.items(), desc="Exporting", disable=not sys.stderr.isatty()):
+                content = read_checkpoint(file)
+                provenance["folds"][str(fold)] = _provenance(file, content)
+                content = {key: value for key, value in content.items() if key not in ONLY_TO_CONTINUE}
+                with archive.open(str(stock / file.relative_to(model)), "w", force_zip64=True) as stream:
+                    torch.save({**content, "trainer_name": STOCK}, stream)
+            names = [Path(name) for name in OF_MODEL]
+            names += [Path(f"fold_{fold}", name) for fold in files for name in OF_FOLD]
+            names += [Path(cross_validation, name) for name in OF_CROSS_VALIDATION]
+            for name in names:
+                if (model / name).exists():
+                    archive.write(model / name, stock / name)
+            archive.writestr(str(stock / PROVENANCE), json.dumps(provenance, indent=2))
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return list(files)
+
+
+def _checkpoint_files(
+    model: Path, folds: Sequence[int | str] | None, checkpoint: str, train: str
+) -> dict[int | str, Path]:
+    trainer, plans, _ = model.name.split("__")
+    if folds is None:
+        there = sorted(folder.name.removeprefix("fold_") for folder in model.glob("fold_*"))
+        folds = [int(fold) for fold in there if fold.isdecimal()] or there
+    files = {fold: model / f"fold_{fold}" / checkpoint for fold in folds}
+    for fold, file in files.items():
+        if not file.exists():
+            command = f"{train} {fold} -tr {trainer} -p {plans}"
+            begun = f"{command} --c finishes it, -f leaves the fold out, -chk names another checkpoint"
+            raise FileNotFoundError(f"{file} is missing. {begun if file.parent.exists() else f'Train it: {command}'}.")
+    if not files:
+        raise FileNotFoundError(f"{model} has no trained fold. Train one: {train} 0 -tr {trainer} -p {plans}")
+    return files
+
+
+def _provenance(file: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a fold; {"method": None} and so on where that was not written down."""
+    method, pseudo_labels, training = (
+        load_json(str(beside)) if (beside := file.with_name(name)).exists() else None
+        for name in ("method.json", RECORD, TRAINING)
+    )
+    scans = training and training["unlabeled"]
+    return {
+        "trainer": content["trainer_name"],
+        "epochs": content["current_epoch"],
+        "checkpoint": {"name": file.name, "sha256": sha256_of(file)},
+        "method": method,
+        "pseudo_labels": pseudo_labels,
+        "trained_with": training and training["versions"],
+        "unlabeled": scans and {"scans": len(scans), "sha256": _hash(scans)},
+    }
+
+
+def _hash(scans: dict[str, str]) -> str:
+    """SHA-256 of the ids and of the voxels' hashes."""
+    return hashlib.sha256(json.dumps(scans, sort_keys=True).encode()).hexdigest()

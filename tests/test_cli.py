@@ -1,0 +1,101 @@
+import argparse
+import os
+import subprocess
+from types import SimpleNamespace
+
+import pytest
+
+from nnunetv2_crossmatch import cli
+from nnunetv2_crossmatch.commands.shared import as_fold
+from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from tests.conftest import run
+
+NAMES = [module.__name__.rpartition(".")[2].replace("_", "-") for module in cli.COMMANDS]
+
+
+@pytest.fixture
+def fails_with(monkeypatch):
+    """fails_with(error): the only command is ``fail``, which raises it."""
+
+    def make(error: BaseException) -> None:
+        def fail(arguments):
+            raise error
+
+        add = SimpleNamespace(add=lambda commands: commands.add_parser("fail").set_defaults(run=fail))
+        monkeypatch.setattr(cli, "COMMANDS", (add,))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("scan1 is bad. Replace it."), "scan1 is bad. Replace it."),
+        (KeyError("modality"), "KeyError: there is no 'modality'. Run again with --debug for the traceback."),
+        (TypeError("two\n  lines"), "TypeError: two lines. Run again with --debug for the traceback."),
+        (AssertionError(), "AssertionError: it says no more. Run again with --debug for the traceback."),
+    ],
+)
+def test_an_error_is_one_line_and_its_traceback_is_shown_on_request(fails_with, capsys, error, line):
+    fails_with(error)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["fail"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"nnUNetv2_crossmatch: {line}\n"
+    for argv in (["--debug", "fail"], ["fail", "--debug"]):
+        with pytest.raises(type(error)) as raised:
+            cli.main(argv)
+        assert raised.value is error
+
+
+def test_a_report_of_several_scans_keeps_its_lines(fails_with, capsys):
+    fails_with(DatasetError(["a is bad.", "b is bad."]))
+    with pytest.raises(SystemExit):
+        cli.main(["fail"])
+    assert capsys.readouterr().err.splitlines() == ["nnUNetv2_crossmatch: ", "a is bad.", "b is bad."]
+
+
+def test_ctrl_c_ends_quietly(fails_with, capsys):
+    fails_with(KeyboardInterrupt())
+    with pytest.raises(SystemExit) as end:
+        cli.main(["fail"])
+    assert end.value.code == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_every_command_shows_an_example_that_it_understands(capsys):
+    parser = cli.build_parser()
+    for name in NAMES:
+        with pytest.raises(SystemExit):
+            parser.parse_args([name, "-h"])
+        *_, example = capsys.readouterr().out.strip().splitlines()
+        prefix = "example: nnUNetv2_crossmatch "
+        words = example.removeprefix(prefix).split()
+        assert words[0] == name
+        assert callable(parser.parse_args(words).run)
+
+
+def test_a_fold_is_a_number_or_all():
+    assert (as_fold("3"), as_fold("all")) == (3, "all")
+    with pytest.raises(argparse.ArgumentTypeError, match="'-1' is neither"):
+        as_fold("-1")
+
+
+def test_bash_completes_commands_options_and_files(tmp_path):
+    (tmp_path / "predicted").mkdir()
+    completion = run("nnUNetv2_crossmatch", "--print-completion", "bash").stdout
+    (tmp_path / "completion.sh").write_text(completion)
+
+    def complete(*words: str) -> list[str]:
+        script = (
+            'source ./completion.sh; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
+            'function=$(complete -p nnUNetv2_crossmatch | sed "s/.*-F \\([^ ]*\\).*/\\1/"); '
+            '"$function" "$1" "${COMP_WORDS[COMP_CWORD]}"; printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        command = ["bash", "-c", script, "bash", "nnUNetv2_crossmatch", *words]
+        return subprocess.run(command, cwd=tmp_path, env=os.environ, text=True, capture_output=True).stdout.split()
+
+    assert set(NAMES) <= set(complete(""))
+    assert complete("hide") == ["hide-labels"]
+    assert "--accept" in complete("check", "-")
+    assert "predicted" in complete("evaluate", "pre")
