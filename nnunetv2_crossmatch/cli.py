@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     except Exception as e:
         if "debug" in arguments:
             raise
-        print(f"nnUNetv2_crossmatch: {explain(e)}", file=sys.stderr)
+        message = explain(e).strip()
+        print("nnUNetv2_crossmatch:", message, sep="\n" if "\n" in message else " ", file=sys.stderr)
         sys.exit(2)
 
 

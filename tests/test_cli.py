@@ -30,7 +30,7 @@ def fails_with(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (RuntimeError("scan1 is bad. Replace it."), "scan1 is bad. Replace it."),
+        (DatasetError(["scan1 is bad. Replace it."]), "scan1 is bad. Replace it."),
         (KeyError("modality"), "KeyError: there is no 'modality'. Run again with --debug for the traceback."),
         (TypeError("two\n  lines"), "TypeError: two lines. Run again with --debug for the traceback."),
         (AssertionError(), "AssertionError: it says no more. Run again with --debug for the traceback."),
@@ -52,7 +52,7 @@ def test_a_report_of_several_scans_keeps_its_lines(fails_with, capsys):
     fails_with(DatasetError(["a is bad.", "b is bad."]))
     with pytest.raises(SystemExit):
         cli.main(["fail"])
-    assert capsys.readouterr().err.splitlines() == ["nnUNetv2_crossmatch: ", "a is bad.", "b is bad."]
+    assert capsys.readouterr().err.splitlines() == ["nnUNetv2_crossmatch:", "a is bad.", "b is bad."]
 
 
 def test_ctrl_c_ends_quietly(fails_with, capsys):
