@@ -82,7 +82,7 @@ def plot_distributions(comparison: Comparison) -> str:
     """Dice of every case, per class and model: a box with its points."""
     classes = comparison.models[0].evaluation.classes
     with plt.style.context(["default", _STYLE]):
-        width = min(14, max(5, 1.2 + len(classes) * (0.55 * len(comparison.models) + 0.5)))
+        width = min(14, max(9, 1.2 + len(classes) * (0.55 * len(comparison.models) + 0.5)))
         figure, axis = plt.subplots(figsize=(width, 4), layout="constrained")
         rng = np.random.default_rng(0)
         step = len(comparison.models) + 1

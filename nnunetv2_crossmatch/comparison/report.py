@@ -52,7 +52,7 @@ def format_text(comparison: Comparison) -> str:
             )
         lines.append("")
     for row in costs(comparison):
-        lines.append(f"{row['trainer']:{width}}{row['hours']} GPU hours, peak memory {row['memory']}")
+        lines.append(f"{row['trainer']:{width}}{row['hours']} hours on {row['device']}, peak memory {row['memory']}")
     lines.append("")
     lines += [f"warning: {warning}" for warning in comparison.warnings]
     lines += [f"{trainer}: {sentence}" for trainer, sentence in comparison.verdicts.items()]
@@ -86,7 +86,7 @@ def table(comparison: Comparison, name: str) -> list[dict[str, str]]:
 
 
 def costs(comparison: Comparison) -> list[dict[str, str]]:
-    """GPU hours and peak memory of each model, as its runs recorded them."""
+    """Hours (times devices) and peak memory of each model, as its runs recorded them."""
     rows = []
     for model in comparison.models:
         teachers = sorted({run.made_by["trainer"] for run in model.runs if run.made_by})

@@ -70,7 +70,7 @@ def trained(tmp_path, monkeypatch) -> Path:
                     mask[tuple(np.argwhere(mask == 1)[:20].T)] = 0
                 write_image(mask, folder / "validation" / f"{case}.nii.gz")
             (folder / "validation" / "summary.json").touch()
-            plans = {"configurations": {"3d_fullres": {"patch_size": [8, 16, 16]}}}
+            plans = {"configurations": {"3d_fullres": {"patch_size": [8, 16, 16], "architecture": {}}}}
             (model / "plans.json").write_text(json.dumps(plans))
     return tmp_path
 
