@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlparse
 OLDEST = (2, 8)  # nnU-Net
 TRAINER = "nnUNetTrainerCrossMatch"
 REGISTRATION = Path("training", "nnUNetTrainer", "nnunetv2_crossmatch_trainers.py")  # in nnU-Net's folder
+REINSTALL = "pip install --force-reinstall torch torchvision"  # a pair that fits
 UPGRADE = 'pip install --upgrade "nnunetv2>=2.8"'
 REGISTER = (
     "mkdir -p ~/nnUNet_trainers && echo 'from nnunetv2_crossmatch.trainers import __getattr__' "
@@ -82,15 +83,13 @@ def _torch() -> Finding:
     try:
         import torch
     except Exception as e:
-        return Finding(f"cannot import torch ({_short(e)})", "pip install --force-reinstall torch torchvision")
+        return Finding(f"cannot import torch ({_short(e)})", REINSTALL)
     if torch.cuda.is_available():
         return Finding(f"torch {torch.__version__} on {torch.cuda.get_device_name()}")
     if shutil.which("nvidia-smi") is None:
         return Finding(f"torch {torch.__version__}, no NVIDIA GPU")
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        mend = "unset CUDA_VISIBLE_DEVICES"
-    else:  # a build for the CPU, or for a newer driver than this machine's
-        mend = "pip install --force-reinstall torch torchvision --index-url https://download.pytorch.org/whl/cu126"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # else a build for the CPU, or for a newer driver
+    mend = "unset CUDA_VISIBLE_DEVICES" if hidden else REINSTALL
     return Finding(f"torch {torch.__version__} cannot use the GPU that nvidia-smi is for", mend)
 
 
@@ -99,13 +98,9 @@ def _timm() -> Finding:
     try:
         importlib.import_module("timm")
     except Exception as e:
-        release, _, build = version("torch").partition("+")
-        index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
         return Finding(
             f"cannot import timm, so nnU-Net finds only some trainers ({_short(e)})",
-            "pip install timm"
-            if isinstance(e, ModuleNotFoundError) and e.name == "timm"
-            else f"pip install --force-reinstall torch=={release} torchvision{index}",
+            "pip install timm" if isinstance(e, ModuleNotFoundError) and e.name == "timm" else REINSTALL,
         )
     return Finding(f"timm {version('timm')}")
 
