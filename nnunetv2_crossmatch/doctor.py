@@ -128,8 +128,10 @@ def _trainers(folder: Path, timm: Finding) -> Finding:
 def _source(package: str) -> str:
     """What pip installed it from, as pip's arguments."""
     origin = json.loads(distribution(package).read_text("direct_url.json") or "{}")
+    if "vcs_info" in origin:
+        return f"{origin['vcs_info']['vcs']}+{origin['url']}@{origin['vcs_info']['commit_id']}"
     if "dir_info" not in origin:
-        return package
+        return origin.get("url", package)
     folder = shlex.quote(unquote(urlparse(origin["url"]).path))
     return f"-e {folder}" if origin["dir_info"].get("editable") else folder
 

@@ -20,10 +20,11 @@ from nnunetv2.utilities.file_path_utilities import (
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from tqdm import tqdm
 
+from nnunetv2_crossmatch.comparison.runs import train_command
 from nnunetv2_crossmatch.preprocessing.files import INCOMING
 from nnunetv2_crossmatch.pseudo_labels.record import RECORD, sha256_of, versions
-from nnunetv2_crossmatch.trainers.checkpoints import OURS, read_checkpoint
-from nnunetv2_crossmatch.trainers.unlabeled_cases import TRAINING
+from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, read_checkpoint
+from nnunetv2_crossmatch.trainers.unlabeled_cases import TRAINING, nnUNetTrainerWithUnlabeled
 
 STOCK = nnUNetTrainer.__name__
 PROVENANCE = "provenance.json"  # in the model folder of the zip
@@ -53,16 +54,18 @@ def export_model(
     Raises:
         FileExistsError: ``target``.
         FileNotFoundError: the model, a fold or a checkpoint; says what to do.
-        ValueError: the trainer builds another network than nnU-Net's.
+        ValueError: a trainer of stock nnU-Net, or one that builds another network than nnU-Net's.
         CheckpointError: a damaged checkpoint, or one that this package has not written.
     """
     if target.exists():
         raise FileExistsError(f"{target} exists. Remove it, or give another name to -o.")
-    build = recursive_find_trainer_class_by_name(trainer).build_network_architecture
-    if build is not nnUNetTrainer.build_network_architecture:
+    cls = recursive_find_trainer_class_by_name(trainer)
+    if not issubclass(cls, nnUNetTrainerWithUnlabeled):
+        raise ValueError(f"{trainer} is none of this package's. nnUNetv2_export_model_to_zip exports it.")
+    if cls.build_network_architecture is not nnUNetTrainer.build_network_architecture:
         raise ValueError(f"{trainer} builds a network of its own, which stock nnU-Net could not.")
     model = Path(get_output_folder(dataset_name, trainer, plans, configuration))
-    files = _checkpoint_files(model, folds, checkpoint, f"nnUNetv2_train {dataset_name} {configuration}")
+    files = _checkpoint_files(model, folds, checkpoint)
     stock = Path(dataset_name, convert_trainer_plans_config_to_identifier(STOCK, plans, configuration))
     provenance: dict[str, Any] = {"trainer": trainer, "exported_with": versions(), "folds": {}}
     unfinished = target.with_name(f"{INCOMING}{target.name}")
@@ -71,7 +74,10 @@ def export_model(
     try:
         with ZipFile(unfinished, "w", ZIP_DEFLATED) as archive:
             for fold, file in tqdm(files.items(), desc="Exporting", disable=not sys.stderr.isatty()):
-                content = read_checkpoint(file)
+                try:
+                    content = read_checkpoint(file)
+                except CheckpointError as e:
+                    raise CheckpointError(f"{file} cannot be exported; -chk names another. To train on: {e}") from None
                 provenance["folds"][str(fold)] = _provenance(file, content)
                 content = {key: value for key, value in content.items() if key not in ONLY_TO_CONTINUE}
                 with archive.open(str(stock / file.relative_to(model)), "w", force_zip64=True) as stream:
@@ -89,21 +95,18 @@ def export_model(
     return list(files)
 
 
-def _checkpoint_files(
-    model: Path, folds: Sequence[int | str] | None, checkpoint: str, train: str
-) -> dict[int | str, Path]:
-    trainer, plans, _ = model.name.split("__")
+def _checkpoint_files(model: Path, folds: Sequence[int | str] | None, checkpoint: str) -> dict[int | str, Path]:
     if folds is None:
         there = sorted(folder.name.removeprefix("fold_") for folder in model.glob("fold_*"))
         folds = [int(fold) for fold in there if fold.isdecimal()] or there
     files = {fold: model / f"fold_{fold}" / checkpoint for fold in folds}
-    for fold, file in files.items():
+    for file in files.values():
         if not file.exists():
-            command = f"{train} {fold} -tr {trainer} -p {plans}"
-            begun = f"{command} --c finishes it, -f leaves the fold out, -chk names another checkpoint"
-            raise FileNotFoundError(f"{file} is missing. {begun if file.parent.exists() else f'Train it: {command}'}.")
+            train = f"Train it: {train_command(file.parent)}"
+            begun = f"{train_command(file.parent, '--c')} finishes it; or leave it out (-f) or name a checkpoint (-chk)"
+            raise FileNotFoundError(f"{file} is missing. {begun if file.parent.exists() else train}.")
     if not files:
-        raise FileNotFoundError(f"{model} has no trained fold. Train one: {train} 0 -tr {trainer} -p {plans}")
+        raise FileNotFoundError(f"{model} has no trained fold. Train one: {train_command(model / 'fold_0')}")
     return files
 
 

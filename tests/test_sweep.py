@@ -45,6 +45,7 @@ class nnUNetTrainerEventful(nnUNetTrainerCrossMatch_smoke):
     def perform_actual_validation(self, save_probabilities=False):
         Path(self.output_folder, "validation").mkdir()
         Path(self.output_folder, "validation", "summary.json").touch()
+        self.print_to_log_file("Validation complete")
 
     def on_epoch_start(self):
         super().on_epoch_start()
@@ -140,7 +141,16 @@ def ctrl_c(monkeypatch):
     return after
 
 
-def test_local_matrix_fails_continues_and_ends(dataset, trainers, main, capsys):
+def test_local_matrix_fails_continues_and_ends(dataset, trainers, main, monkeypatch, capsys):
+    """With workers for augmentation, which must not keep a training that fails."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    wait, end = time.sleep, time.monotonic() + 300
+
+    def sleep(seconds):
+        assert time.monotonic() < end, "a job does not end"
+        wait(seconds)
+
+    monkeypatch.setattr(matrix, "time", SimpleNamespace(sleep=sleep))
     matrix_of = [*LOCAL, "-tr", "nnUNetTrainerShort", "nnUNetTrainerStumbles", "-f", "0"]
     short, stumbles = run_of("nnUNetTrainerShort"), run_of("nnUNetTrainerStumbles")
     with pytest.raises(SystemExit) as exit_info:
@@ -222,7 +232,7 @@ def test_ended_local_sweep_ends_its_training(dataset, trainers, main, monkeypatc
             main([*LOCAL, "-tr", run.trainer, "-f", "0"])
     out, err = capfd.readouterr()
     assert exit_info.value.code == 130 and "The same line goes on" in out and "Traceback" not in err
-    with claimed(run):
+    with claimed(run, seconds=30):
         pass
     assert not run.trained and (run.folder / "checkpoint_latest.pth").exists()
 
@@ -314,7 +324,10 @@ def test_slurm_gets_what_was_asked_for_and_no_job_twice(dataset, book, main, ctr
     with pytest.raises(SystemExit):
         main(line)
     out = capsys.readouterr().out
-    assert f"{run}: failed: killed (memory? time? cancelled?) after: RuntimeError: out of luck" in out
+    assert (
+        f"{run}: failed: killed (memory? no checkpoint within --hours? cancelled?) after: RuntimeError: out of luck"
+        in out
+    )
     assert len(list(book.glob("script*"))) == 5, "what has failed is for the next call"
 
 
@@ -357,7 +370,8 @@ def test_slurm_job_near_its_time_limit_is_queued_again_and_goes_on(dataset, trai
         (["-c", "3d_lowres"], "-c 3d_lowres: nnUNetPlansSmall has 2d, 3d_fullres"),
         (["-p", "nnUNetPlansOther"], "nnUNetPlansOther.json. Run nnUNetv2_plan_and_preprocess -d 901"),
         (["-d", "902"], "Could not find a dataset with the ID 902"),
-        (["-f", "4", "5", "-1"], "-f 5 -1: Dataset901_Balls has 5 folds, counted from 0"),
+        (["-f", "4", "5", "all"], "-f all: it holds no case out and cannot be compared with other folds"),
+        (["-f", "4", "5", "6"], "-f 5 6: Dataset901_Balls has 5 folds, counted from 0"),
         (["-device", "cuda", "--gpus-per-job", "3"], "--gpus-per-job 3: this machine shows 2 GPUs"),
         (["--gpus-per-job", "2"], "--gpus-per-job 2: at least 1, and no more with -device cpu"),
         (["--gpus-per-job", "0"], "--gpus-per-job 0: at least 1"),
@@ -372,7 +386,7 @@ def test_bad_input_starts_nothing(dataset, main, monkeypatch, capsys, arguments,
         main([*LOCAL, "-tr", SMOKE, "-f", "0", *arguments])
     assert exit_info.value.code == 2
     err = capsys.readouterr().err
-    assert err.startswith("nnUNetv2_crossmatch: ") and message in err
+    assert err.startswith("nnUNetv2_crossmatch:") and message in err
     assert not list((dataset / "results").iterdir())
 
 

@@ -1,10 +1,11 @@
 """nnUNetv2_crossmatch sweep."""
 
 import argparse
+import os
 import signal
 import sys
 
-from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, as_fold
+from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, as_fold, dataset
 
 
 def add(commands) -> None:
@@ -37,6 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     from nnunetv2_crossmatch.sweep.clusters import Cluster, Local, Slurm
     from nnunetv2_crossmatch.sweep.matrix import follow, make_runs
 
+    if os.name == "nt":
+        raise ValueError("sweep needs Linux or macOS; on Windows use WSL.")
     if arguments.gpus_per_job < 1 or (arguments.device == "cpu" and arguments.gpus_per_job > 1):
         raise ValueError(f"--gpus-per-job {arguments.gpus_per_job}: at least 1, and no more with -device cpu.")
     if arguments.hours is not None and not arguments.hours > 0:
@@ -48,20 +51,29 @@ def run(arguments: argparse.Namespace) -> None:
     cluster: Cluster = (
         Local(*where) if arguments.cluster == "local" else Slurm(*where, arguments.partition, arguments.hours or 24)
     )
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    trainers = list(dict.fromkeys(arguments.tr))
+    compared = len(trainers) > 1
+    if compared and "all" in arguments.f and not (dataset(arguments.d)[0] / "labelsTs").is_dir():
+        print("No comparison will follow: fold all holds no case out, and there is no labelsTs.")
+        compared = False
+    endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in endings]  # all as Ctrl-C
     try:
         failed = follow(runs, cluster)
     except KeyboardInterrupt:
         print(f"\n{cluster.interrupted}", flush=True)
         sys.exit(130)
     finally:
+        for number in endings:
+            signal.signal(number, signal.SIG_IGN)  # until no training is left behind
         cluster.close()
+        for number, handler in zip(endings, before, strict=True):
+            signal.signal(number, handler)
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(runs)} failed: {', '.join(map(str, failed))}. See the logs above.")
-    trainers = list(dict.fromkeys(arguments.tr))
-    if len(trainers) > 1:
+    if compared:
         folds = map(str, dict.fromkeys(arguments.f))
         command = ["compare", "-d", arguments.d, "-c", arguments.c, "-p", arguments.p, "-tr", *trainers, "-f", *folds]
-        if "all" in arguments.f:  # it holds no case out
+        if "all" in arguments.f:
             command += ["--test", "-device", arguments.device]
-        cli.main(command)
+        cli.main([*command, *(["--debug"] if "debug" in arguments else [])])

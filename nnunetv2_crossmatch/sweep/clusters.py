@@ -16,7 +16,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunetv2_crossmatch.preprocessing.files import write_json
-from nnunetv2_crossmatch.sweep.runs import Run, Training, claimed
+from nnunetv2_crossmatch.sweep.runs import Run, Training, is_claimed
 
 YEAR = 365 * 24 * 60  # minutes; submitit wants a limit
 MAX_REQUEUED = 1000  # submitit gives up after three
@@ -45,13 +45,16 @@ class Cluster(ABC):
         """End what would not go on without this process."""
 
     def error(self, run: Run) -> str:
-        """Of a job that has ended: the last line of its log, and the log's path."""
-        paths = self.jobs[run].paths
-        lines = paths.stderr.read_text(errors="replace").split("\n") if paths.stderr.exists() else []
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
-        if not paths.result_pickle.exists():  # submitit writes one of every job that ends by itself
-            last = f"killed (memory? time? cancelled?) after: {last}"
-        return f"{last} ({paths.stderr})"
+        """Of a job that has ended: the last line of what it raised, or else of its log, and the log's path."""
+        job = self.jobs[run]
+        log = job.paths.stderr
+        if job.paths.result_pickle.exists():  # submitit writes one of every job that ends by itself
+            text, why = str(job.exception()).partition("You can check full logs")[0], ""
+        else:
+            text = log.read_text(errors="replace") if log.exists() else ""
+            why = "killed (memory? no checkpoint within --hours? cancelled?) after: "
+        last = next((line.strip() for line in reversed(text.splitlines()) if line.strip("- \n")), "no message")
+        return f"{why}{last} ({log})"
 
 
 class Local(Cluster):
@@ -77,13 +80,7 @@ class Local(Cluster):
         return {run: "running" for run in self.runs if self._is_running(run)}
 
     def _is_running(self, run: Run) -> bool:
-        if run in self.jobs:
-            return not self.jobs[run].done()
-        try:
-            with claimed(run):
-                return False
-        except RuntimeError:  # by a job of another sweep
-            return True
+        return not self.jobs[run].done() if run in self.jobs else is_claimed(run)  # by a job of another sweep
 
     def start(self, run: Run) -> None:
         busy = {slot for other, slot in self._slot_of.items() if self._is_running(other)}
@@ -155,7 +152,7 @@ class Slurm(Cluster):
     def states(self) -> dict[Run, str]:
         with suppress(RuntimeError):  # a controller may be busy; the next look will tell
             self._queue = self._read_queue()
-        states = {}
+        states = {run: "running" for run in self.runs if run not in self.jobs and is_claimed(run)}  # by a local sweep
         for run, job in self.jobs.items():
             if job.job_id in self._queue:
                 states[run] = "running" if self._queue[job.job_id] in ("RUNNING", "COMPLETING") else "waiting"

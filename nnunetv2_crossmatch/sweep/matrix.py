@@ -24,7 +24,7 @@ def make_runs(dataset: str, configuration: str, plans: str, trainers: list[str],
 
     Raises:
         RuntimeError: a path of nnU-Net's is not set; there is no such dataset or trainer.
-        ValueError: not preprocessed with these plans; no such configuration or fold.
+        ValueError: not preprocessed with these plans; no such configuration or fold, or ``all`` beside others.
     """
     nnUNet_results.require()
     name = maybe_convert_to_dataset_name(dataset)
@@ -38,6 +38,8 @@ def make_runs(dataset: str, configuration: str, plans: str, trainers: list[str],
     cases = preprocessed / manager.get_configuration(configuration).data_identifier
     if not cases.is_dir():
         raise ValueError(f"There is no {cases}. Run nnUNetv2_preprocess -d {dataset} -plans_name {plans}.")
+    if "all" in folds and len(set(folds)) > 1:
+        raise ValueError("-f all: it holds no case out and cannot be compared with other folds. Sweep it alone.")
     for trainer in trainers:
         recursive_find_trainer_class_by_name(trainer)
     if numbers := [fold for fold in folds if isinstance(fold, int)]:
@@ -45,7 +47,7 @@ def make_runs(dataset: str, configuration: str, plans: str, trainers: list[str],
         identifiers = infer_dataset_class(str(cases)).get_identifiers(str(cases))
         ensure_splits(preprocessed, identifiers, known_patients(raw, preprocessed))
         count = len(load_json(str(preprocessed / SPLITS))) if (preprocessed / SPLITS).exists() else 0
-        if wrong := [str(fold) for fold in numbers if not 0 <= fold < count]:
+        if wrong := [str(fold) for fold in numbers if fold >= count]:
             raise ValueError(f"-f {' '.join(wrong)}: {name} has {count} folds, counted from 0.")
     return [
         Run(name, configuration, plans, trainer, fold)
