@@ -9,10 +9,16 @@ import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.file_path_utilities import (
+    convert_identifier_to_trainer_plans_config,
+    convert_trainer_plans_config_to_identifier,
+)
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from numpy.typing import NDArray
 
 from nnunetv2_crossmatch.comparison import paired
-from nnunetv2_crossmatch.comparison.runs import FINAL, Run, read_run, train_command, validation_cases
+from nnunetv2_crossmatch.comparison.runs import FINAL, TrainedRun, read_run, train_command, validation_cases
+from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
 from nnunetv2_crossmatch.preprocessing.files import INCOMING, write_json
@@ -32,7 +38,7 @@ class Model:
     """
 
     trainer: str
-    runs: list[Run]
+    runs: list[TrainedRun]
     evaluation: Evaluation
     predictions: dict[str, Path]
 
@@ -76,6 +82,17 @@ class Comparison:
         return "patients" if len(set(self.units)) < len(self.truths) else "cases"
 
     @property
+    def titles(self) -> dict[str, str]:
+        """What is shown: every class, and first their mean unless there is one class only."""
+        classes = {name: name for name in self.models[0].evaluation.classes}
+        return {FOREGROUND: "mean of classes", **classes} if len(classes) > 1 else classes
+
+    def dice_change(self, model: Model) -> NDArray[np.float64]:
+        """A model's Dice minus the reference's, (cases, classes)."""
+        before, after = (paired.scores(m.evaluation)[:, :, METRICS.index("dice")] for m in (self.models[0], model))
+        return after - before
+
+    @property
     def verdicts(self) -> dict[str, str]:
         return {
             trainer: paired.verdict(classes[FOREGROUND]["dice"], self.noun)
@@ -117,8 +134,11 @@ def compare_models(
     if "all" in folds and not test:
         raise ValueError("Fold all validates the cases that it was trained on. Use --test, or name other folds.")
 
-    names = {trainer: results_folder / f"{trainer}__{plans}__{configuration}" for trainer in trainers}
-    runs: dict[str, list[Run]] = {trainer: [] for trainer in trainers}
+    names = {
+        trainer: results_folder / convert_trainer_plans_config_to_identifier(trainer, plans, configuration)
+        for trainer in trainers
+    }
+    runs: dict[str, list[TrainedRun]] = {trainer: [] for trainer in trainers}
     problems: list[str] = []
     for trainer, folder in names.items():
         for fold in folds:
@@ -217,12 +237,12 @@ def _joined(parts: list[Evaluation]) -> Evaluation:
     )
 
 
-def _warnings(runs: dict[str, list[Run]]) -> list[str]:
+def _warnings(runs: dict[str, list[TrainedRun]]) -> list[str]:
     warnings = []
     if (others := len(runs) - 1) > 1:
         warnings.append(f"{others} comparisons: each has one chance in twenty of finding what is not there.")
     every_run = [run for of_trainer in runs.values() for run in of_trainer]
-    first: dict[int | str, Run] = {}
+    first: dict[int | str, TrainedRun] = {}
     for run in every_run:
         warnings += run.warnings
         if run.fold == "all" and not run.training:
@@ -246,11 +266,12 @@ def _warnings(runs: dict[str, list[Run]]) -> list[str]:
     return list(dict.fromkeys(warnings))
 
 
-def _different_plans(run: Run, other: Run) -> list[str]:
+def _different_plans(run: TrainedRun, other: TrainedRun) -> list[str]:
     """Keys of the configuration in which the model folders' plans differ."""
     configurations = []
     for folder in (run.folder.parent, other.folder.parent):
         plans = PlansManager(str(folder / "plans.json"))
-        configurations.append(plans.get_configuration(folder.name.split("__")[2]).configuration)
+        _, _, name = convert_identifier_to_trainer_plans_config(folder.name)
+        configurations.append(plans.get_configuration(name).configuration)
     one, two = configurations
     return sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from nnunetv2_crossmatch.comparison.compare import Comparison, Model
 from nnunetv2_crossmatch.comparison.paired import by_unit, class_columns, scores
 from nnunetv2_crossmatch.evaluation.case import METRICS
-from nnunetv2_crossmatch.evaluation.summary import FOREGROUND
 
 COLORS = ("#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _CLASS_COLORS = ("#e6194b", "#ffe119", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6")
@@ -40,42 +39,35 @@ def class_colors(count: int) -> list[str]:
 
 def plot_differences(comparison: Comparison) -> str:
     """Each unit's difference in Dice to the reference, per class, with mean and interval."""
-    classes = [FOREGROUND, *comparison.models[0].evaluation.classes]
-    if len(classes) == 2:
-        classes = classes[1:]
+    titles = comparison.titles
+    columns = class_columns(comparison.models[0].evaluation)
     others = comparison.models[1:]
     with plt.style.context(["default", _STYLE]):
-        height = 0.5 + 0.42 * len(others) * len(classes) + 0.25 * len(classes)
+        height = 0.5 + 0.42 * len(others) * len(titles) + 0.25 * len(titles)
         figure, axis = plt.subplots(figsize=(9, max(2.2, height)), layout="constrained")
         rng = np.random.default_rng(0)
         row, ticks = 0.0, []
-        for name in classes:
+        for name, title in titles.items():
             start = row
             for i, model in enumerate(others, 1):
                 color = COLORS[i % len(COLORS)]
-                points = 100 * _differences(comparison, model, name)
+                points = 100 * by_unit(comparison.dice_change(model)[:, columns[name]], comparison.units).mean(1)
                 jitter = rng.uniform(-0.13, 0.13, len(points))
                 axis.plot(points, row + jitter, "o", ms=4, color=color, alpha=0.45, mew=0)
                 difference = comparison.differences[model.trainer][name]["dice"]
                 axis.plot([100 * difference.low, 100 * difference.high], [row, row], color=color, lw=3)
                 axis.plot(100 * difference.mean, row, "D", color=color, ms=7, mec="white", label=model.trainer)
                 row += 1
-            ticks.append(((start + row - 1) / 2, "mean of classes" if name == FOREGROUND else name))
+            ticks.append(((start + row - 1) / 2, title))
             row += 0.6
         axis.axvline(0, color="black", lw=1)
-        axis.set_yticks([place for place, _ in ticks], [name for _, name in ticks])
+        axis.set_yticks(*zip(*ticks, strict=True))
         axis.invert_yaxis()
         axis.set_xlabel(f"difference in Dice points to {comparison.models[0].trainer}; right is better")
         handles, labels = axis.get_legend_handles_labels()
         unique = dict(zip(labels, handles, strict=True))
         figure.legend(unique.values(), unique.keys(), loc="outside upper left", frameon=False, ncols=2)
         return _svg(figure)
-
-
-def _differences(comparison: Comparison, model: Model, name: str) -> NDArray[np.float64]:
-    reference = comparison.models[0].evaluation
-    change = (scores(model.evaluation) - scores(reference))[:, class_columns(reference)[name], METRICS.index("dice")]
-    return by_unit(change, comparison.units).mean(1)
 
 
 def plot_distributions(comparison: Comparison) -> str:
@@ -88,9 +80,7 @@ def plot_distributions(comparison: Comparison) -> str:
         step = len(comparison.models) + 1
         for i, model in enumerate(comparison.models):
             color = COLORS[i % len(COLORS)]
-            for j in range(len(classes)):
-                dices = 100 * model.evaluation.values[:, j, METRICS.index("dice")]
-                dices = dices[~np.isnan(dices)]
+            for j, dices in enumerate(100 * scores(model.evaluation)[:, :, METRICS.index("dice")].T):
                 place = j * step + i
                 paint = {"color": color}
                 axis.boxplot(
@@ -190,10 +180,8 @@ def read_scan(comparison: Comparison, case: str, image: Path, reader) -> Scan:
     data, properties = reader.read_images([str(image)])
     masks = {"truth": reader.read_seg(str(comparison.truths[case]))[0][0]}
     for model in comparison.models:
-        dices = model.evaluation.values[model.evaluation.cases.index(case), :, METRICS.index("dice")]
-        known = dices[~np.isnan(dices)]
-        score = f"Dice {100 * known.mean():.1f}" if len(known) else "empty, as the truth"
-        masks[f"{model.trainer}\n{score}"] = reader.read_seg(str(model.predictions[case]))[0][0]
+        dice = scores(model.evaluation)[model.evaluation.cases.index(case), :, METRICS.index("dice")].mean()
+        masks[f"{model.trainer}\nDice {100 * dice:.1f}"] = reader.read_seg(str(model.predictions[case]))[0][0]
     return Scan(data[0], masks, properties["spacing"])
 
 

@@ -13,10 +13,9 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2_crossmatch.comparison import figures
 from nnunetv2_crossmatch.comparison.compare import Comparison
 from nnunetv2_crossmatch.comparison.paired import by_unit, class_columns, format_p, scores
-from nnunetv2_crossmatch.comparison.runs import train_command
+from nnunetv2_crossmatch.comparison.runs import teacher_folder, train_command
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import read_labels
-from nnunetv2_crossmatch.evaluation.summary import FOREGROUND
 from nnunetv2_crossmatch.preprocessing.files import write_json as write_whole
 from nnunetv2_crossmatch.preprocessing.listing import group_channels, labeled_scans
 from nnunetv2_crossmatch.pseudo_labels.record import versions
@@ -40,10 +39,9 @@ def format_text(comparison: Comparison) -> str:
     """Scores, differences, costs and verdict, for a terminal."""
     models = comparison.models
     width = max(len(model.trainer) for model in models) + 2
-    classes = _class_names(comparison)
     lines = []
-    for name in classes:
-        lines.append(f"{'Dice [%], ' + _title(name):{width}}{'mean':>8}{'difference':>12}{'95 % interval':>18}{'p':>8}"
+    for name, title in comparison.titles.items():
+        lines.append(f"{'Dice [%], ' + title:{width}}{'mean':>8}{'difference':>12}{'95 % interval':>18}{'p':>8}"
                      f"{'better/same/worse':>20}")  # fmt: skip
         for row in table(comparison, name):
             lines.append(
@@ -64,9 +62,8 @@ def table(comparison: Comparison, name: str) -> list[dict[str, str]]:
     """Rows of one class: each model's Dice and its difference to the first."""
     rows = []
     for model in comparison.models:
-        means = (
-            by_unit(scores(model.evaluation), comparison.units).mean(0)[class_columns(model.evaluation)[name]].mean(0)
-        )
+        means = by_unit(scores(model.evaluation), comparison.units).mean(0)  # (classes, metrics)
+        means = means[class_columns(model.evaluation)[name]].mean(0)
         row = {
             "trainer": model.trainer,
             "mean": _number(100 * means[METRICS.index("dice")]),
@@ -155,7 +152,7 @@ def write_html(comparison: Comparison, raw_folder: Path, command: str, file: Pat
     page = environment.get_template("report.html").render(
         comparison=comparison,
         caveat=CAVEAT,
-        classes=[(_title(name), table(comparison, name)) for name in _class_names(comparison)],
+        classes=[(title, table(comparison, name)) for name, title in comparison.titles.items()],
         costs=costs(comparison),
         differences=figures.plot_differences(comparison),
         distributions=figures.plot_distributions(comparison),
@@ -177,12 +174,11 @@ def _scans(comparison: Comparison, raw_folder: Path) -> list[dict]:
     """Of each model but the first, the cases that improved most and those that were harmed most, with pictures."""
     dataset = load_json(str(raw_folder / "dataset.json"))
     classes = read_labels(dataset).classes
+    images = {}
     if comparison.test:
         images = group_channels(raw_folder / "imagesTs", dataset["file_ending"])
-    else:
-        images = (
-            labeled_scans(raw_folder, dataset) if "dataset" in dataset or (raw_folder / "imagesTr").is_dir() else {}
-        )
+    elif "dataset" in dataset or (raw_folder / "imagesTr").is_dir():
+        images = labeled_scans(raw_folder, dataset)
     cases = comparison.models[0].evaluation.cases
 
     def picture(case: str, shown: int) -> str | None:
@@ -194,8 +190,7 @@ def _scans(comparison: Comparison, raw_folder: Path) -> list[dict]:
 
     groups = []
     for number, model in enumerate(comparison.models[1:], 1):
-        values = scores(model.evaluation) - scores(comparison.models[0].evaluation)
-        change = values[:, :, METRICS.index("dice")].mean(1)
+        change = comparison.dice_change(model).mean(1)
         order = np.argsort(change)
         for title, chosen in (
             ("most improved", [i for i in order[::-1] if change[i] > 0][:SHOWN]),
@@ -227,8 +222,7 @@ def _commands(comparison: Comparison) -> list[str]:
     commands = []
     for run in (run for model in comparison.models for run in model.runs):
         if made_by := run.made_by:
-            name = "__".join(made_by[key] for key in ("trainer", "plans", "configuration"))
-            commands.append(train_command(run.folder.parent.parent / name / f"fold_{made_by['fold']}"))
+            commands.append(train_command(teacher_folder(run.folder, made_by)))
             commands.append(
                 f"nnUNetv2_crossmatch pseudo-label -d {comparison.dataset} -c {made_by['configuration']} "
                 f"-tr {made_by['trainer']} -p {made_by['plans']} -f {made_by['fold']} "
@@ -250,15 +244,6 @@ def _versions(comparison: Comparison) -> dict[str, str]:
         "trained with": "; ".join(sorted(trained)) or "not recorded",
         "compared with": ", ".join(f"{name} {number}" for name, number in versions().items()),
     }
-
-
-def _class_names(comparison: Comparison) -> list[str]:
-    classes = comparison.models[0].evaluation.classes
-    return [FOREGROUND, *classes] if len(classes) > 1 else classes
-
-
-def _title(name: str) -> str:
-    return "mean of classes" if name == FOREGROUND else name
 
 
 def _number(value: float, sign: str = "") -> str:

@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.utilities.file_path_utilities import (
+    convert_identifier_to_trainer_plans_config,
+    convert_trainer_plans_config_to_identifier,
+)
 
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS
@@ -97,7 +101,7 @@ def _values(text: str) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedRun:
     """One trained fold of one trainer.
 
     Attributes:
@@ -125,14 +129,14 @@ class Run:
 
 def train_command(folder: Path, option: str = "") -> str:
     """nnU-Net's command for the run in ``nnUNet_results/DATASET/TRAINER__PLANS__CONFIG/fold_K``."""
-    trainer, plans, configuration = folder.parent.name.split("__")
+    trainer, plans, configuration = convert_identifier_to_trainer_plans_config(folder.parent.name)
     fold = folder.name.removeprefix("fold_")
     return (
         f"nnUNetv2_train {folder.parent.parent.name} {configuration} {fold} -tr {trainer} -p {plans} {option}".rstrip()
     )
 
 
-def read_run(model_folder: Path, fold: int | str) -> Run:
+def read_run(model_folder: Path, fold: int | str) -> TrainedRun:
     """The run in ``TRAINER__PLANS__CONFIG/fold_K``.
 
     Raises:
@@ -156,8 +160,8 @@ def read_run(model_folder: Path, fold: int | str) -> Run:
         else:
             hours += teacher.hours
             warnings += teacher.warnings
-    return Run(
-        trainer=model_folder.name.split("__")[0],
+    return TrainedRun(
+        trainer=convert_identifier_to_trainer_plans_config(model_folder.name)[0],
         fold=fold,
         folder=folder,
         log=log,
@@ -171,19 +175,25 @@ def read_run(model_folder: Path, fold: int | str) -> Run:
     )
 
 
-def _teacher(student: Path, record: dict) -> Run | None:
+def teacher_folder(student: Path, record: dict) -> Path:
+    """The fold that made the pseudo-labels of a run, by their record."""
+    identifier = convert_trainer_plans_config_to_identifier(record["trainer"], record["plans"], record["configuration"])
+    return student.parent.parent / identifier / f"fold_{record['fold']}"
+
+
+def _teacher(student: Path, record: dict) -> TrainedRun | None:
     """The run whose checkpoint made the pseudo-labels, None unless it is still the same one."""
-    model = student.parent.parent / "__".join(record[key] for key in ("trainer", "plans", "configuration"))
-    checkpoint = model / f"fold_{record['fold']}" / record["checkpoint"]
-    if checkpoint.parent == student or not checkpoint.exists() or sha256_of(checkpoint) != record["model"]:
+    folder = teacher_folder(student, record)
+    checkpoint = folder / record["checkpoint"]
+    if folder == student or not checkpoint.exists() or sha256_of(checkpoint) != record["model"]:
         return None
     try:
-        return read_run(model, record["fold"])
+        return read_run(folder.parent, record["fold"])
     except DatasetError:
         return None
 
 
-def validation_cases(runs: Sequence[Run], preprocessed_folder: Path) -> dict[int | str, list[str]]:
+def validation_cases(runs: Sequence[TrainedRun], preprocessed_folder: Path) -> dict[int | str, list[str]]:
     """The validation cases of each fold, after making sure that all runs learned from the same labelled cases.
 
     nnU-Net notes only how many cases there were; such a run's cases are those of today's split if the numbers are
@@ -195,7 +205,7 @@ def validation_cases(runs: Sequence[Run], preprocessed_folder: Path) -> dict[int
     file = preprocessed_folder / SPLITS
     splits = load_json(str(file)) if file.exists() else []
     problems = []
-    first: dict[int | str, tuple[Run, list[set[str]]]] = {}
+    first: dict[int | str, tuple[TrainedRun, list[set[str]]]] = {}
     for run in runs:
         known = run.training
         if not known and run.fold != "all" and int(run.fold) < len(splits):

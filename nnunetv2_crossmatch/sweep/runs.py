@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.file_path_utilities import get_output_folder
 from submitit.core.utils import DelayedSubmission
 
 from nnunetv2_crossmatch.comparison.runs import TrainingLog
@@ -32,16 +33,12 @@ class Run:
     @property
     def folder(self) -> Path:
         """nnU-Net's."""
-        return Path(nnUNet_results) / self.dataset / self._model / f"fold_{self.fold}"
+        return Path(get_output_folder(self.dataset, self.trainer, self.plans, self.configuration, self.fold))
 
     @property
     def job_folder(self) -> Path:
         """Logs and ids of its jobs; not in nnU-Net's folder, because that has to be of a training."""
-        return Path(nnUNet_results) / self.dataset / "sweep" / self._model / f"fold_{self.fold}"
-
-    @property
-    def _model(self) -> str:
-        return f"{self.trainer}__{self.plans}__{self.configuration}"
+        return Path(nnUNet_results) / self.dataset / "sweep" / self.folder.parent.name / self.folder.name
 
     @property
     def trained(self) -> bool:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_crossmatch.comparison.runs import Run, TrainingLog, read_run, validation_cases
+from nnunetv2_crossmatch.comparison.runs import TrainedRun, TrainingLog, read_run, validation_cases
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 
 STAMP = "2026-01-01 00:00:00.000000: "
@@ -90,7 +90,7 @@ def test_runs_of_other_labelled_cases_are_refused(tmp_path):
     splits = tmp_path / "splits_final.json"
     splits.write_text(json.dumps([{"train": ["a", "b"], "val": ["c"]}]))
 
-    def model(name: str, fold: int | str = 0, **training) -> Run:
+    def model(name: str, fold: int | str = 0, **training) -> TrainedRun:
         records = {"training": training} if training else {}
         return read_run(finished(tmp_path / "D" / f"{name}__P__2d", fold, *lines, **records).parent, fold)
 
