@@ -368,7 +368,7 @@ def test_slurm_job_near_its_time_limit_is_queued_again_and_goes_on(dataset, trai
     [
         (["-tr", "nnUNetTrainerNoSuch"], "Could not find requested nnunet trainer nnUNetTrainerNoSuch"),
         (["-c", "3d_lowres"], "-c 3d_lowres: nnUNetPlansSmall has 2d, 3d_fullres"),
-        (["-p", "nnUNetPlansOther"], "nnUNetPlansOther.json. Run nnUNetv2_plan_and_preprocess -d 901"),
+        (["-p", "nnUNetPlansOther"], "nnUNetPlansOther.json. Run nnUNetv2_plan_and_preprocess -d Dataset901_Balls"),
         (["-d", "902"], "Could not find a dataset with the ID 902"),
         (["-f", "4", "5", "all"], "-f all: it holds no case out and cannot be compared with other folds"),
         (["-f", "4", "5", "6"], "-f 5 6: Dataset901_Balls has 5 folds, counted from 0"),

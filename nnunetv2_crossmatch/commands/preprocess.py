@@ -18,14 +18,12 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     from nnunetv2_crossmatch.preprocessing.listing import labeled_scans
     from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients
-    from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
+    from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled, read_plans
 
     raw, preprocessed, dataset_json = dataset(arguments.d)
-    plans = PlansManager(str(preprocessed / f"{arguments.p}.json"))
+    plans = read_plans(preprocessed, arguments.p)
     ensure_splits(preprocessed, list(labeled_scans(raw, dataset_json)), known_patients(raw, preprocessed))
     for configuration in arguments.c:
         cases = preprocess_unlabeled(raw, preprocessed, plans, configuration, arguments.np)

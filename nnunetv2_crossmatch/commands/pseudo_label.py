@@ -31,15 +31,15 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     import torch
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    from nnunetv2_crossmatch.preprocessing.unlabeled import read_plans
     from nnunetv2_crossmatch.pseudo_labels.predict import write_pseudo_labels
 
     raw, preprocessed, _ = dataset(arguments.d)
     written_folds = write_pseudo_labels(
         raw,
         preprocessed,
-        PlansManager(str(preprocessed / f"{arguments.p}.json")),
+        read_plans(preprocessed, arguments.p),
         arguments.c,
         arguments.tr,
         arguments.f,

@@ -21,6 +21,16 @@ def unlabeled_folder(preprocessed_folder: Path, configuration: ConfigurationMana
     return preprocessed_folder / f"{configuration.data_identifier}_unlabeled"
 
 
+def read_plans(preprocessed_folder: Path, identifier: str) -> PlansManager:
+    """Raises ValueError: there are none of that name."""
+    file = preprocessed_folder / f"{identifier}.json"
+    if not file.exists():
+        raise ValueError(
+            f"There is no {file}. Run nnUNetv2_plan_and_preprocess -d {preprocessed_folder.name}, or see -p."
+        )
+    return PlansManager(str(file))
+
+
 def unlabeled_cases_for_training(
     raw_folder: Path | None,
     preprocessed_folder: Path,

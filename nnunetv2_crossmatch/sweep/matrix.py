@@ -8,9 +8,9 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS, ensure_splits, known_patients
+from nnunetv2_crossmatch.preprocessing.unlabeled import read_plans
 from nnunetv2_crossmatch.sweep.clusters import Cluster
 from nnunetv2_crossmatch.sweep.runs import Run, progress
 from nnunetv2_crossmatch.sweep.table import Table
@@ -29,10 +29,7 @@ def make_runs(dataset: str, configuration: str, plans: str, trainers: list[str],
     nnUNet_results.require()
     name = maybe_convert_to_dataset_name(dataset)
     preprocessed = Path(nnUNet_preprocessed) / name
-    plans_file = preprocessed / f"{plans}.json"
-    if not plans_file.exists():
-        raise ValueError(f"There is no {plans_file}. Run nnUNetv2_plan_and_preprocess -d {dataset}, or see -p.")
-    manager = PlansManager(str(plans_file))
+    manager = read_plans(preprocessed, plans)
     if configuration not in manager.available_configurations:
         raise ValueError(f"-c {configuration}: {plans} has {', '.join(manager.available_configurations)}.")
     cases = preprocessed / manager.get_configuration(configuration).data_identifier
