@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nnunetv2_crossmatch.data.mixing import Partner
+from nnunetv2_crossmatch.views.mixing import Partner
 from nnunetv2_crossmatch.networks.ema import EMATeacher
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_crossmatch.data.mixing import draw_boxes, paste
-from nnunetv2_crossmatch.data.views import strong_view
+from nnunetv2_crossmatch.views.mixing import draw_boxes, paste
+from nnunetv2_crossmatch.views.strong_view import strong_view
 from nnunetv2_crossmatch.losses.confident_cross_entropy import confident_cross_entropy
 from nnunetv2_crossmatch.losses.regional_contrast import negative_classes, regional_contrast
 from nnunetv2_crossmatch.losses.similarity_distillation import similarity_distillation

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_crossmatch.data.components import keep_largest_components
-from nnunetv2_crossmatch.data.mixing import draw_boxes, paste
-from nnunetv2_crossmatch.data.pseudo_label import PseudoLabel, probabilities
+from nnunetv2_crossmatch.views.components import keep_largest_components
+from nnunetv2_crossmatch.views.mixing import draw_boxes, paste
+from nnunetv2_crossmatch.views.target import PseudoLabel, probabilities
 from nnunetv2_crossmatch.losses.deep_supervision import deeply_supervised
 from nnunetv2_crossmatch.losses.masked_cross_entropy import masked_cross_entropy
 from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_crossmatch.data.pseudo_label import PseudoLabel
+from nnunetv2_crossmatch.views.target import PseudoLabel
 from nnunetv2_crossmatch.losses.masked_cross_entropy import masked_cross_entropy
 from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch, ramp_up
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet

@@ -11,9 +11,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from nnunetv2_crossmatch.data.mixing import draw_boxes, paste
-from nnunetv2_crossmatch.data.pseudo_label import PseudoLabel, probabilities
-from nnunetv2_crossmatch.data.views import strong_view
+from nnunetv2_crossmatch.views.mixing import draw_boxes, paste
+from nnunetv2_crossmatch.views.target import PseudoLabel, probabilities
+from nnunetv2_crossmatch.views.strong_view import strong_view
 from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
 from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.split_unet import Features, SplitUNet, draw_channel_masks, drop_channels
@@ -24,7 +24,7 @@ class CrossMatchConstants(Constants):
     """Constants of the loss L = L_nnU-Net + lambda_ip L_ip + lambda_kd [(1 - eta) L_tkd + eta L_dkd].
 
     "Chosen" means: on Hippocampus with 4 labelled cases, by hidden labels of unlabelled ones, see the README.
-    The strong view and CutMix's boxes have theirs in data/views.py and data/mixing.py.
+    The strong view and CutMix's boxes have theirs in views/strong_view.py and views/mixing.py.
 
     threshold: confidence from which a voxel of a pseudo-label counts, in [0, 1]. Paper 0.95 on ACDC, 0.85
         on LA (there times ln 2, so nearly everything counts). Chosen among 0, 0.75 and 0.95.

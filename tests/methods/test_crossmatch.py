@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from nnunetv2_crossmatch.data import views
-from nnunetv2_crossmatch.data.mixing import paste
-from nnunetv2_crossmatch.data.views import apply_strong
+from nnunetv2_crossmatch.views.mixing import paste
+from nnunetv2_crossmatch.views.strong_view import apply_strong
 from nnunetv2_crossmatch.methods import UnlabeledBatch, crossmatch
 from nnunetv2_crossmatch.methods.crossmatch import CrossMatch, CrossMatchConstants
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet, drop_channels

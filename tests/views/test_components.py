@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from nnunetv2_crossmatch.data.components import keep_largest_components
+from nnunetv2_crossmatch.views.components import keep_largest_components
 
 
 def slow(mask: torch.Tensor) -> set[tuple[int, ...]]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnunetv2_crossmatch.data.mixing import Partner, draw_boxes, paste
-from nnunetv2_crossmatch.data.views import strong_view
+from nnunetv2_crossmatch.views.mixing import Partner, draw_boxes, paste
+from nnunetv2_crossmatch.views.strong_view import strong_view
 
 
 def probabilities(logits: Tensor, *, regions: bool) -> Tensor:

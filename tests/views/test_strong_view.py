@@ -4,7 +4,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from nnunetv2_crossmatch.data import views
-from nnunetv2_crossmatch.data.views import StrongParameters, apply_strong, draw_strong, gaussian_blur
+from nnunetv2_crossmatch.views.strong_view import StrongParameters, apply_strong, draw_strong, gaussian_blur
 
 CPU = torch.device("cpu")
 
