@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from nnunetv2_crossmatch.preprocessing.unlabeled import read_plans
-    from nnunetv2_crossmatch.pseudo_labels.predict import write_pseudo_labels
+    from nnunetv2_crossmatch.self_training.predict import write_pseudo_labels
 
     raw, preprocessed, _ = dataset(arguments.d)
     written_folds = write_pseudo_labels(

@@ -15,7 +15,7 @@ from nnunetv2.utilities.file_path_utilities import (
 
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS
-from nnunetv2_crossmatch.pseudo_labels.record import RECORD, sha256_of
+from nnunetv2_crossmatch.self_training.record import RECORD, sha256_of
 from nnunetv2_crossmatch.trainers.resources import RESOURCES
 from nnunetv2_crossmatch.trainers.unlabeled_cases import TRAINING
 

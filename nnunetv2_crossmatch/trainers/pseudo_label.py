@@ -6,12 +6,12 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.configuration import default_num_processes
 
-from nnunetv2_crossmatch.data.pseudo_labeled import MixedDataset, PseudoLabeledDataset
+from nnunetv2_crossmatch.self_training.dataset import MixedDataset, PseudoLabeledDataset
 from nnunetv2_crossmatch.preprocessing.files import write_json
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
-from nnunetv2_crossmatch.pseudo_labels.confidence import with_ignore_label
-from nnunetv2_crossmatch.pseudo_labels.preprocess import pseudo_labels_for_training
-from nnunetv2_crossmatch.pseudo_labels.record import RECORD, sha256_of
+from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
+from nnunetv2_crossmatch.self_training.preprocess import pseudo_labels_for_training
+from nnunetv2_crossmatch.self_training.record import RECORD, sha256_of
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
 
 

@@ -25,7 +25,7 @@ from nnunetv2_crossmatch.preprocessing.splits import (
     without_patients,
 )
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
-from nnunetv2_crossmatch.pseudo_labels.record import versions
+from nnunetv2_crossmatch.self_training.record import versions
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, complete_checkpoint, plain, read_checkpoint
 from nnunetv2_crossmatch.trainers.resources import record_resources
 

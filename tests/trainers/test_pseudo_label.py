@@ -20,8 +20,8 @@ from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.splits import ensure_splits
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled, unlabeled_folder
-from nnunetv2_crossmatch.pseudo_labels.confidence import with_ignore_label
-from nnunetv2_crossmatch.pseudo_labels.record import Origin, Record, image_stamp, pseudo_label_folder, sha256_of
+from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
+from nnunetv2_crossmatch.self_training.record import Origin, Record, image_stamp, pseudo_label_folder, sha256_of
 from tests.conftest import DATASET, ball, write_image
 from tests.trainers.test_ddp import assert_same_on_both, finish, start
 

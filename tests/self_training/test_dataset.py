@@ -5,7 +5,7 @@ import pytest
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_crossmatch.data.pseudo_labeled import MixedDataset
+from nnunetv2_crossmatch.self_training.dataset import MixedDataset
 
 MANAGER = LabelManager({"background": 0, "shell": 1, "ignore": 2}, None)
 

@@ -11,8 +11,8 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
-from nnunetv2_crossmatch.pseudo_labels import predict
-from nnunetv2_crossmatch.pseudo_labels.record import Origin
+from nnunetv2_crossmatch.self_training import predict
+from nnunetv2_crossmatch.self_training.record import Origin
 from tests.conftest import small_files
 
 CASES = [f"scan{i}" for i in range(4)]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_crossmatch.pseudo_labels.confidence import confident_labels, confident_shares, with_ignore_label
+from nnunetv2_crossmatch.self_training.confidence import confident_labels, confident_shares, with_ignore_label
 
 CLASSES = {"background": 0, "shell": 1, "core": 2}
 REGIONS = {"background": 0, "whole": [1, 2], "core": 2}

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from nnunetv2_crossmatch.pseudo_labels.record import RECORD, Record
+from nnunetv2_crossmatch.self_training.record import RECORD, Record
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", json.dumps({"cases": {"scan": {"file": "0"}}})])

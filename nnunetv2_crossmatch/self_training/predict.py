@@ -33,9 +33,9 @@ from nnunetv2_crossmatch.preprocessing.splits import (
 )
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
 from nnunetv2_crossmatch.preprocessing.workers import open_pool
-from nnunetv2_crossmatch.pseudo_labels.confidence import confident_labels, confident_shares, with_ignore_label
-from nnunetv2_crossmatch.pseudo_labels.picture import draw_picture
-from nnunetv2_crossmatch.pseudo_labels.record import (
+from nnunetv2_crossmatch.self_training.confidence import confident_labels, confident_shares, with_ignore_label
+from nnunetv2_crossmatch.self_training.picture import draw_picture
+from nnunetv2_crossmatch.self_training.record import (
     Origin,
     Record,
     image_stamp,

@@ -12,8 +12,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.preprocessing.splits import ensure_splits
-from nnunetv2_crossmatch.pseudo_labels import predict
-from nnunetv2_crossmatch.pseudo_labels.predict import Written, write_pseudo_labels
+from nnunetv2_crossmatch.self_training import predict
+from nnunetv2_crossmatch.self_training.predict import Written, write_pseudo_labels
 from tests.conftest import DATASET, use_folders
 
 

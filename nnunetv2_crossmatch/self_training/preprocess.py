@@ -18,8 +18,8 @@ from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, plans
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.preprocessing.workers import run_in_workers
-from nnunetv2_crossmatch.pseudo_labels.confidence import with_ignore_label
-from nnunetv2_crossmatch.pseudo_labels.record import (
+from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
+from nnunetv2_crossmatch.self_training.record import (
     FOLDER,
     RECORD,
     Origin,

@@ -2,7 +2,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from nnunetv2_crossmatch.pseudo_labels.picture import draw_picture
+from nnunetv2_crossmatch.self_training.picture import draw_picture
 
 
 def colourful(file) -> bool:
