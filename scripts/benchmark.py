@@ -48,7 +48,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from nnunetv2_crossmatch.data.loading import labeled_loader
+from nnunetv2_crossmatch.nnunet.loaders import labeled_loader
 
 STOCK = "nnUNetTrainer"
 LOADERS = {"dataloader_train", "dataloader_unlabeled"}

@@ -24,7 +24,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_crossmatch.data.loading import UnlabeledDataset
+from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
 from nnunetv2_crossmatch.preprocessing import unlabeled
 from nnunetv2_crossmatch.preprocessing.files import INCOMING
 from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled

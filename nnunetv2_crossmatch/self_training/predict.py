@@ -19,7 +19,7 @@ from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
-from nnunetv2_crossmatch.data.loading import UnlabeledDataset
+from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
 from nnunetv2_crossmatch.preprocessing.files import INCOMING, check_writable, locked, remove_leftovers
 from nnunetv2_crossmatch.preprocessing.listing import are_absent, labeled_scans, list_unlabeled

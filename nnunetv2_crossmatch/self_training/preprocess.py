@@ -11,7 +11,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json, writ
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_crossmatch.data.loading import UnlabeledDataset
+from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
 from nnunetv2_crossmatch.preprocessing.files import INCOMING, check_writable, locked, remove_leftovers, write_json
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, plans_stamp

@@ -16,7 +16,7 @@ from torch import Tensor, autocast, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_crossmatch.data.loading import Augmenter, UnlabeledDataset, augment, labeled_loader, unlabeled_loader
+from nnunetv2_crossmatch.nnunet.loaders import Augmenter, UnlabeledDataset, augment, labeled_loader, unlabeled_loader
 from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.distributed import average_gradients
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet

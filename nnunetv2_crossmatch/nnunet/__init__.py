@@ -1,0 +1,1 @@
+"""Everything that nnU-Net does not promise and this package relies on, see README.md."""
