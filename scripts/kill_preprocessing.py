@@ -26,7 +26,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
 from nnunetv2_crossmatch.preprocessing import unlabeled
-from nnunetv2_crossmatch.preprocessing.files import INCOMING
+from nnunetv2_crossmatch.utilities.files import INCOMING
 from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 

@@ -39,7 +39,7 @@ from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
 from nnunetv2_crossmatch.evaluation.report import format_benchmark, write_csv, write_json
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, summarise
 from nnunetv2_crossmatch.methods.crossmatch import CrossMatchConstants
-from nnunetv2_crossmatch.preprocessing.files import write_json as save_json
+from nnunetv2_crossmatch.utilities.files import write_json as save_json
 from nnunetv2_crossmatch.preprocessing.listing import group_channels, has_training_scans, labeled_scans
 
 

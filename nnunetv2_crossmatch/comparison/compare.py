@@ -21,7 +21,7 @@ from nnunetv2_crossmatch.comparison.runs import FINAL, TrainedRun, read_run, tra
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
-from nnunetv2_crossmatch.preprocessing.files import INCOMING, write_json
+from nnunetv2_crossmatch.utilities.files import INCOMING, write_json
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.manifest import source_stamp
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS, known_patients

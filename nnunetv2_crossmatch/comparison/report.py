@@ -16,7 +16,7 @@ from nnunetv2_crossmatch.comparison.paired import by_unit, class_columns, format
 from nnunetv2_crossmatch.comparison.runs import teacher_folder, train_command
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import read_labels
-from nnunetv2_crossmatch.preprocessing.files import write_json as write_whole
+from nnunetv2_crossmatch.utilities.files import write_json as write_whole
 from nnunetv2_crossmatch.preprocessing.listing import group_channels, labeled_scans
 from nnunetv2_crossmatch.self_training.record import versions
 

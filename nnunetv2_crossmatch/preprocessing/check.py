@@ -6,7 +6,7 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.preprocessing.content import LABELED, UNLABELED, Content, read_content, update_content
-from nnunetv2_crossmatch.preprocessing.files import locked, write_json
+from nnunetv2_crossmatch.utilities.files import locked, write_json
 from nnunetv2_crossmatch.preprocessing.leaks import find_leaks
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.outliers import find_outliers

@@ -8,7 +8,7 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_crossmatch.preprocessing.files import write_json
+from nnunetv2_crossmatch.utilities.files import write_json
 from nnunetv2_crossmatch.preprocessing.listing import are_absent
 
 ARRAY_SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # what nnU-Net's run_case_save writes

@@ -7,11 +7,11 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_crossmatch.preprocessing.files import locked, remove_leftovers
+from nnunetv2_crossmatch.utilities.files import locked, remove_leftovers
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError, survey_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, Manifest, is_current, plans_stamp
 from nnunetv2_crossmatch.preprocessing.scan import BadScan, preprocess_scan
-from nnunetv2_crossmatch.preprocessing.workers import run_in_workers
+from nnunetv2_crossmatch.utilities.workers import run_in_workers
 
 _SECONDS_BETWEEN_MANIFESTS = 10  # what a kill costs at most
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
-from nnunetv2_crossmatch.preprocessing.files import INCOMING, check_writable, locked, remove_leftovers
+from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable, locked, remove_leftovers
 from nnunetv2_crossmatch.preprocessing.listing import are_absent, labeled_scans, list_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest, plans_stamp
 from nnunetv2_crossmatch.preprocessing.splits import (
@@ -32,7 +32,7 @@ from nnunetv2_crossmatch.preprocessing.splits import (
     without_patients,
 )
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
-from nnunetv2_crossmatch.preprocessing.workers import open_pool
+from nnunetv2_crossmatch.utilities.workers import open_pool
 from nnunetv2_crossmatch.self_training.confidence import confident_labels, confident_shares, with_ignore_label
 from nnunetv2_crossmatch.self_training.picture import draw_picture
 from nnunetv2_crossmatch.self_training.record import (

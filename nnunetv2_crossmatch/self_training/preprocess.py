@@ -12,12 +12,12 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
-from nnunetv2_crossmatch.preprocessing.files import INCOMING, check_writable, locked, remove_leftovers, write_json
+from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable, locked, remove_leftovers, write_json
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, plans_stamp
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
-from nnunetv2_crossmatch.preprocessing.workers import run_in_workers
+from nnunetv2_crossmatch.utilities.workers import run_in_workers
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
 from nnunetv2_crossmatch.self_training.record import (
     FOLDER,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
-from nnunetv2_crossmatch.preprocessing.files import write_json
+from nnunetv2_crossmatch.utilities.files import write_json
 
 RECORD = "pseudo_labels.json"
 FOLDER = "pseudo_labels"  # in the raw dataset folder; nnU-Net looks only into images* and labels*

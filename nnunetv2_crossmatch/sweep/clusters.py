@@ -15,7 +15,7 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnunetv2_crossmatch.preprocessing.files import write_json
+from nnunetv2_crossmatch.utilities.files import write_json
 from nnunetv2_crossmatch.sweep.runs import Run, Training, is_claimed
 
 YEAR = 365 * 24 * 60  # minutes; submitit wants a limit

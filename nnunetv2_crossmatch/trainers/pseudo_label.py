@@ -7,7 +7,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.configuration import default_num_processes
 
 from nnunetv2_crossmatch.self_training.dataset import MixedDataset, PseudoLabeledDataset
-from nnunetv2_crossmatch.preprocessing.files import write_json
+from nnunetv2_crossmatch.utilities.files import write_json
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
 from nnunetv2_crossmatch.self_training.preprocess import pseudo_labels_for_training

@@ -12,7 +12,7 @@ import pytest
 
 from nnunetv2_crossmatch.preprocessing import check, scan, unlabeled
 from nnunetv2_crossmatch.preprocessing.content import update_content
-from nnunetv2_crossmatch.preprocessing.files import write_json
+from nnunetv2_crossmatch.utilities.files import write_json
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, Manifest
 from tests.conftest import small_files, write_image

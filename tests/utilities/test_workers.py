@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_crossmatch.preprocessing.workers import run_in_workers
+from nnunetv2_crossmatch.utilities.workers import run_in_workers
 
 PROGRAM = """
 import os
-from nnunetv2_crossmatch.preprocessing.workers import open_pool
+from nnunetv2_crossmatch.utilities.workers import open_pool
 if __name__ == "__main__":
     with open_pool(2) as pool:
         print(pool.submit(os.getpid).result(), flush=True)

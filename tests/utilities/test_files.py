@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from nnunetv2_crossmatch.preprocessing.files import check_writable, locked, write_json
+from nnunetv2_crossmatch.utilities.files import check_writable, locked, write_json
 from tests.conftest import small_files
 
 

@@ -1,0 +1,1 @@
+"""Files, workers and errors: what every room uses."""
