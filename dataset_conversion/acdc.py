@@ -10,7 +10,7 @@ Two forms, told apart by their files:
 Where both lie in the folder, the challenge's are taken.
 
 Published lists (SSL4MIS, HiLab-git/SSL4MIS, data/ACDC): the challenge's 100 training patients in 70 for training, 10
-for validation and 20 for testing; 1, 3 or 7 are labelled. The challenge's 50 testing patients (101 to 150), if there,
+for validation and 20 for testing; 1, 3 or 7 are labeled. The challenge's 50 testing patients (101 to 150), if there,
 become a further test set, imagesTs_official. Nothing published was measured on it with these labels.
 """
 
@@ -41,17 +41,17 @@ OFFICIAL = tuple(range(101, 151))
 
 
 def convert(source: Path, labeled: int) -> Conversion:
-    """The first ``labeled`` (1, 3 or 7) of the published labelled patients keep their labels.
+    """The first ``labeled`` (1, 3 or 7) of the published labeled patients keep their labels.
 
     Args:
         source: the database, or the folder of ``data``, or one above either.
 
     Raises:
-        DatasetError: neither form, another number of patients, a labelled volume is missing, an Info.cfg without
-            ED and ES. Missing unlabelled, validation and test volumes are named and left out.
+        DatasetError: neither form, another number of patients, a labeled volume is missing, an Info.cfg without
+            ED and ES. Missing unlabeled, validation and test volumes are named and left out.
     """
     if labeled not in PUBLISHED:
-        raise DatasetError([f"--labeled {labeled}: ACDC's published lists have {PUBLISHED} labelled patients."])
+        raise DatasetError([f"--labeled {labeled}: ACDC's published lists have {PUBLISHED} labeled patients."])
     infos = {info.parent.name: info for info in below(source, "Info.cfg")}
     volumes = {volume.stem: volume for volume in below(source, "patient*_frame0[12].h5")}
     if not infos and not volumes:
@@ -67,16 +67,16 @@ def convert(source: Path, labeled: int) -> Conversion:
 
     case = _original if infos else _community
     chosen = LABELED[:labeled]
-    require(files(*chosen), "labelled volume")
+    require(files(*chosen), "labeled volume")
     if infos:
-        require(map(_label_file, files(*chosen)), "label of a labelled volume")
+        require(map(_label_file, files(*chosen)), "label of a labeled volume")
     official = [n for n in OFFICIAL if f"patient{n}" in infos]
     return Conversion(
         name="ACDC",
         channels=("MRI",),
         labels={"background": 0, "RV": 1, "MYO": 2, "LV": 3},
         labeled=[case(file) for file in files(*chosen)],
-        unlabeled=[case(file) for file in present(files(*(n for n in TRAIN if n not in chosen)), "unlabelled volume")],
+        unlabeled=[case(file) for file in present(files(*(n for n in TRAIN if n not in chosen)), "unlabeled volume")],
         validation=[case(file) for file in present(files(*VALIDATION), "validation volume")],
         test=[case(file) for file in present(files(*TEST), "test volume")],
         official=[case(file) for file in present(files(*official), "official test volume")],

@@ -21,9 +21,9 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
-from nnunetv2_crossmatch.utilities.files import check_writable, locked
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, ensure_splits, known_patients
+from nnunetv2_crossmatch.utilities.files import check_writable, locked
 
 LISTS = Path(__file__).parent / "lists"
 NIFTI_ENDINGS = (".nii.gz", ".nii")
@@ -34,7 +34,7 @@ T = TypeVar("T")
 class Case:
     """One scan. ``image`` and ``label`` (None: there is none) are read when they are wanted, the image first.
 
-    original: the image file, if nnU-Net can read it as it is; an unlabelled image is then neither read nor copied.
+    original: the image file, if nnU-Net can read it as it is; an unlabeled image is then neither read nor copied.
     """
 
     id: str
@@ -49,7 +49,7 @@ class Conversion:
     """What a converter found. ``labels`` as in dataset.json, background first.
 
     stored: {value in the source's label files: value of ``labels``}; None where they are the same.
-    official: test cases of the benchmark's organisers, beside those of the published lists.
+    official: test cases of the benchmark's organizers, beside those of the published lists.
     """
 
     name: str
@@ -78,9 +78,9 @@ class Conversion:
 def write_dataset(conversion: Conversion, dataset_id: int) -> Path:
     """Write ``nnUNet_raw/DatasetXXX_NAME`` and its patient-wise splits; returns the folder.
 
-    Labelled cases go to imagesTr/labelsTr, unlabelled ones to imagesUn or, where the originals can be
+    Labeled cases go to imagesTr/labelsTr, unlabeled ones to imagesUn or, where the originals can be
     read, into unlabeled.json; their labels are hidden in labelsUn, from which nothing is learned. Validation
-    and test cases go to imagesVal/labelsVal and imagesTs/labelsTs, the organisers' own test cases to
+    and test cases go to imagesVal/labelsVal and imagesTs/labelsTs, the organizers' own test cases to
     imagesTs_official/labelsTs_official.
 
     Raises:
@@ -167,7 +167,7 @@ def on_grid(label: sitk.Image, grid: sitk.Image | sitk.ImageFileReader, case: st
         DatasetError: the sizes differ, or the label has several channels.
     """
     if (channels := label.GetNumberOfComponentsPerPixel()) > 1:
-        raise DatasetError([f"{case}: the label has {channels} channels (a colour image?); a mask has one."])
+        raise DatasetError([f"{case}: the label has {channels} channels (a color image?); a mask has one."])
     if label.GetDimension() == 3 and not np.allclose(label.GetDirection(), grid.GetDirection(), atol=1e-3):
         orientation = sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(grid.GetDirection())
         reordered = sitk.DICOMOrient(label, orientation)
@@ -250,7 +250,7 @@ def take_labeled(train: Sequence[T], labeled: int) -> tuple[Sequence[T], Sequenc
     """The first ``labeled`` of a list, and the rest.
 
     Raises:
-        DatasetError: none would be labelled, or none unlabelled.
+        DatasetError: none would be labeled, or none unlabeled.
     """
     if not 0 < labeled < len(train):
         raise DatasetError([f"--labeled {labeled}: there are {len(train)} training scans."])

@@ -1,4 +1,4 @@
-"""Any labelled nnU-Net dataset as a semi-supervised one: what if only some of the labels were there?"""
+"""Any labeled nnU-Net dataset as a semi-supervised one: what if only some of the labels were there?"""
 
 import math
 import random
@@ -10,21 +10,21 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_crossmatch.dataset_conversion.common import new_dataset, require
-from nnunetv2_crossmatch.utilities.files import write_json
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError, labeled_and_held_out, list_unlabeled
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, read_patients
+from nnunetv2_crossmatch.utilities.files import write_json
 
 
 def hide_labels(source: Path, dataset_id: int, labeled: str, seed: int = 0, group_by: str | None = None) -> Path:
     """Write a dataset in which ``labeled`` training cases of ``source`` have labels and the others do not.
 
     No image is copied: dataset.json and unlabeled.json name the source's files, held-out folders
-    (imagesTs, labelsTs, ...) and the hidden labels in labelsUn are links. Unlabelled scans of the source stay so.
+    (imagesTs, labelsTs, ...) and the hidden labels in labelsUn are links. Unlabeled scans of the source stay so.
 
     Args:
         source: a raw dataset folder.
         labeled: a number or, with %, a share; of patients where they are known, of cases otherwise.
-        seed: of the draw; the same order for any number, so 4 labelled ones are among 10.
+        seed: of the draw; the same order for any number, so 4 labeled ones are among 10.
         group_by: regular expression; cases with the same match (its first group, if it has one) are one patient.
             Without it the source's patients.json counts.
 
@@ -41,7 +41,7 @@ def hide_labels(source: Path, dataset_id: int, labeled: str, seed: int = 0, grou
     unlabeled = list_unlabeled(source, dataset_json) or {}
     require(
         (Path(file) for entry in cases.values() for file in (*entry["images"], entry["label"])),
-        "of a labelled case",
+        "of a labeled case",
     )
     if group_by:
         held_out = (case for scans in labeled_and_held_out(source, dataset_json).values() for case in scans)
@@ -90,9 +90,7 @@ def _draw(cases: list[str], patients: dict[str, str], labeled: str, seed: int) -
         raise DatasetError([f"--labeled {labeled}: give a number, or a share such as 10%."]) from None
     if not 0 < number < len(names):
         what = "patients" if patients else "cases"
-        raise DatasetError(
-            [f"--labeled {labeled}: there are {len(names)} labelled {what}, and some must be left over."]
-        )
+        raise DatasetError([f"--labeled {labeled}: there are {len(names)} labeled {what}, and some must be left over."])
     random.Random(seed).shuffle(names)
     return {case for name in names[:number] for case in by_patient[name]}
 

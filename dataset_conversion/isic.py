@@ -5,7 +5,7 @@ ISIC2018_Task1_Training_GroundTruth/ISIC_XXXXXXX_segmentation.png) and the commu
 (images/, masks/, with or without ``_segmentation``). Masks hold 0 and 255.
 
 Published lists (CRKD, eeaesa/CRKD, splits/ISIC2018): 2075 images for training, 519 for testing (the repository's
-val.txt, on which the published results were measured); 103, 207 or 415 labelled, three draws that are not nested.
+val.txt, on which the published results were measured); 103, 207 or 415 labeled, three draws that are not nested.
 Another number is drawn here from the training images in ``source``, with seed 0 after sorting by name.
 """
 
@@ -46,8 +46,8 @@ def convert(source: Path, labeled: int) -> Conversion:
             and test images, which these lists do not know.
 
     Raises:
-        DatasetError: no such images, more than 2594, a labelled image or its mask is missing, or nothing would be
-            left unlabelled. Missing test images are named and left out.
+        DatasetError: no such images, more than 2594, a labeled image or its mask is missing, or nothing would be
+            left unlabeled. Missing test images are named and left out.
     """
     images = {file.stem: file for file in below(source, "ISIC_*.jpg")}
     masks = {
@@ -73,8 +73,8 @@ def convert(source: Path, labeled: int) -> Conversion:
         chosen = listed(f"isic_labeled_{labeled}")
     else:
         chosen = list(take_labeled(random.Random(SEED).sample(train, len(train)), labeled)[0])
-    require(files(chosen), "labelled image")
-    require([masks.get(name, source / f"{name}_segmentation.png") for name in chosen], "mask of a labelled image")
+    require(files(chosen), "labeled image")
+    require([masks.get(name, source / f"{name}_segmentation.png") for name in chosen], "mask of a labeled image")
     return Conversion(
         name="ISIC2018",
         channels=("R", "G", "B"),
@@ -98,7 +98,7 @@ def _case(file: Path, masks: dict[str, Path]) -> Case:
 
 
 def _read_rgb(file: Path) -> sitk.Image:
-    """Decoded as nnU-Net's reader decodes the unlabelled originals, so that both have the same colours."""
+    """Decoded as nnU-Net's reader decodes the unlabeled originals, so that both have the same colors."""
     array = io.imread(file)
     if array.ndim != 3 or array.shape[2] != 3:
         raise DatasetError([f"{file} is no RGB image (array of shape {array.shape})."])

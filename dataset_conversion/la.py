@@ -6,9 +6,9 @@ Two forms, told apart by their files:
   scans included, around the ground truth (UA-MT, yulequan/UA-MT, code/dataloaders/la_heart_processing.py).
 Where both lie in the folder, the challenge's are taken.
 
-Published lists: 80 training and 20 test scans of the challenge's 100 training scans; the labelled ones are the
+Published lists: 80 training and 20 test scans of the challenge's 100 training scans; the labeled ones are the
 first 4, 8 or 16 names of the sorted training list. The community's train_16_unlabel.list names 12 of the 16
-labelled scans and is not used. Other scans (the challenge's own test set) are not listed and not converted.
+labeled scans and is not used. Other scans (the challenge's own test set) are not listed and not converted.
 """
 
 from collections.abc import Sequence
@@ -38,8 +38,8 @@ def convert(source: Path, labeled: int) -> Conversion:
         source: the folder of the scans' folders, or one above it.
 
     Raises:
-        DatasetError: neither form, a labelled scan is missing, or nothing would be left unlabelled.
-            Missing unlabelled and test scans are named and left out.
+        DatasetError: neither form, a labeled scan is missing, or nothing would be left unlabeled.
+            Missing unlabeled and test scans are named and left out.
     """
     names = ("lgemri.nrrd", "mri_norm2.h5")
     found = {name: {file.parent.name: file for file in below(source, name)} for name in names}
@@ -51,9 +51,9 @@ def convert(source: Path, labeled: int) -> Conversion:
         return [found[name].get(scan, source / scan / name) for scan in ids]
 
     labeled_ids, unlabeled_ids = take_labeled(listed("la_train"), labeled)
-    require(files(labeled_ids), "labelled scan")
+    require(files(labeled_ids), "labeled scan")
     if name == "lgemri.nrrd":
-        require([file.with_name("laendo.nrrd") for file in files(labeled_ids)], "label of a labelled scan")
+        require([file.with_name("laendo.nrrd") for file in files(labeled_ids)], "label of a labeled scan")
     case = _original if name == "lgemri.nrrd" else _community
     return Conversion(
         name="LA",
@@ -61,7 +61,7 @@ def convert(source: Path, labeled: int) -> Conversion:
         labels={"background": 0, "left_atrium": 1},
         stored={0: 0, 255: 1} if name == "lgemri.nrrd" else None,
         labeled=[case(file) for file in files(labeled_ids)],
-        unlabeled=[case(file) for file in present(files(unlabeled_ids), "unlabelled scan")],
+        unlabeled=[case(file) for file in present(files(unlabeled_ids), "unlabeled scan")],
         test=[case(file) for file in present(files(listed("la_test")), "test scan")],
     )
 

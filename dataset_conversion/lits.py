@@ -1,8 +1,8 @@
-"""LiTS: the 131 training CT volumes of the Liver Tumor Segmentation challenge, in HU, with liver and tumour.
+"""LiTS: the 131 training CT volumes of the Liver Tumor Segmentation challenge, in HU, with liver and tumor.
 
 Files ``volume-N.nii`` and ``segmentation-N.nii``, N from 0 to 130, zipped (.nii.gz) or not, in any sub-folders. The
-protocol of ACTION (arXiv 2206.02307): volumes 0 to 99 for training, 100 to 130 for testing; 1, 5 or 10 labelled
-(1, 5 or 10 %). Its first five labelled volumes are known by number: 3, 1, 38, 37, 98. Those that make ten could not be
+protocol of ACTION (arXiv 2206.02307): volumes 0 to 99 for training, 100 to 130 for testing; 1, 5 or 10 labeled
+(1, 5 or 10 %). Its first five labeled volumes are known by number: 3, 1, 38, 37, 98. Those that make ten could not be
 found in anything public; here the lowest numbers not among the five follow (0, 2, 4, 5, 6, ...), so that every smaller
 set is part of the larger ones. A published row for ten labels therefore was measured with other volumes.
 """
@@ -24,7 +24,7 @@ from nnunetv2_crossmatch.dataset_conversion.common import (
 )
 
 KNOWN = (3, 1, 38, 37, 98)
-TRAIN = (*KNOWN, *(number for number in range(100) if number not in KNOWN))  # labelled first
+TRAIN = (*KNOWN, *(number for number in range(100) if number not in KNOWN))  # labeled first
 TEST = tuple(range(100, 131))
 
 
@@ -35,8 +35,8 @@ def convert(source: Path, labeled: int) -> Conversion:
         source: a folder with the volumes and segmentations anywhere below.
 
     Raises:
-        DatasetError: no such files, a labelled volume or its segmentation is missing, or nothing would be left
-            unlabelled. Missing unlabelled and test volumes are named and left out.
+        DatasetError: no such files, a labeled volume or its segmentation is missing, or nothing would be left
+            unlabeled. Missing unlabeled and test volumes are named and left out.
     """
     found = {
         file.name.split(".")[0]: file
@@ -61,13 +61,13 @@ def convert(source: Path, labeled: int) -> Conversion:
         )
 
     labeled_numbers, unlabeled_numbers = take_labeled(TRAIN, labeled)
-    require(files("volume", labeled_numbers), "labelled volume")
-    require(files("segmentation", labeled_numbers), "segmentation of a labelled volume")
+    require(files("volume", labeled_numbers), "labeled volume")
+    require(files("segmentation", labeled_numbers), "segmentation of a labeled volume")
     return Conversion(
         name="LiTS",
         channels=("CT",),
-        labels={"background": 0, "liver": 1, "tumour": 2},
+        labels={"background": 0, "liver": 1, "tumor": 2},
         labeled=[case(file) for file in files("volume", labeled_numbers)],
-        unlabeled=[case(file) for file in present(files("volume", unlabeled_numbers), "unlabelled volume")],
+        unlabeled=[case(file) for file in present(files("volume", unlabeled_numbers), "unlabeled volume")],
         test=[case(file) for file in present(files("volume", TEST), "test volume")],
     )

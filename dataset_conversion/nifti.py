@@ -11,7 +11,7 @@ from nnunetv2_crossmatch.dataset_conversion.common import Case, Conversion, read
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 
 FILE_ENDING = ".nii.gz"
-SEED = 0  # of the draw; the same order for any number, so 4 labelled cases are among 10
+SEED = 0  # of the draw; the same order for any number, so 4 labeled cases are among 10
 
 
 def convert(source: Path, labeled: int, test: int = 0) -> Conversion:
@@ -31,7 +31,7 @@ def convert(source: Path, labeled: int, test: int = 0) -> Conversion:
     require([source / "labelsTr" / f.name for f in images], "label of a scan in imagesTr")
     if labeled < 1 or test < 0 or labeled + test >= len(images):
         raise DatasetError(
-            [f"{source} has {len(images)} cases; {labeled} labelled and {test} test cases cannot be drawn from them."]
+            [f"{source} has {len(images)} cases; {labeled} labeled and {test} test cases cannot be drawn from them."]
         )
     described = load_json(str(source / "dataset.json")) if (source / "dataset.json").exists() else {}
     channels = list((described.get("modality") or described.get("channel_names") or {"0": "MRI"}).values())

@@ -16,7 +16,7 @@ must then fit: the same size, and not clearly less soft tissue under the label t
 differently; its folder of labels still has 82. In the 82-case lists (MC-Net) #25 is a test case while #2 and #70 train,
 so test and training scan are one. Here #25 and #70 are left out, unless ``duplicates`` asks for the published lists as
 they are. A source with #25 or #70 gets the 82-case lists (62 training, 20 test; 61 and 19 without the two); one without
-gets the 80-case lists of CoraNet and BCP (62 and 18). Labelled: the first 6 or 12 of the training list.
+gets the 80-case lists of CoraNet and BCP (62 and 18). Labeled: the first 6 or 12 of the training list.
 """
 
 import re
@@ -71,7 +71,7 @@ def convert(source: Path, labeled: int, duplicates: bool = False) -> Conversion:
         duplicates: keep #25 and #70.
 
     Raises:
-        DatasetError: neither form, a labelled scan or its label is missing, or nothing would be left unlabelled; while
+        DatasetError: neither form, a labeled scan or its label is missing, or nothing would be left unlabeled; while
             writing, a bad DICOM series or a label that does not fit. Missing others are named and left out.
     """
     # some downloads have an empty folder for #25 and #70
@@ -102,17 +102,17 @@ def convert(source: Path, labeled: int, duplicates: bool = False) -> Conversion:
         return Case(id=f"pancreas_{number:04d}", image=image, label=label, patient=patient)
 
     labeled_numbers, unlabeled_numbers = take_labeled(train, labeled)
-    require(files(labeled_numbers), "labelled scan")
+    require(files(labeled_numbers), "labeled scan")
     if dicom:
         require(
-            [labels.get(n, nifti_file(source, f"label{n:04d}")) for n in labeled_numbers], "label of a labelled scan"
+            [labels.get(n, nifti_file(source, f"label{n:04d}")) for n in labeled_numbers], "label of a labeled scan"
         )
     return Conversion(
         name="PancreasCT",
         channels=("CT",),
         labels={"background": 0, "pancreas": 1},
         labeled=[case(scan) for scan in files(labeled_numbers)],
-        unlabeled=[case(scan) for scan in present(files(unlabeled_numbers), "unlabelled scan")],
+        unlabeled=[case(scan) for scan in present(files(unlabeled_numbers), "unlabeled scan")],
         test=[case(scan) for scan in present(files(test), "test scan")],
     )
 

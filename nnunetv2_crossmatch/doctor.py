@@ -29,10 +29,10 @@ REGISTER = (
 
 @dataclass(frozen=True)
 class Finding:
-    """``mend`` is a line for the shell, None where nothing is wrong."""
+    """``fix`` is a line for the shell, None where nothing is wrong."""
 
     message: str
-    mend: str | None = None
+    fix: str | None = None
 
 
 def examine() -> Iterator[Finding]:
@@ -89,8 +89,8 @@ def _torch() -> Finding:
     if shutil.which("nvidia-smi") is None:
         return Finding(f"torch {torch.__version__}, no NVIDIA GPU")
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # else a build for the CPU, or for a newer driver
-    mend = "unset CUDA_VISIBLE_DEVICES" if hidden else REINSTALL
-    return Finding(f"torch {torch.__version__} cannot use the GPU that nvidia-smi is for", mend)
+    fix = "unset CUDA_VISIBLE_DEVICES" if hidden else REINSTALL
+    return Finding(f"torch {torch.__version__} cannot use the GPU that nvidia-smi is for", fix)
 
 
 def _timm() -> Finding:
@@ -113,7 +113,7 @@ def _trainers(folder: Path, timm: Finding) -> Finding:
             recursive_find_trainer_class_by_name(TRAINER)
     except Exception as e:
         if not str(e).startswith("Could not find requested nnunet trainer"):
-            return Finding(f"nnU-Net cannot look for trainers ({_short(e)})", timm.mend or UPGRADE)
+            return Finding(f"nnU-Net cannot look for trainers ({_short(e)})", timm.fix or UPGRADE)
         # pip puts the registration beside this package; nnU-Net may be elsewhere
         elsewhere = Path(str(distribution("nnunetv2_crossmatch").locate_file("nnunetv2"))).resolve() != folder.resolve()
         reinstall = f"pip install --force-reinstall --no-deps {_source('nnunetv2_crossmatch')}"

@@ -10,7 +10,7 @@ E and D are one encoder and one decoder pass; CrossMatch needs (12E + 22D)/(3E +
 4 encoder and 7 decoder passes with gradient, and a teacher decoding without.
 
 With --epochs every trainer runs whole epochs by itself instead, with its data loaders: how long they take, how long
-a step waits for data, and what a labelled and an unlabelled batch cost a worker.
+a step waits for data, and what a labeled and an unlabeled batch cost a worker.
 
 example: python scripts/benchmark.py -d 4 -tr nnUNetTrainerCrossMatch nnUNetTrainerCrossMatchEMA
          python scripts/benchmark.py -d 4 -tr nnUNetTrainerACTION --at 0.5 --set lambda_anco=0 --steps 0
@@ -151,7 +151,7 @@ def build(name: str, arguments: argparse.Namespace, *, compiled: bool = True):
 
 
 def made_up(trainer) -> tuple[dict, dict]:
-    """A labelled and an unlabelled batch of noise."""
+    """A labeled and an unlabeled batch of noise."""
     plan, labels = trainer.configuration_manager, trainer.label_manager
     size = (trainer.batch_size, trainer.num_input_channels, *plan.patch_size)
     scales = trainer._get_deep_supervision_scales() if trainer.enable_deep_supervision else [[1] * len(plan.patch_size)]
@@ -191,7 +191,7 @@ def peak_memory(trainer) -> int:
 
 
 def held_memory(trainer) -> int:
-    """Bytes held from step to step: weights, the optimiser's state, a method's own."""
+    """Bytes held from step to step: weights, the optimizer's state, a method's own."""
     modules = [trainer.network, *([trainer.method] if hasattr(trainer, "method") else [])]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     tensors += [value for state in trainer.optimizer.state.values() for value in state.values()]
@@ -223,7 +223,7 @@ def shares(trainer, steps: int) -> dict[str, float]:
     with patches:
         patches.enter_context(patch("torch.autograd.backward", watch.around("backward", torch.autograd.backward)))
         optimizer = trainer.optimizer
-        patches.enter_context(patch.object(optimizer, "step", watch.around("optimiser", optimizer.step)))
+        patches.enter_context(patch.object(optimizer, "step", watch.around("optimizer", optimizer.step)))
         for module in [m for name, m in sys.modules.items() if name.startswith("nnunetv2_crossmatch.")]:
             for name in ON_DEVICE_AUGMENTATION:
                 if function := vars(module).get(name):
@@ -349,7 +349,7 @@ def run(arguments: argparse.Namespace) -> dict[str, dict]:
 def rows(results: dict[str, dict]) -> Iterator[str]:
     stock = results[STOCK]
     if "epoch_seconds" in stock:
-        yield f"{'trainer':32} {'epoch s':>9} {'step s':>9} {'ratio':>7} {'waiting':>8}  batch s: labelled, unlabelled"
+        yield f"{'trainer':32} {'epoch s':>9} {'step s':>9} {'ratio':>7} {'waiting':>8}  batch s: labeled, unlabeled"
         for name, result in results.items():
             step = result["step_seconds"]["median"]
             yield (

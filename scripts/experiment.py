@@ -2,7 +2,7 @@
 
 Trains through the real trainer in this process, on the CPU or GPU, then predicts with nnU-Net's predictor
 (no test-time mirroring) and appends one JSON line: Dice of the test cases (imagesTs/labelsTs) and of some
-unlabelled cases whose labels are hidden in labelsUn. Choose constants by the latter, report the former.
+unlabeled cases whose labels are hidden in labelsUn. Choose constants by the latter, report the former.
 
 example: python scripts/experiment.py -d 4 -p nnUNetPlansSmall --seed 0 --steps 3000 --set threshold=0.75
 """
@@ -52,7 +52,7 @@ class Run:
 
 
 def build_trainer(run: Run, deadline: float = math.inf):
-    """The trainer, initialised. With a deadline (time.monotonic) it saves and raises OutOfTime before it."""
+    """The trainer, initialized. With a deadline (time.monotonic) it saves and raises OutOfTime before it."""
     base = recursive_find_trainer_class_by_name(run.trainer)
 
     class Trainer(base):
@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--momentum", type=float, default=0.99)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="constants of the method")
     parser.add_argument("--tag", help="name of the run (default: made of the settings)")
-    parser.add_argument("--hidden", type=int, default=40, help="unlabelled cases to score")
+    parser.add_argument("--hidden", type=int, default=40, help="unlabeled cases to score")
     parser.add_argument("--held-out", default="Ts", choices=["Ts", "Val"], help="score imagesTs or imagesVal")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("experiments.jsonl"))

@@ -2,7 +2,7 @@
 
 The training saves after each epoch, so that many instants lie within the writing of a checkpoint. After each kill
 every checkpoint file has to be readable, and the furthest one no earlier than before; the next life goes on from
-it as --c does. A training that reached its end begins anew. Exit code 1 if anything was lost.
+it as --c does. A training that reached its end starts again. Exit code 1 if anything was lost.
 
 example: python scripts/kill.py -d 4 -c 3d_fullres -p nnUNetPlansSmall -tr nnUNetTrainerCrossMatchEMA --kills 40
 """

@@ -1,4 +1,4 @@
-"""Kill unlabelled preprocessing at random instants (SIGKILL), go on with what is left, and count what went wrong.
+"""Kill unlabeled preprocessing at random instants (SIGKILL), go on with what is left, and count what went wrong.
 
 Works on a copy of the preprocessed folder. Half of the runs find every case to be another of the dataset's scans than
 the run before, so that arrays are replaced, too; the manifest is written after each case. After each kill whatever the
@@ -26,9 +26,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
 from nnunetv2_crossmatch.preprocessing import unlabeled
-from nnunetv2_crossmatch.utilities.files import INCOMING
 from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
+from nnunetv2_crossmatch.utilities.files import INCOMING
 
 KILLED, WRITING, RENAMING = "kills", "while cases were written", "between a case's renames"
 ENDED, FAILED = "runs that reached their end", "failures"

@@ -107,10 +107,10 @@ def _write(array: np.ndarray, file: Path) -> None:
 
 
 def held_out(dataset: Path, target: Path, most: int = 10) -> Path:
-    """Copy up to ten scans to predict and their labels: test scans, or validation ones, or hidden unlabelled ones."""
+    """Copy up to ten scans to predict and their labels: test scans, or validation ones, or hidden unlabeled ones."""
     part = next(p for p in ("Ts", "Val", "Un") if (dataset / f"labels{p}").is_dir())
     if part == "Un":
-        print("no test scans here: scoring unlabelled scans, whose labels training never saw")
+        print("no test scans here: scoring unlabeled scans, whose labels training never saw")
     for label in sorted((dataset / f"labels{part}").iterdir())[:most]:
         image = dataset / f"images{part}" / label.name.replace(".nii.gz", "_0000.nii.gz")
         for file, kind in ((image, "images"), (label, "labels")):
@@ -153,7 +153,7 @@ def main() -> None:
 
     base = arguments.folder.resolve() / kind
     if source is not None and Path(source).resolve().is_relative_to(base):
-        parser.error(f"{source} lies in {base}, which is made anew; move it first")
+        parser.error(f"{source} lies in {base}, which is made again; move it first")
     shutil.rmtree(base, ignore_errors=True)
     for name in ("raw", "preprocessed", "results"):
         (base / name).mkdir(parents=True)

@@ -1,6 +1,6 @@
 """A benchmark's whole protocol, from the download to a table beside the published rows, in slices of time.
 
-Converts the data, plans, preprocesses, trains every trainer RUNS times on all labelled cases (fold "all"),
+Converts the data, plans, preprocesses, trains every trainer RUNS times on all labeled cases (fold "all"),
 predicts the test list once with the last checkpoint and evaluates. What is done is not done again: a call stops
 by itself, with all saved, before SLICE_MINUTES are over, with exit code 75 while there is work left, and the same
 call made again goes on; the last prints the table. Converting and preprocessing are one piece, outside the slices.
@@ -37,10 +37,10 @@ from nnunetv2_crossmatch.cli import main as crossmatch
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
 from nnunetv2_crossmatch.evaluation.report import format_benchmark, write_csv, write_json
-from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, summarise
+from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, summarize
 from nnunetv2_crossmatch.methods.crossmatch import CrossMatchConstants
-from nnunetv2_crossmatch.utilities.files import write_json as save_json
 from nnunetv2_crossmatch.preprocessing.listing import group_channels, has_training_scans, labeled_scans
+from nnunetv2_crossmatch.utilities.files import write_json as save_json
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def prepare(benchmark: Benchmark, source: Path | None, plans: str) -> tuple[str,
 
 
 def missing_arrays(plans_file: Path, configuration: str, cases: Iterable[str]) -> list[str]:
-    """Labelled cases that an interrupted preprocessing left out."""
+    """Labeled cases that an interrupted preprocessing left out."""
     identifier = PlansManager(str(plans_file)).get_configuration(configuration).data_identifier
     return [case for case in cases if not (plans_file.parent / identifier / f"{case}.pkl").exists()]
 
@@ -153,7 +153,7 @@ def _carry_out(run: Run, folder: Path, deadline: float) -> dict:
         Path(nnUNet_preprocessed) / run.dataset / "dataset.json",
         default_num_processes,
     )
-    summaries = summarise(evaluation)
+    summaries = summarize(evaluation)
     write_json(evaluation, summaries, folder / "evaluation.json")
     write_csv(evaluation, folder / "evaluation.csv")
     start, end = (trainer.logger.get_value(f"epoch_{t}_timestamps", step=None) for t in ("start", "end"))

@@ -1,7 +1,7 @@
-"""What many unlabelled scans cost before and during training: seconds and memory by their number.
+"""What many unlabeled scans cost before and during training: seconds and memory by their number.
 
-Small datasets of noise with N unlabelled scans each go through unlabelled preprocessing; the same with nothing to do;
-the start of training and a few steps (the first time, when labelled scans are looked at, again, and stock nnU-Net's);
+Small datasets of noise with N unlabeled scans each go through unlabeled preprocessing; the same with nothing to do;
+the start of training and a few steps (the first time, when labeled scans are looked at, again, and stock nnU-Net's);
 the check. A training has a fresh process, whose imports do not count; memory is the peak that Linux counts as resident.
 All stays in FOLDER: where a call was interrupted, the same one goes on.
 
@@ -41,7 +41,7 @@ TRAINER = "nnUNetTrainerCrossMatch"
 
 
 def make_dataset(base: Path, unlabeled: int) -> None:
-    """Scans of noise, the labelled ones with a bright cube, and stock plans of a tiny network."""
+    """Scans of noise, the labeled ones with a bright cube, and stock plans of a tiny network."""
     raw, rng = base / "raw" / DATASET, np.random.default_rng(0)
     label = np.pad(np.ones([SIDE // 2] * 3, np.uint8), SIDE // 4)
     for part, count in (("Tr", LABELED), ("Un", unlabeled)):
@@ -124,7 +124,7 @@ def measure(base: Path, unlabeled: int, arguments: argparse.Namespace) -> dict[s
     preprocessed = base / "preprocessed" / DATASET
     if not (preprocessed / f"{PLANS}.json").exists():
         make_dataset(base, unlabeled)
-    (preprocessed / CONTENT).unlink(missing_ok=True)  # the first start looks at the labelled scans
+    (preprocessed / CONTENT).unlink(missing_ok=True)  # the first start looks at the labeled scans
     return {
         "preprocess": prepare(base, arguments.np),
         "nothing to do": prepare(base, arguments.np),
@@ -137,7 +137,7 @@ def measure(base: Path, unlabeled: int, arguments: argparse.Namespace) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("n", nargs="+", type=int, metavar="N", help="numbers of unlabelled scans")
+    parser.add_argument("n", nargs="+", type=int, metavar="N", help="numbers of unlabeled scans")
     parser.add_argument("--folder", type=Path, required=True, help="for the datasets, 30 KB a scan")
     parser.add_argument("-np", type=int, default=2, help="worker processes of preprocessing and check")
     parser.add_argument("--steps", type=int, default=100, help="training steps to time")
@@ -145,12 +145,12 @@ def main() -> None:
     arguments = parser.parse_args()
     results = {n: measure(arguments.folder.resolve() / str(n), n, arguments) for n in arguments.n}
     for n, result in results.items():
-        print(f"{n} unlabelled scans")
+        print(f"{n} unlabeled scans")
         for name, figures in result.items():
             print(f"  {name:14}", ", ".join(f"{value:.4g} {figure}" for figure, value in figures.items()))
     if arguments.out:
         settings = argparse.Namespace(**{**vars(arguments), "folder": str(arguments.folder), "device": "cpu"})
-        arguments.out.write_text(json.dumps({**machine(settings), "unlabelled": results}, indent=2))
+        arguments.out.write_text(json.dumps({**machine(settings), "unlabeled": results}, indent=2))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ torch.set_num_threads(1)
 
 def ball(rng: np.random.Generator, shape=(16, 24, 24), channels: int = 1) -> tuple[list[np.ndarray], np.ndarray]:
     """Noisy images of a ball (label 1) with a core (label 2)."""
-    centre = np.array(shape) / 2 + rng.uniform(-2, 2, 3)
-    distance = np.sqrt(sum((axis - c) ** 2 for axis, c in zip(np.indices(shape), centre, strict=True)))
+    center = np.array(shape) / 2 + rng.uniform(-2, 2, 3)
+    distance = np.sqrt(sum((axis - c) ** 2 for axis, c in zip(np.indices(shape), center, strict=True)))
     label = (distance < 6).astype(np.uint8) + (distance < 3)
     return [(100 * label + rng.normal(0, 20, shape) + 200).astype(np.float32) for _ in range(channels)], label
 
@@ -116,7 +116,7 @@ def use_folders(base: Path, setenv: Callable[[str, str], None]) -> None:
 
 @pytest.fixture(scope="session")
 def planned(tmp_path_factory) -> Path:
-    """Folder with raw/, preprocessed/, results/: five labelled, four unlabelled, two test cases, planned."""
+    """Folder with raw/, preprocessed/, results/: five labeled, four unlabeled, two test cases, planned."""
     base = tmp_path_factory.mktemp("nnunet")
     with pytest.MonkeyPatch.context() as patch:
         use_folders(base, patch.setenv)

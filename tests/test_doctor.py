@@ -41,7 +41,7 @@ def examine() -> tuple[int, dict[str, str | None]]:
     return process.returncode, findings
 
 
-def mend(findings: dict[str, str | None], beginning: str) -> str | None:
+def fix(findings: dict[str, str | None], beginning: str) -> str | None:
     """The line under the one finding that begins so."""
     (found,) = [line for message, line in findings.items() if message.startswith(beginning)]
     return found
@@ -81,20 +81,20 @@ def test_every_fault_is_found_with_the_line_that_mends_it(healthy, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     status, findings = examine()
     assert status == 2
-    assert mend(findings, "nnUNet_raw is not set") == "mkdir -p ~/nnUNet_raw && export nnUNet_raw=~/nnUNet_raw"
-    assert mend(findings, "nnUNet_preprocessed is").endswith("export nnUNet_preprocessed=~/nnUNet_preprocessed")
-    assert mend(findings, "nnUNet_results is") == f"mkdir -p '{healthy / 'not there'}'"
-    assert mend(findings, "nnUNet_n_proc_DA is '0'") == "unset nnUNet_n_proc_DA"
-    assert mend(findings, "nnU-Net 2.7.1 in ") == 'pip install --upgrade "nnunetv2>=2.8"'
-    assert mend(findings, "torch ") == "unset CUDA_VISIBLE_DEVICES"
-    assert mend(findings, "cannot import timm") == "pip install --force-reinstall torch torchvision"
-    assert mend(findings, "nnUNetTrainerCrossMatch through ") is None  # found before what needs timm
+    assert fix(findings, "nnUNet_raw is not set") == "mkdir -p ~/nnUNet_raw && export nnUNet_raw=~/nnUNet_raw"
+    assert fix(findings, "nnUNet_preprocessed is").endswith("export nnUNet_preprocessed=~/nnUNet_preprocessed")
+    assert fix(findings, "nnUNet_results is") == f"mkdir -p '{healthy / 'not there'}'"
+    assert fix(findings, "nnUNet_n_proc_DA is '0'") == "unset nnUNet_n_proc_DA"
+    assert fix(findings, "nnU-Net 2.7.1 in ") == 'pip install --upgrade "nnunetv2>=2.8"'
+    assert fix(findings, "torch ") == "unset CUDA_VISIBLE_DEVICES"
+    assert fix(findings, "cannot import timm") == "pip install --force-reinstall torch torchvision"
+    assert fix(findings, "nnUNetTrainerCrossMatch through ") is None  # found before what needs timm
 
 
 def test_an_nnunet_elsewhere_wants_an_external_folder_and_the_line_makes_it(healthy, monkeypatch):
     nnunet_without_registration(healthy)
     status, findings = examine()
-    assert (status, mend(findings, "nnU-Net does not find nnUNetTrainerCrossMatch")) == (2, REGISTER)
+    assert (status, fix(findings, "nnU-Net does not find nnUNetTrainerCrossMatch")) == (2, REGISTER)
     show = f'{REGISTER} && printf %s "$nnUNet_extTrainer"'
     folder = subprocess.run(["bash", "-c", show], check=True, text=True, capture_output=True).stdout
     monkeypatch.setenv("nnUNet_extTrainer", folder)
@@ -108,15 +108,15 @@ def test_a_registration_that_is_gone_wants_the_package_installed_again(healthy):
     origin = '{"url": "file:///home/me/my%20clone", "dir_info": {"editable": true}}'
     fake_metadata(healthy, "nnunetv2_crossmatch", "0.1.0", direct_url=origin)
     line = "pip install --force-reinstall --no-deps -e '/home/me/my clone'"
-    assert mend(examine()[1], "nnU-Net does not find") == line
+    assert fix(examine()[1], "nnU-Net does not find") == line
 
 
 def test_without_torch_the_rest_is_still_said(healthy):
     (healthy / "torch.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
     status, findings = examine()
     assert status == 2
-    assert mend(findings, "nnU-Net ") is None
-    assert mend(findings, "cannot import torch (ImportError: libcudart") == (
+    assert fix(findings, "nnU-Net ") is None
+    assert fix(findings, "cannot import torch (ImportError: libcudart") == (
         "pip install --force-reinstall torch torchvision"
     )
 
@@ -125,11 +125,11 @@ def test_an_editable_nnunet_that_is_hidden_by_our_registrations_folder(healthy, 
     monkeypatch.setattr(doctor, "find_spec", lambda name: type("Namespace", (), {"origin": None}))
     monkeypatch.setattr(doctor, "_source", lambda package: f"-e /clones/{package}")
     *_, last = doctor.examine()
-    assert last.mend == "pip install --config-settings editable_mode=compat -e /clones/nnunetv2"
+    assert last.fix == "pip install --config-settings editable_mode=compat -e /clones/nnunetv2"
 
 
 def test_results_that_cannot_be_written_are_a_problem_and_raw_scans_need_not_be(healthy, monkeypatch):
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
-    mends = {finding.message.split()[0]: finding.mend for finding in doctor._paths()}
-    assert mends.pop("nnUNet_raw") is None
-    assert all(f"export {name}=~/{name}" in line for name, line in mends.items()) and len(mends) == 2
+    fixes = {finding.message.split()[0]: finding.fix for finding in doctor._paths()}
+    assert fixes.pop("nnUNet_raw") is None
+    assert all(f"export {name}=~/{name}" in line for name, line in fixes.items()) and len(fixes) == 2

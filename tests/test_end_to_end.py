@@ -33,7 +33,7 @@ def hashes(folder: Path, *patterns: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def trained(planned, tmp_path_factory) -> Path:
-    """One fold trained by nnUNetv2_train, without preprocessing the unlabelled scans first."""
+    """One fold trained by nnUNetv2_train, without preprocessing the unlabeled scans first."""
     base = tmp_path_factory.mktemp("trained") / "nnunet"
     shutil.copytree(planned, base)
     scan = base / "raw" / DATASET / "imagesUn" / "scan3_0000.nii.gz"
@@ -185,7 +185,7 @@ def test_cross_validation_ensemble(tmp_path, monkeypatch):
     assert masks(tmp_path / "final").keys() == {"test0.nii.gz", "test1.nii.gz"}
 
 
-def test_labelled_data_are_byte_identical_with_and_without_unlabelled_scans(tmp_path, monkeypatch):
+def test_labeled_data_are_byte_identical_with_and_without_unlabeled_scans(tmp_path, monkeypatch):
     found = {}
     for unlabeled in (0, 3):
         base = tmp_path / str(unlabeled)

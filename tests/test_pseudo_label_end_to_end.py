@@ -22,7 +22,7 @@ def test_supervised_then_pseudo_label_then_train_then_predict(dataset, tmp_path,
 
     run("nnUNetv2_train", "901", "3d_fullres", "0", "-tr", TEACHER, *COMMON)
     printed = run("nnUNetv2_crossmatch", *LABEL).stdout
-    assert "fold 0: 4 labelled, 0 were there" in printed and "confident voxels of each predicted class: 0: " in printed
+    assert "fold 0: 4 labeled, 0 were there" in printed and "confident voxels of each predicted class: 0: " in printed
     folder = dataset / "raw" / DATASET / "pseudo_labels" / f"{TEACHER}__nnUNetPlansSmall__3d_fullres" / "fold_0"
     labels = masks(folder)
     assert labels.keys() == {f"scan{i}.nii.gz" for i in range(4)}
@@ -31,7 +31,7 @@ def test_supervised_then_pseudo_label_then_train_then_predict(dataset, tmp_path,
     shutil.copy(folder / "scan0.nii.gz", folder / "scan1.nii.gz")  # a correction
     main(list(LABEL))
     printed = capsys.readouterr().out
-    assert "fold 0: 0 labelled, 3 were there" in printed
+    assert "fold 0: 0 labeled, 3 were there" in printed
     assert "corrected by hand and kept (--overwrite replaces them): scan1" in printed
 
     run("nnUNetv2_train", "901", "3d_fullres", "0", "-tr", STUDENT, *COMMON)

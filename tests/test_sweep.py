@@ -325,7 +325,7 @@ def test_slurm_gets_what_was_asked_for_and_no_job_twice(dataset, book, main, ctr
         main(line)
     out = capsys.readouterr().out
     assert (
-        f"{run}: failed: killed (memory? no checkpoint within --hours? cancelled?) after: RuntimeError: out of luck"
+        f"{run}: failed: killed (memory? no checkpoint within --hours? canceled?) after: RuntimeError: out of luck"
         in out
     )
     assert len(list(book.glob("script*"))) == 5, "what has failed is for the next call"

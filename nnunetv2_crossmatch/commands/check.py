@@ -9,7 +9,7 @@ def add(commands) -> None:
     command = add_command(
         commands,
         "check",
-        "look for unreadable scans, the same scan or patient in training and test, scans unlike the labelled ones",
+        "look for unreadable scans, the same scan or patient in training and test, scans unlike the labeled ones",
         "-d 4",
     )
     add_arguments(command, "-d", "-np")

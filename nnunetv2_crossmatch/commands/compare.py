@@ -11,7 +11,7 @@ def add(commands) -> None:
     command = add_command(
         commands,
         "compare",
-        "did the unlabelled scans help? trained models on the same cases, with a page to show",
+        "did the unlabeled scans help? trained models on the same cases, with a page to show",
         "-d 4 -c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch",
     )
     add_arguments(command, "-d", "-c", "-p", "-f", "-np")

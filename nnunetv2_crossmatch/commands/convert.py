@@ -11,7 +11,7 @@ def add(commands) -> None:
     command = add_command(
         commands,
         "convert",
-        "make a semi-supervised dataset of a benchmark or of a folder of labelled scans",
+        "make a semi-supervised dataset of a benchmark or of a folder of labeled scans",
         "acdc Downloads/ACDC -d 27 --labeled 3",
     )
     command.add_argument("kind", choices=["la", "acdc", "pancreas", "isic", "lits", "nifti"], help="the benchmark")
@@ -22,7 +22,7 @@ def add(commands) -> None:
         type=int,
         required=True,
         metavar="N",
-        help="labelled scans (acdc: patients) that keep their labels; the rest are hidden",
+        help="labeled scans (acdc: patients) that keep their labels; the rest are hidden",
     )
     command.add_argument("--test", type=int, default=0, metavar="N", help="nifti: hold out N scans for testing")
     command.add_argument(

@@ -36,10 +36,10 @@ def run(arguments: argparse.Namespace) -> None:
         write_csv,
         write_json,
     )
-    from nnunetv2_crossmatch.evaluation.summary import summarise
+    from nnunetv2_crossmatch.evaluation.summary import summarize
 
     evaluation = evaluate_folders(arguments.reference, arguments.prediction, arguments.djfile, arguments.np)
-    summaries = summarise(evaluation)
+    summaries = summarize(evaluation)
     folder = arguments.o or arguments.prediction
     folder.mkdir(parents=True, exist_ok=True)
     write_json(evaluation, summaries, folder / "evaluation.json")

@@ -9,10 +9,10 @@ def add(commands) -> None:
     command = add_command(
         commands,
         "hide-labels",
-        "make a semi-supervised dataset of a labelled one: what if only some of the labels were there?",
+        "make a semi-supervised dataset of a labeled one: what if only some of the labels were there?",
         "-d 4 -o 104 --labeled 10%",
     )
-    command.add_argument("-d", required=True, metavar="SRC", help="id or name of the labelled dataset")
+    command.add_argument("-d", required=True, metavar="SRC", help="id or name of the labeled dataset")
     command.add_argument("-o", type=int, required=True, metavar="DST", help="dataset id of the new dataset")
     command.add_argument(
         "--labeled",

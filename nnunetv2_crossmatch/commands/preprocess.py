@@ -9,7 +9,7 @@ def add(commands) -> None:
     command = add_command(
         commands,
         "preprocess",
-        "preprocess the unlabelled scans with the plans of the labelled ones",
+        "preprocess the unlabeled scans with the plans of the labeled ones",
         "-d 4 -c 2d 3d_fullres",
     )
     add_arguments(command, "-d", "-p", "-np")
@@ -27,5 +27,5 @@ def run(arguments: argparse.Namespace) -> None:
     ensure_splits(preprocessed, list(labeled_scans(raw, dataset_json)), known_patients(raw, preprocessed))
     for configuration in arguments.c:
         cases = preprocess_unlabeled(raw, preprocessed, plans, configuration, arguments.np)
-        print(f"{raw.name} {configuration}: {len(cases)} unlabelled cases are ready")
+        print(f"{raw.name} {configuration}: {len(cases)} unlabeled cases are ready")
     report(raw, preprocessed, dataset_json, arguments.np)

@@ -10,7 +10,7 @@ def add(commands) -> None:
     command = add_command(
         commands,
         "pseudo-label",
-        "let the trained model of each fold label the unlabelled scans, for nnUNetTrainerPseudoLabel",
+        "let the trained model of each fold label the unlabeled scans, for nnUNetTrainerPseudoLabel",
         "-d 4 -c 3d_fullres -f 0 1",
     )
     add_arguments(command, "-d", "-c", "-p", "-f", "-chk", "-np")
@@ -25,7 +25,7 @@ def add(commands) -> None:
         help="voxels that are less probable are ignored (default: %(default)s)",
     )
     command.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="(default: %(default)s)")
-    command.add_argument("--overwrite", action="store_true", help="label anew what was corrected by hand, too")
+    command.add_argument("--overwrite", action="store_true", help="also replace labels that were corrected by hand")
     command.set_defaults(run=run, np=3)
 
 
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
         for warning in written.warnings:
             print(f"warning: fold {fold}: {warning}", file=sys.stderr)
         print(
-            f"fold {fold}: {len(written.predicted)} labelled, {len(written.current)} were there, "
+            f"fold {fold}: {len(written.predicted)} labeled, {len(written.current)} were there, "
             f"{len(written.held_out)} left out, being of patients that the fold validates: {written.folder}"
         )
         if written.corrected:

@@ -1,1 +1,1 @@
-"""Did the unlabelled scans help? Trained models side by side, on the same cases."""
+"""Did the unlabeled scans help? Trained models side by side, on the same cases."""

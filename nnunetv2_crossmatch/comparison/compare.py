@@ -21,10 +21,10 @@ from nnunetv2_crossmatch.comparison.runs import FINAL, TrainedRun, read_run, tra
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
-from nnunetv2_crossmatch.utilities.files import INCOMING, write_json
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.manifest import source_stamp
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS, known_patients
+from nnunetv2_crossmatch.utilities.files import INCOMING, write_json
 
 MADE_OF = "made_of.json"
 
@@ -121,7 +121,7 @@ def compare_models(
         device: for these predictions.
 
     Raises:
-        DatasetError: runs that are not finished, not validated, or that cannot be compared: other labelled cases,
+        DatasetError: runs that are not finished, not validated, or that cannot be compared: other labeled cases,
             other validation cases. All of them are named.
         ValueError: no such choice.
     """
@@ -246,11 +246,11 @@ def _warnings(runs: dict[str, list[TrainedRun]]) -> list[str]:
     for run in every_run:
         warnings += run.warnings
         if run.fold == "all" and not run.training:
-            warnings.append(f"{run.folder}: nnU-Net does not record the labelled cases of fold all.")
+            warnings.append(f"{run.folder}: nnU-Net does not record the labeled cases of fold all.")
         if run.training:
             other = first.setdefault(run.fold, run)
             if run.training["unlabeled"] != other.training["unlabeled"]:
-                warnings.append(f"{run.trainer} and {other.trainer} used other unlabelled scans in fold {run.fold}.")
+                warnings.append(f"{run.trainer} and {other.trainer} used other unlabeled scans in fold {run.fold}.")
     reference, *others_runs = [of_trainer[0] for of_trainer in runs.values()]
     for run in others_runs:
         if changed := _different_plans(reference, run):

@@ -100,7 +100,7 @@ def plot_distributions(comparison: Comparison) -> str:
 def plot_curves(models: Sequence[Model], names: dict[str, str]) -> str:
     """Curves of every run over the hours of its training, a panel for each of ``names`` (curve: title).
 
-    Runs of one trainer have one colour. The hours put trainings with dearer epochs on the same axis. "" if no run has
+    Runs of one trainer have one color. Hours make epochs of different lengths comparable. "" if no run has
     any of them.
     """
     shown = {n: t for n, t in names.items() if any(run.log.curve(n)[0] for model in models for run in model.runs)}
@@ -145,16 +145,16 @@ def draw_scan(scan: Scan, shown: int, classes: dict[str, tuple[int, ...]]) -> st
     axis = int(np.argmax(scan.spacing)) if scan.image.shape[0] > 1 else 0
     others = tuple(a for a in range(3) if a != axis)
     where = int(weight.sum(others).argmax())
-    grey = scan.image.take(where, axis).astype(float)
+    gray = scan.image.take(where, axis).astype(float)
     aspect = scan.spacing[others[0]] / scan.spacing[others[1]]
     columns = {"image": np.zeros_like(masks[0]), **scan.masks}
-    ratio = grey.shape[0] * aspect / grey.shape[1]
+    ratio = gray.shape[0] * aspect / gray.shape[1]
     with plt.style.context(["default", _STYLE]):
         figure, axes = plt.subplots(
             1, len(columns), figsize=(2.6 * len(columns), 0.45 + 2.6 * min(ratio, 2)), layout="constrained"
         )
         for plot, (title, mask) in zip(axes, columns.items(), strict=True):
-            _overlay(plot, grey, mask.take(where, axis), classes, aspect)
+            _overlay(plot, gray, mask.take(where, axis), classes, aspect)
             plot.set_title(title, fontsize=8)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
@@ -162,9 +162,9 @@ def draw_scan(scan: Scan, shown: int, classes: dict[str, tuple[int, ...]]) -> st
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _overlay(plot: Axes, grey: NDArray, mask: NDArray, classes: dict[str, tuple[int, ...]], aspect: float) -> None:
-    low, high = np.percentile(grey, (1, 99))
-    plot.imshow(grey, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect, interpolation="nearest")
+def _overlay(plot: Axes, gray: NDArray, mask: NDArray, classes: dict[str, tuple[int, ...]], aspect: float) -> None:
+    low, high = np.percentile(gray, (1, 99))
+    plot.imshow(gray, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect, interpolation="nearest")
     for color, values in zip(class_colors(len(classes)), classes.values(), strict=True):
         inside = np.isin(mask, values)
         if inside.any():

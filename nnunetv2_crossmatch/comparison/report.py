@@ -16,9 +16,9 @@ from nnunetv2_crossmatch.comparison.paired import by_unit, class_columns, format
 from nnunetv2_crossmatch.comparison.runs import teacher_folder, train_command
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import read_labels
-from nnunetv2_crossmatch.utilities.files import write_json as write_whole
 from nnunetv2_crossmatch.preprocessing.listing import group_channels, labeled_scans
 from nnunetv2_crossmatch.self_training.record import versions
+from nnunetv2_crossmatch.utilities.files import write_json as write_whole
 
 SHOWN = 5  # cases that improved most, and as many that were harmed most
 CAVEAT = (
@@ -27,11 +27,11 @@ CAVEAT = (
 )
 _CURVES = {
     "dice": "mean pseudo Dice on validation patches",
-    "train_loss": "training loss (of nnU-Net's labelled batch)",
+    "train_loss": "training loss (of nnU-Net's labeled batch)",
     "val_loss": "validation loss",
 }
 _PSEUDO_LABELS = {
-    "unlabeled/pseudo_label_dice": "mean Dice of the network's labels of unlabelled scans, by hidden labels"
+    "unlabeled/pseudo_label_dice": "mean Dice of the network's labels of unlabeled scans, by hidden labels"
 }
 
 
@@ -209,9 +209,8 @@ def _counts(comparison: Comparison) -> dict[str, str]:
     if comparison.noun == "patients":
         cases += f" of {len(set(comparison.units))} patients"
     return {
-        "labelled cases in a training": " to ".join(map(str, dict.fromkeys(labeled[:1] + labeled[-1:]))) or "all",
-        "unlabelled scans in a training": " to ".join(map(str, dict.fromkeys(unlabeled[:1] + unlabeled[-1:])))
-        or "none",
+        "labeled cases in a training": " to ".join(map(str, dict.fromkeys(labeled[:1] + labeled[-1:]))) or "all",
+        "unlabeled scans in a training": " to ".join(map(str, dict.fromkeys(unlabeled[:1] + unlabeled[-1:]))) or "none",
         "test scans" if comparison.test else "validation cases": cases,
         "folds": ", ".join(map(str, comparison.folds)),
     }

@@ -31,9 +31,9 @@ class TrainingLog:
 
     Attributes:
         epochs: of the last training that began at epoch 0, each with its ``train_loss``, ``val_loss``, ``dice`` (mean
-            pseudo Dice), ``seconds`` and, named ``unlabeled/...``, the curves of the unlabelled part.
-        split: numbers of labelled cases that were trained on and held out; None for fold all.
-        unlabeled: number of unlabelled cases; None where none are used.
+            pseudo Dice), ``seconds`` and, named ``unlabeled/...``, the curves of the unlabeled part.
+        split: numbers of labeled cases that were trained on and held out; None for fold all.
+        unlabeled: number of unlabeled cases; None where none are used.
         validated: whether the last thing done was a validation.
     """
 
@@ -63,7 +63,7 @@ class TrainingLog:
                     log.epochs[epoch] |= _values(text)
                 if found := _SPLIT.fullmatch(text):
                     split = int(found[1]), int(found[2])
-                elif found := re.match(r"(\d+) unlabelled cases; ", text):
+                elif found := re.match(r"(\d+) unlabeled cases; ", text):
                     log.unlabeled = int(found[1])
                 elif text == "Validation complete":
                     log.validated = True
@@ -194,7 +194,7 @@ def _teacher(student: Path, record: dict) -> TrainedRun | None:
 
 
 def validation_cases(runs: Sequence[TrainedRun], preprocessed_folder: Path) -> dict[int | str, list[str]]:
-    """The validation cases of each fold, after making sure that all runs learned from the same labelled cases.
+    """The validation cases of each fold, after making sure that all runs learned from the same labeled cases.
 
     nnU-Net notes only how many cases there were; such a run's cases are those of today's split if the numbers are
     right.
@@ -216,7 +216,7 @@ def validation_cases(runs: Sequence[TrainedRun], preprocessed_folder: Path) -> d
         numbers = len(parts[0]), len(parts[1])
         if run.log.split not in (None, numbers):
             problems.append(
-                f"{run.folder} was trained on {run.log.split[0]} labelled cases and held out {run.log.split[1]}, but "
+                f"{run.folder} was trained on {run.log.split[0]} labeled cases and held out {run.log.split[1]}, but "
                 f"{file} has {numbers[0]} and {numbers[1]} for fold {run.fold}: it has changed since. Train this run "
                 "again."
             )
@@ -225,7 +225,7 @@ def validation_cases(runs: Sequence[TrainedRun], preprocessed_folder: Path) -> d
         for what, part, of_other in zip(("trained on", "validates"), parts, others, strict=True):
             if part != of_other:
                 problems.append(
-                    f"{run.folder} {what} other labelled cases than {other.folder}; only one of them has "
+                    f"{run.folder} {what} other labeled cases than {other.folder}; only one of them has "
                     f"{', '.join(sorted(part ^ of_other))}. Train both with the same {file}."
                 )
     found = {fold: sorted(validation) for fold, (_, (_, validation)) in first.items() if fold != "all"}

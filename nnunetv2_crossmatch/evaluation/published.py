@@ -10,7 +10,7 @@ FOOTNOTES = {
     "best-checkpoint": "The checkpoint is the one that was best on validation and test scans.",
     "test-selection": "The released training script keeps the checkpoint that is best on the test scans.",
     "last-checkpoint": "The checkpoint is the last one.",
-    "overlapping-lists": "The released list of unlabelled scans holds 12 of the 16 labelled ones.",
+    "overlapping-lists": "The released list of unlabeled scans holds 12 of the 16 labeled ones.",
     "empty-reference": "The released metric gives Dice 1 to a prediction where the reference is empty.",
 }
 
@@ -32,7 +32,7 @@ class PublishedRow:
 
 
 def benchmarks() -> list[str]:
-    """Benchmarks with published rows, such as ``la-8``: the data set and how many scans or patients are labelled."""
+    """Benchmarks with published rows, such as ``la-8``: the data set and how many scans or patients are labeled."""
     return list(dict.fromkeys(line["benchmark"] for line in _lines()))
 
 

@@ -15,7 +15,7 @@ RESAMPLES, SEED = 9999, 0
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Every metric of every case and class, for a paired comparison or :func:`summarise`.
+    """Every metric of every case and class, for a paired comparison or :func:`summarize`.
 
     Attributes:
         values: (cases, classes, metrics) in the order of ``METRICS``; Dice and Jaccard in [0, 1]. NaN where
@@ -51,7 +51,7 @@ class Summary:
     missed: int
 
 
-def summarise(evaluation: Evaluation) -> dict[str, Summary]:
+def summarize(evaluation: Evaluation) -> dict[str, Summary]:
     """Each class and, first, the foreground: the mean of the class means, as in nnU-Net's ``summary.json``.
 
     The foreground's counts are the sums of those of the classes.

@@ -1,4 +1,4 @@
-"""Adaptive anatomical contrast: labelled voxels towards their class's own corner of the sphere (ACTION++)."""
+"""Adaptive anatomical contrast: labeled voxels toward their class's own corner of the sphere (ACTION++)."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from nnunetv2_crossmatch.losses.similarity_distillation import UNKNOWN
 
 
-def simplex_centres(classes: int, channels: int) -> Tensor:
+def simplex_centers(classes: int, channels: int) -> Tensor:
     """(classes, channels) unit vectors as far apart as can be: every cosine is -1 / (classes - 1).
 
     Raises:
@@ -22,14 +22,14 @@ def simplex_centres(classes: int, channels: int) -> Tensor:
     return F.pad(F.normalize(torch.eye(classes) - 1 / classes, dim=1), (0, channels - classes))
 
 
-def assign_centres(means: Tensor, centres: Tensor) -> Tensor:
-    """The centre of each class, (classes,): Hungarian assignment that maximises the sum of cosines.
+def assign_centers(means: Tensor, centers: Tensor) -> Tensor:
+    """The center of each class, (classes,): Hungarian assignment that maximizes the sum of cosines.
 
     Args:
         means: (classes, channels), running means of the classes; 0 for one not seen yet.
-        centres: (classes, channels).
+        centers: (classes, channels).
     """
-    cosine = (F.normalize(means, dim=1) @ centres.T).nan_to_num()
+    cosine = (F.normalize(means, dim=1) @ centers.T).nan_to_num()
     _, assigned = linear_sum_assignment(cosine.cpu().numpy(), maximize=True)
     return torch.as_tensor(assigned, device=means.device)
 
@@ -39,22 +39,22 @@ def adaptive_contrast(
     present: Tensor,
     entries: Tensor,
     known: Tensor,
-    centres: Tensor,
+    centers: Tensor,
     *,
     temperature: float,
-    centre_weight: float,
+    center_weight: float,
 ) -> Tensor:
-    """Supervised contrast over a class-labelled queue plus a softmax over class centres (arXiv 2304.02689).
+    """Supervised contrast over a class-labeled queue plus a softmax over class centers (arXiv 2304.02689).
 
     Per query: -mean over its class's entries p of log(exp(cos(q, p)/t) / sum over all entries a of exp(cos(q, a)/t)),
-    plus ``centre_weight`` times -log(exp(cos(q, own centre)/t) / sum over all centres of exp(cos(q, centre)/t)).
+    plus ``center_weight`` times -log(exp(cos(q, own center)/t) / sum over all centers of exp(cos(q, center)/t)).
 
     Args:
-        queries: (classes, queries, channels), labelled voxels of each class.
+        queries: (classes, queries, channels), labeled voxels of each class.
         present: bool (classes,); a class that is not contributes 0.
         entries: (classes, size, channels), the queue; gets no gradient.
         known: bool (classes, size), its filled entries. While a class has none its first term is 0.
-        centres: (classes, channels), each class's own; get no gradient.
+        centers: (classes, channels), each class's own; get no gradient.
         temperature: > 0.
 
     Returns:
@@ -74,8 +74,8 @@ def adaptive_contrast(
     supervised = torch.where(filled > 0, (total - positive).mean(1), 0)
 
     own = torch.arange(classes, device=queries.device)[:, None].expand(-1, count)
-    centre = F.cross_entropy((queries @ centres.detach().T).mT, own, reduction="none").mean(1)
-    return torch.where(present, supervised + centre_weight * centre, 0).sum() / present.sum().clamp(min=1)
+    center = F.cross_entropy((queries @ centers.detach().T).mT, own, reduction="none").mean(1)
+    return torch.where(present, supervised + center_weight * center, 0).sum() / present.sum().clamp(min=1)
 
 
 def _log_sum(queries: Tensor, entries: Tensor, bias: Tensor) -> Tensor:

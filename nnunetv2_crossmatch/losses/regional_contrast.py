@@ -1,4 +1,4 @@
-"""Regional contrast: hard voxels towards their class's mean, away from voxels of similar classes."""
+"""Regional contrast: hard voxels toward their class's mean, away from voxels of similar classes."""
 
 import torch
 from torch import Tensor

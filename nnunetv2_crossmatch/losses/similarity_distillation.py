@@ -32,11 +32,11 @@ def similarity_distillation(
         (rows,); 0 with zero gradients while nothing is known.
     """
     entries = entries.detach()
-    centre = (entries * known[:, None]).sum(0) / known.sum().clamp(min=1)
-    directions = F.normalize(entries - centre, dim=-1)
+    center = (entries * known[:, None]).sum(0) / known.sum().clamp(min=1)
+    directions = F.normalize(entries - center, dim=-1)
 
     def log_probabilities(z: Tensor, temperature: float) -> Tensor:
-        cosine = F.normalize(z - centre, dim=-1) @ directions.T
+        cosine = F.normalize(z - center, dim=-1) @ directions.T
         return (cosine / temperature).masked_fill(~known, UNKNOWN).log_softmax(-1)
 
     target = log_probabilities(teacher.detach(), teacher_temperature)

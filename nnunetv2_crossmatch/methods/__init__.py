@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nnunetv2_crossmatch.views.mixing import Partner
 from nnunetv2_crossmatch.networks.ema import EMATeacher
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
+from nnunetv2_crossmatch.views.mixing import Partner
 
 SUPERVISED = "supervised"  # the name of nnU-Net's own loss
 
 
 @dataclass(frozen=True)
 class UnlabeledBatch:
-    """The weak view: unlabelled patches with nnU-Net's geometry and no intensity augmentation.
+    """The weak view: unlabeled patches with nnU-Net's geometry and no intensity augmentation.
 
     image: (batch, channels, *spatial).
     valid: bool (batch, 1, *spatial), False where the patch was padded and in the zero background that
@@ -30,7 +30,7 @@ class UnlabeledBatch:
 
 @dataclass(frozen=True)
 class LabeledBatch:
-    """nnU-Net's labelled batch, augmented as nnU-Net does.
+    """nnU-Net's labeled batch, augmented as nnU-Net does.
 
     image: (batch, channels, *spatial).
     label: class index (batch, 1, *spatial), or with regions one binary map each (batch, regions, *spatial).
@@ -73,17 +73,17 @@ class Method(nn.Module, ABC):
 
     State that training needs and inference does not (a teacher, heads, banks) is registered as
     submodules and buffers; it is saved with the checkpoint, apart from the network's weights. Parameters
-    that require a gradient are trained by nnU-Net's optimiser together with the network's.
+    that require a gradient are trained by nnU-Net's optimizer together with the network's.
 
     Args:
         constants: written to the run's folder. With an ``ema_decay`` among them that is not None the method has
             a teacher.
-        student: the network, to copy; it is trained by nnU-Net's optimiser.
+        student: the network, to copy; it is trained by nnU-Net's optimizer.
         regions: nnU-Net's region-based training: a sigmoid per channel instead of the softmax.
 
     Attributes:
         teacher: moving average of the network, which it follows after each step.
-        partner: whom each unlabelled sample is mixed with; its ``draw`` begins a step.
+        partner: whom each unlabeled sample is mixed with; its ``draw`` begins a step.
         curves: ratios of the last step, name -> (numerator, denominator), each a scalar or one value per
             class. Summed over an epoch, then divided.
         progress: share of the training that is done, in [0, 1); set before each step.
@@ -108,7 +108,7 @@ class Method(nn.Module, ABC):
     def weights(self, progress: float) -> dict[str, float]:
         """Weight of each named loss when ``progress`` (0 to 1) of the training is done.
 
-        All zero skips the unlabelled part of the step: what is left is the supervised step. nnU-Net's own
+        All zero skips the unlabeled part of the step: what is left is the supervised step. nnU-Net's own
         loss (``SUPERVISED``) has weight 1 unless it stands here with 0.
         """
 
@@ -120,12 +120,12 @@ class Method(nn.Module, ABC):
 
         The caller multiplies, adds, calls backward and empties the dict before it asks for the next ones, so a
         graph lives no longer than its stream, if no name here holds a tensor of it. Losses of one name add up
-        over the step. A method that needs the labelled graph itself yields ``labeled.loss(outputs)`` as
-        ``SUPERVISED``; for all others the caller takes the labelled batch through nnU-Net's forward when the
+        over the step. A method that needs the labeled graph itself yields ``labeled.loss(outputs)`` as
+        ``SUPERVISED``; for all others the caller takes the labeled batch through nnU-Net's forward when the
         last loss has been yielded.
         """
 
     def after_step(self, network: nn.Module) -> None:
-        """Called after each optimiser step with the network."""
+        """Called after each optimizer step with the network."""
         if self.has_teacher:
             self.teacher.update(network)

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_crossmatch.views.mixing import draw_boxes, paste
-from nnunetv2_crossmatch.views.strong_view import strong_view
 from nnunetv2_crossmatch.losses.confident_cross_entropy import confident_cross_entropy
 from nnunetv2_crossmatch.losses.regional_contrast import negative_classes, regional_contrast
 from nnunetv2_crossmatch.losses.similarity_distillation import similarity_distillation
@@ -22,6 +20,8 @@ from nnunetv2_crossmatch.networks.ema import EMATeacher
 from nnunetv2_crossmatch.networks.heads import GlobalHead, VoxelHead, WindowHead, mlp
 from nnunetv2_crossmatch.networks.split_unet import Features, SplitUNet
 from nnunetv2_crossmatch.networks.voxels import Voxels, draw_classes, of_union
+from nnunetv2_crossmatch.views.mixing import draw_boxes, paste
+from nnunetv2_crossmatch.views.strong_view import strong_view
 
 EMBEDDING = {2: 512, 3: 128}  # channels of embeddings and representations by dimension of the patch, paper's code
 WINDOW = {2: (8, 8), 3: (5, 4)}  # edge of a cell in voxels, cells a side: windows of 64^2 and 20^3, half overlapping
@@ -41,7 +41,7 @@ class ACTIONConstants(Constants):
     student_temperature, teacher_temperature: of the similarity distillation, > 0. Paper's code.
     cutmix: share of the volume that the box pasted in stage iii has, in (0, 1). Paper.
     confident: confidence from which a pixel raises the weight of its image in L_unsup, in [0, 1]. Code.
-    valid: confidence from which an unlabelled voxel takes part in L_anco, in [0, 1]. ReCo, arXiv 2104.04465.
+    valid: confidence from which an unlabeled voxel takes part in L_anco, in [0, 1]. ReCo, arXiv 2104.04465.
     hard: the student's probability of the voxel's class below which it is a query, in [0, 1]. ReCo.
     queries, negatives: drawn for each class, >= 1. ReCo, but for one draw of negatives for all queries of a
         class, which costs a fraction of the memory.
@@ -81,7 +81,7 @@ class ACTIONConstants(Constants):
 class ACTION(Method):
     """Three stages, one after the other, and one moving-average teacher throughout.
 
-    Unlike the paper: stages i and ii distil the unlabelled patches alone (nnU-Net's labelled batch has no view
+    Unlike the paper: stages i and ii distil the unlabeled patches alone (nnU-Net's labeled batch has no view
     without intensity augmentation), similarities are seen from the bank's mean (see
     :func:`similarity_distillation`), and padding counts nowhere (a window weighs what it has of valid voxels).
 
@@ -98,7 +98,7 @@ class ACTION(Method):
     """
 
     constants: ACTIONConstants
-    contrasts: tuple[str, ...] = ("anco",)  # losses that need the labelled voxels' features
+    contrasts: tuple[str, ...] = ("anco",)  # losses that need the labeled voxels' features
 
     def __init__(self, constants: ACTIONConstants, student: nn.Module, spatial: tuple[int, ...]):
         super().__init__(constants, student)
@@ -195,9 +195,9 @@ class ACTION(Method):
     def _fine_tune(
         self, network: SplitUNet, unlabeled: UnlabeledBatch, strong: Tensor, labeled: LabeledBatch | None
     ) -> dict[str, Tensor]:
-        """L_unsup, and with the labelled batch what contrasts both graphs' voxels, in one graph.
+        """L_unsup, and with the labeled batch what contrasts both graphs' voxels, in one graph.
 
-        The labelled graph comes last, so backward is through with it before it reaches the other one, most
+        The labeled graph comes last, so backward is through with it before it reaches the other one, most
         of which is computed only then.
         """
         c = self.constants
@@ -243,7 +243,7 @@ class ACTION(Method):
         return draw_classes(levels, masks, [mask & uncertain for mask in masks], c.negatives, c.queries)
 
     def _contrast(self, known: Voxels, pseudo: Voxels, levels: Features, labeled: LabeledBatch) -> dict[str, Tensor]:
-        """L_anco over labelled voxels and those with a pseudo-label; ``levels`` are the labelled graph's."""
+        """L_anco over labeled voxels and those with a pseudo-label; ``levels`` are the labeled graph's."""
         c, counts = self.constants, known.counts + pseudo.counts
         with torch.no_grad():
             means, _ = self._means(known.sums + pseudo.sums, counts)

@@ -1,4 +1,4 @@
-"""ACTION++: ACTION with adaptive anatomical contrast on labelled voxels and a temperature that moves.
+"""ACTION++: ACTION with adaptive anatomical contrast on labeled voxels and a temperature that moves.
 
 You, Dai, Min, Staib, Sekhon, Duncan, "ACTION++: Improving Semi-supervised Medical Image Segmentation with
 Adaptive Anatomical Contrast", MICCAI 2023, arXiv 2304.02689.
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nnunetv2_crossmatch.losses.adaptive_contrast import adaptive_contrast, assign_centres, simplex_centres
+from nnunetv2_crossmatch.losses.adaptive_contrast import adaptive_contrast, assign_centers, simplex_centers
 from nnunetv2_crossmatch.methods import LabeledBatch
 from nnunetv2_crossmatch.methods.action import ACTION, ACTIONConstants
 from nnunetv2_crossmatch.networks.banks import ClassQueue
@@ -24,7 +24,7 @@ class ACTIONPlusPlusConstants(ACTIONConstants):
     """ACTION's, and those of lambda_aaco L_aaco, added to stage iii.
 
     lambda_aaco: weight, >= 0. Paper.
-    lambda_centre: weight of the centre term within L_aaco, >= 0. Paper (its code has 0.1).
+    lambda_center: weight of the center term within L_aaco, >= 0. Paper (its code has 0.1).
     queue: entries in all. Paper; here shared out equally among the classes, at least one each.
     mean_rate: share of the new in the running class means, in (0, 1]. Paper.
     temperature, lowest_temperature: of L_anco and L_aaco when stage iii begins and ends, and halfway, > 0.
@@ -34,7 +34,7 @@ class ACTIONPlusPlusConstants(ACTIONConstants):
     temperature: float = 1.0
     lowest_temperature: float = 0.1
     lambda_aaco: float = 0.01
-    lambda_centre: float = 0.2
+    lambda_center: float = 0.2
     queue: int = 12288
     mean_rate: float = 0.1
 
@@ -45,7 +45,7 @@ class ACTIONPlusPlusConstants(ACTIONConstants):
 
 
 class ACTIONPlusPlus(ACTION):
-    """ACTION whose stage iii also pulls labelled voxels to centres as far apart as can be.
+    """ACTION whose stage iii also pulls labeled voxels to centers as far apart as can be.
 
     The assignment follows the means after each step, so a step uses the one before; the first one any.
 
@@ -55,11 +55,11 @@ class ACTIONPlusPlus(ACTION):
     constants: ACTIONPlusPlusConstants
     contrasts = ("anco", "aaco")
     running: Tensor  # (classes, embedding), 0 for a class not seen yet
-    centres: Tensor  # (classes, embedding), each class's own
+    centers: Tensor  # (classes, embedding), each class's own
 
     def __init__(self, constants: ACTIONPlusPlusConstants, student: nn.Module, spatial: tuple[int, ...]):
         super().__init__(constants, student, spatial)
-        self.register_buffer("centres", simplex_centres(self.classes, self.embedding))
+        self.register_buffer("centers", simplex_centers(self.classes, self.embedding))
         self.register_buffer("running", torch.zeros(self.classes, self.embedding))
         self.queue = ClassQueue(self.classes, max(1, constants.queue // self.classes), self.embedding)
 
@@ -74,7 +74,7 @@ class ACTIONPlusPlus(ACTION):
         return c.lowest_temperature + 0.5 * (1 + cos(2 * pi * done)) * (c.temperature - c.lowest_temperature)
 
     def _contrast(self, known: Voxels, pseudo: Voxels, levels: Features, labeled: LabeledBatch) -> dict[str, Tensor]:
-        """L_anco, and L_aaco over the labelled voxels."""
+        """L_anco, and L_aaco over the labeled voxels."""
         c = self.constants
         masks = [(labeled.label == k) & labeled.valid for k in range(self.classes)]
         index = torch.stack([draw_voxels(mask, c.queries) for mask in masks])
@@ -84,9 +84,9 @@ class ACTIONPlusPlus(ACTION):
             present,
             self.queue.entries,
             self.queue.known,
-            self.centres,
+            self.centers,
             temperature=self.temperature,
-            centre_weight=c.lambda_centre,
+            center_weight=c.lambda_center,
         )
         self.queue.push(queries, present)
         self._move_means(known)
@@ -102,7 +102,7 @@ class ACTIONPlusPlus(ACTION):
         self.running.copy_(torch.where(usable[:, None], self.running.lerp(means, rate), self.running))
 
     def after_step(self, network: nn.Module) -> None:
-        """Give each class the centre that suits its mean; here, as the assignment waits for the device."""
+        """Give each class the center that suits its mean; here, as the assignment waits for the device."""
         super().after_step(network)
         if "aaco" in self.weights(self.progress):
-            self.centres.copy_(self.centres[assign_centres(self.running, self.centres)])
+            self.centers.copy_(self.centers[assign_centers(self.running, self.centers)])

@@ -1,4 +1,4 @@
-"""BCP: labelled and unlabelled patches are pasted into each other, both ways.
+"""BCP: labeled and unlabeled patches are pasted into each other, both ways.
 
 Bai, Chen, Li, Shen, Wang, "Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation", CVPR
 2023, arXiv 2305.00673.
@@ -10,23 +10,23 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_crossmatch.views.components import keep_largest_components
-from nnunetv2_crossmatch.views.mixing import draw_boxes, paste
-from nnunetv2_crossmatch.views.target import PseudoLabel, probabilities
 from nnunetv2_crossmatch.losses.deep_supervision import deeply_supervised
 from nnunetv2_crossmatch.losses.masked_cross_entropy import masked_cross_entropy
 from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
 from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
+from nnunetv2_crossmatch.views.components import keep_largest_components
+from nnunetv2_crossmatch.views.mixing import draw_boxes, paste
+from nnunetv2_crossmatch.views.target import PseudoLabel, probabilities
 
 
 @dataclass(frozen=True)
 class BCPConstants(Constants):
     """Constants of L = L_labeled + weight L_unlabeled, each over its part of the mixtures.
 
-    weight: of the unlabelled parts, >= 0. Paper; at 0 the mixtures still train, see :class:`BCP`.
+    weight: of the unlabeled parts, >= 0. Paper; at 0 the mixtures still train, see :class:`BCP`.
     edge: of the box, as a share of the patch's, in (0, 1). Paper.
-    pretrain: share of the training with labelled pairs alone, in [0, 1). Paper's for ACDC, 10 000 of 40 000 steps;
+    pretrain: share of the training with labeled pairs alone, in [0, 1). Paper's for ACDC, 10 000 of 40 000 steps;
         for LA it has 2000 of 17 000.
     ema_decay: of the teacher, in [0, 1). Paper.
     """
@@ -43,8 +43,8 @@ class BCPConstants(Constants):
 
 
 class BCP(Method):
-    """Half of the batch has unlabelled boxes in labelled patches, half labelled boxes in unlabelled patches; a
-    batch of one has both. A labelled part keeps nnU-Net's augmentation, an unlabelled one is the weak view.
+    """Half of the batch has unlabeled boxes in labeled patches, half labeled boxes in unlabeled patches; a
+    batch of one has both. A labeled part keeps nnU-Net's augmentation, an unlabeled one is the weak view.
 
     No plain supervised term: the mixtures take its place, with Dice + cross entropy on each level of nnU-Net's deep
     supervision (the paper halves the sum; nnU-Net's loss does not), since nnU-Net's own cannot weigh a part of a
@@ -59,8 +59,8 @@ class BCP(Method):
     def __init__(self, constants: BCPConstants, student: nn.Module, *, regions: bool = False):
         super().__init__(constants, student, regions=regions)
         self.stages = (
-            (0.0, "pre-training: labelled patches pasted into each other"),
-            (constants.pretrain, "self-training: labelled and unlabelled patches pasted into each other"),
+            (0.0, "pre-training: labeled patches pasted into each other"),
+            (constants.pretrain, "self-training: labeled and unlabeled patches pasted into each other"),
         )[constants.pretrain == 0 :]
 
     def weights(self, progress: float) -> dict[str, float]:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_crossmatch.views.target import PseudoLabel
 from nnunetv2_crossmatch.losses.masked_cross_entropy import masked_cross_entropy
 from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch, ramp_up
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+from nnunetv2_crossmatch.views.target import PseudoLabel
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -35,7 +35,7 @@ class CPSConstants(Constants):
 class CPS(Method):
     """nnU-Net's network is used at inference, the second one only for training.
 
-    As in SSL4MIS, and unlike the paper, the networks label for each other on unlabelled images alone and without
+    As in SSL4MIS, and unlike the paper, the networks label for each other on unlabeled images alone and without
     CutMix. ``-pretrained_weights`` reach the first one.
 
     Every voxel has a label, however uncertain. The first network labels before any of the two graphs is
@@ -47,7 +47,7 @@ class CPS(Method):
     def __init__(self, constants: CPSConstants, student: nn.Module, *, regions: bool = False):
         super().__init__(constants, student, regions=regions)
         self.second = deepcopy(student)
-        for module in self.second.modules():  # nnU-Net's initialisation of convolutions
+        for module in self.second.modules():  # nnU-Net's initialization of convolutions
             if isinstance(module, CONVOLUTIONS):
                 nn.init.kaiming_normal_(module.weight, a=0.01)
 

@@ -11,19 +11,19 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from nnunetv2_crossmatch.views.mixing import draw_boxes, paste
-from nnunetv2_crossmatch.views.target import PseudoLabel, probabilities
-from nnunetv2_crossmatch.views.strong_view import strong_view
 from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
 from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.split_unet import Features, SplitUNet, draw_channel_masks, drop_channels
+from nnunetv2_crossmatch.views.mixing import draw_boxes, paste
+from nnunetv2_crossmatch.views.strong_view import strong_view
+from nnunetv2_crossmatch.views.target import PseudoLabel, probabilities
 
 
 @dataclass(frozen=True)
 class CrossMatchConstants(Constants):
     """Constants of the loss L = L_nnU-Net + lambda_ip L_ip + lambda_kd [(1 - eta) L_tkd + eta L_dkd].
 
-    "Chosen" means: on Hippocampus with 4 labelled cases, by hidden labels of unlabelled ones, see the README.
+    "Chosen" means: on Hippocampus with 4 labeled cases, by hidden labels of unlabeled ones, see the README.
     The strong view and CutMix's boxes have theirs in views/strong_view.py and views/mixing.py.
 
     threshold: confidence from which a voxel of a pseudo-label counts, in [0, 1]. Paper 0.95 on ACDC, 0.85
@@ -37,7 +37,7 @@ class CrossMatchConstants(Constants):
         drawn at random, with four times the weight; the gradient's expectation (before clipping) is that of all
         four, but for batches of one, whose pasted box has the step before's dropout.
     p_cutmix: share of the strong views with a pasted box, in [0, 1]. Paper.
-    warmup: share of the training before the unlabelled losses come in, in [0, 1). Paper 0. Chosen: hard
+    warmup: share of the training before the unlabeled losses come in, in [0, 1). Paper 0. Chosen: hard
         labels of a network that knows nothing yet teach it background, and with 0 it lost a class.
     present_only: Dice over the classes of the kept pseudo-label instead of over all. Paper: all. Chosen.
         The background stays in: without it a class was lost.

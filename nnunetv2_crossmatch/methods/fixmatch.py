@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnunetv2_crossmatch.views.target import PseudoLabel, strong_mix
 from nnunetv2_crossmatch.losses.masked_cross_entropy import masked_cross_entropy
 from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+from nnunetv2_crossmatch.views.target import PseudoLabel, strong_mix
 
 
 @dataclass(frozen=True)

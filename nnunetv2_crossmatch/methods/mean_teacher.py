@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnunetv2_crossmatch.views.target import probabilities
 from nnunetv2_crossmatch.losses.masked_mse import masked_mse
 from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch, ramp_up
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+from nnunetv2_crossmatch.views.target import probabilities
 
 
 @dataclass(frozen=True)

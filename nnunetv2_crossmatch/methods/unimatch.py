@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nnunetv2_crossmatch.views.target import PseudoLabel, probabilities, strong_mix
 from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
 from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet, draw_channel_masks, drop_channels
+from nnunetv2_crossmatch.views.target import PseudoLabel, probabilities, strong_mix
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ class EMATeacher(nn.Module):
     """Copy of a network that follows it and never gets a gradient.
 
     The decay grows as 1 - 1/(updates + 1) up to ``decay``, so the first update copies the student and
-    the random initialisation is forgotten at once.
+    the random initialization is forgotten at once.
 
     Args:
         student: copied; the copy keeps no link to it.

@@ -18,7 +18,7 @@ from nnunetv2_crossmatch.networks.split_unet import Features
 def draw_voxels(mask: Tensor, count: int) -> Tensor:
     """``count`` flat indices of True voxels, uniform, with replacement; arbitrary where the mask is empty.
 
-    Stays on the device: no loop, no synchronisation, no list of all True voxels.
+    Stays on the device: no loop, no synchronization, no list of all True voxels.
     """
     rank = mask.flatten().cumsum(0, dtype=torch.int32)
     # float32 has too few digits for the number of voxels in a batch

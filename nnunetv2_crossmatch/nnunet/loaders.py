@@ -1,4 +1,4 @@
-"""Unlabelled patches from nnU-Net's own loader, with the geometry of the labelled ones."""
+"""Unlabeled patches from nnU-Net's own loader, with the geometry of the labeled ones."""
 
 from typing import TypeAlias
 
@@ -19,7 +19,7 @@ GEOMETRY = (SpatialTransform, MirrorTransform, MaskImageTransform, Convert3DTo2D
 
 
 class UnlabeledDataset(nnUNetDatasetBlosc2):
-    """Preprocessed unlabelled cases; the segmentation is 0 inside the scan and -1 outside."""
+    """Preprocessed unlabeled cases; the segmentation is 0 inside the scan and -1 outside."""
 
     def load_case(self, identifier):
         data, seg, seg_prev, properties = super().load_case(identifier)
@@ -49,7 +49,7 @@ def unlabeled_loader(
         oversample_foreground_percent=0.0,
         transforms=ComposeTransforms([t for t in labeled.transforms.transforms if isinstance(t, GEOMETRY)]),
     )
-    loader.has_ignore = False  # with an ignore label nnU-Net centres patches on annotated voxels
+    loader.has_ignore = False  # with an ignore label nnU-Net centers patches on annotated voxels
     return loader
 
 

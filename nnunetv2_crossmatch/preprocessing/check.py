@@ -1,4 +1,4 @@
-"""All that can be said of a dataset's scans before training: unreadable, leaking, unlike the labelled ones."""
+"""All that can be said of a dataset's scans before training: unreadable, leaking, unlike the labeled ones."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.preprocessing.content import LABELED, UNLABELED, Content, read_content, update_content
-from nnunetv2_crossmatch.utilities.files import locked, write_json
 from nnunetv2_crossmatch.preprocessing.leaks import find_leaks
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.outliers import find_outliers
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS, known_patients
+from nnunetv2_crossmatch.utilities.files import locked, write_json
 
 ACCEPTED = "accepted_leaks.json"  # in the preprocessed dataset folder: leaks that the user lives with
 
@@ -19,7 +19,7 @@ ACCEPTED = "accepted_leaks.json"  # in the preprocessed dataset folder: leaks th
 class Findings:
     """What :func:`check_dataset` found, a line each.
 
-    bad: labelled and unlabelled scans that cannot be used.
+    bad: labeled and unlabeled scans that cannot be used.
     leaks: what makes the scores of a training worthless, and is not accepted.
     """
 
@@ -49,7 +49,7 @@ def check_dataset(
         fold: the one that is trained; without it all of splits_final.json are checked.
 
     Raises:
-        DatasetError: the list of unlabelled scans itself is wrong.
+        DatasetError: the list of unlabeled scans itself is wrong.
     """
     findings = Findings()
     if raw_folder is None:

@@ -1,4 +1,4 @@
-"""What is in the raw scans of a dataset, labelled, unlabelled and held out: hashes and a few figures of each."""
+"""What is in the raw scans of a dataset, labeled, unlabeled and held out: hashes and a few figures of each."""
 
 from contextlib import closing, redirect_stderr
 from io import StringIO
@@ -8,10 +8,10 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-from nnunetv2_crossmatch.utilities.files import locked, write_json
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError, labeled_and_held_out, survey_unlabeled, why_unusable
 from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, is_current, source_stamp
 from nnunetv2_crossmatch.preprocessing.scan import BadScan, describe, read_scan
+from nnunetv2_crossmatch.utilities.files import locked, write_json
 from nnunetv2_crossmatch.utilities.workers import run_in_workers
 
 LABELED = "imagesTr"
@@ -32,7 +32,7 @@ def update_content(
 ) -> tuple[Content, dict[str, list[str]]]:
     """Look at every raw scan that is new or changed; write ``content.json`` to the preprocessed folder.
 
-    Unlabelled scans that were looked at while they were preprocessed are not read again.
+    Unlabeled scans that were looked at while they were preprocessed are not read again.
 
     Returns:
         The content, and for each part what is wrong with its scans.
@@ -101,7 +101,7 @@ def _seen(preprocessed_folder: Path) -> list[Content]:
 
 
 def _reader(dataset_json: dict, example: list[Path] | None) -> type[BaseReaderWriter]:
-    """The reader that nnU-Net will plan with: the first that can read a labelled scan."""
+    """The reader that nnU-Net will plan with: the first that can read a labeled scan."""
     with redirect_stderr(StringIO()):  # it prints every failure
         for file in (*(map(str, example or [])), None):  # None: by the ending alone, if that scan is broken
             try:

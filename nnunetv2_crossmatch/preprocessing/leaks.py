@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from nnunetv2_crossmatch.preprocessing.content import LABELED, UNLABELED, Content
 
 _TRAINING = {LABELED, UNLABELED}
-_SPLIT_ANEW = "and remove splits_final.json; a split by patient is made anew."
+_NEW_SPLIT = "and remove splits_final.json; the next command writes a split by patient."
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ def find_leaks(content: Content, patients: dict[str, str], folds: Mapping[int, d
         folds: nnU-Net's splits by number, {"train": cases, "val": cases}.
 
     Returns:
-        Errors: an image both in training and held out, both labelled and unlabelled, or on both sides of a fold;
+        Errors: an image both in training and held out, both labeled and unlabeled, or on both sides of a fold;
         a patient both in training and held out, or on both sides of a fold. Warnings: an image twice within one
-        part; an image or a patient in two held-out parts; a patient with labelled and unlabelled scans (a fold
+        part; an image or a patient in two held-out parts; a patient with labeled and unlabeled scans (a fold
         that validates the former leaves out the latter).
     """
     return [*_images(content, folds), *_patients(content, patients, folds)]
@@ -51,7 +51,7 @@ def _images(content: Content, folds: Mapping[int, dict[str, list[str]]]) -> Iter
             yield Leak(
                 True,
                 f"The same image trains and validates in fold {parted}: {named}. Give both cases the same patient in "
-                f"patients.json {_SPLIT_ANEW}",
+                f"patients.json {_NEW_SPLIT}",
             )
         else:
             yield Leak(False, f"The same image: {named}.")
@@ -66,7 +66,9 @@ def _patients(content: Content, patients: dict[str, str], folds: Mapping[int, di
     for patient, scans in by_patient.items():
         named = ", ".join(f"{part}/{case}" for part, cases in scans.items() for case in cases)
         if parted := _parting(folds, set(scans.get(LABELED, ()))):
-            yield Leak(True, f"Patient {patient} trains and validates in fold {parted}: {named}. Mend it {_SPLIT_ANEW}")
+            yield Leak(
+                True, f"Patient {patient} trains and validates in fold {parted}: {named}. Correct it {_NEW_SPLIT}"
+            )
         if len(scans) == 1:
             continue
         if scans.keys() & _TRAINING and scans.keys() - _TRAINING:

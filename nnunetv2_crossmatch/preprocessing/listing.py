@@ -1,4 +1,4 @@
-"""Which scans are unlabelled: ``unlabeled.json``, or without it the folder ``imagesUn``."""
+"""Which scans are unlabeled: ``unlabeled.json``, or without it the folder ``imagesUn``."""
 
 import json
 import os
@@ -21,7 +21,7 @@ class DatasetError(ValueError):
 def list_unlabeled(
     raw_folder: Path, dataset_json: dict, was_seen: Callable[[str], bool] = lambda case: False
 ) -> dict[str, list[Path]] | None:
-    """Image files of every unlabelled case of ``nnUNet_raw/DatasetXXX_NAME``, one file per channel.
+    """Image files of every unlabeled case of ``nnUNet_raw/DatasetXXX_NAME``, one file per channel.
 
     Args:
         was_seen: of which cases the files need not be there any more, as after copying the dataset to another machine.
@@ -31,7 +31,7 @@ def list_unlabeled(
 
     Raises:
         DatasetError: an empty or malformed list, missing files, an id that cannot be a file name, an id or a
-            file that is also a training or held-out case or another unlabelled one.
+            file that is also a training or held-out case or another unlabeled one.
     """
     cases, problems = survey_unlabeled(raw_folder, dataset_json, was_seen)
     if problems:
@@ -57,7 +57,7 @@ def survey_unlabeled(
     else:
         return None, []
     if not cases and not problems:
-        raise DatasetError([f"{source} names no scan. Put the unlabelled scans there, or train nnUNetTrainer."])
+        raise DatasetError([f"{source} names no scan. Put the unlabeled scans there, or train nnUNetTrainer."])
 
     others = labeled_and_held_out(raw_folder, dataset_json)
     bad_ids = {case: why for case in cases if (why := _why_no_file_name(case))}
@@ -112,7 +112,7 @@ def labeled_scans(raw_folder: Path, dataset_json: dict) -> dict[str, list[Path]]
 
 
 def labeled_and_held_out(raw_folder: Path, dataset_json: dict) -> dict[str, dict[str, list[Path]]]:
-    """{"imagesTr": labelled scans, "imagesTs": test scans, ...}; every other folder ``images*`` is held out too."""
+    """{"imagesTr": labeled scans, "imagesTs": test scans, ...}; every other folder ``images*`` is held out too."""
     ending = dataset_json["file_ending"]
     parts = {"imagesTr": labeled_scans(raw_folder, dataset_json)}
     for folder in sorted(raw_folder.glob("images*")):
@@ -190,8 +190,8 @@ def _colliding_ids(source: Path, cases: Iterable[str]) -> _Problems:
 
 
 def _reused_files(source: Path, cases: dict[str, list[Path]], others: dict[str, dict[str, list[Path]]]) -> _Problems:
-    """The same file under two unlabelled ids, or listed although it is a labelled or held-out scan."""
-    real_folder = cache(os.path.realpath)  # resolving every path anew asks for every folder above it
+    """The same file under two unlabeled ids, or listed although it is a labeled or held-out scan."""
+    real_folder = cache(os.path.realpath)  # resolving every path by itself asks for every folder above it
 
     def real(file: Path) -> str:
         return os.path.realpath(file) if file.is_symlink() else os.path.join(real_folder(file.parent), file.name)

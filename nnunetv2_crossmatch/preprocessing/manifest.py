@@ -1,4 +1,4 @@
-"""What the preprocessed unlabelled folder holds, and what it was made from."""
+"""What the preprocessed unlabeled folder holds, and what it was made from."""
 
 import hashlib
 import json
@@ -8,8 +8,8 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_crossmatch.utilities.files import write_json
 from nnunetv2_crossmatch.preprocessing.listing import are_absent
+from nnunetv2_crossmatch.utilities.files import write_json
 
 ARRAY_SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # what nnU-Net's run_case_save writes
 MANIFEST = "manifest.json"

@@ -1,4 +1,4 @@
-"""Unlabelled scans that do not look like the labelled ones: another body part, modality or unit."""
+"""Unlabeled scans that do not look like the labeled ones: another body part, modality or unit."""
 
 from collections.abc import Iterator
 
@@ -9,21 +9,21 @@ from scipy.optimize import linear_sum_assignment
 
 from nnunetv2_crossmatch.preprocessing.scan import PERCENTILES
 
-GEOMETRY_FACTOR = 1.5  # how far beyond the smallest and largest labelled spacing and extent is still usual
-# how far beyond the labelled percentiles is still usual, as a share of the labelled range of intensities
+GEOMETRY_FACTOR = 1.5  # how far beyond the smallest and largest labeled spacing and extent is still usual
+# how far beyond the labeled percentiles is still usual, as a share of the labeled range of intensities
 INTENSITY_MARGIN = 0.3
 
 
 def find_outliers(labeled: dict[str, dict], unlabeled: dict[str, dict], channel_names: list[str]) -> Iterator[str]:
-    """A line for each figure of an unlabelled scan that lies outside what the labelled ones have.
+    """A line for each figure of an unlabeled scan that lies outside what the labeled ones have.
 
     Spacing and extent are compared per axis. Intensities are compared by their percentiles, for channels that
-    nnU-Net normalises scan by scan (MR) after bringing the 1st and 99th percentile to 0 and 1, so that
-    only the form of the histogram counts; otherwise (CT, colours) as they are.
+    nnU-Net normalizes scan by scan (MR) after bringing the 1st and 99th percentile to 0 and 1, so that
+    only the form of the histogram counts; otherwise (CT, colors) as they are.
 
     Args:
         labeled, unlabeled: {case: :func:`~nnunetv2_crossmatch.preprocessing.scan.describe`}.
-        channel_names: of dataset.json; nnU-Net takes the normalisation from them.
+        channel_names: of dataset.json; nnU-Net takes the normalization from them.
     """
     relative = [get_normalization_scheme(name) is ZScoreNormalization for name in channel_names]
     usual = [_percentiles(entry, relative) for entry in labeled.values()]
@@ -41,7 +41,7 @@ def find_outliers(labeled: dict[str, dict], unlabeled: dict[str, dict], channel_
         for name, figure in geometry.items():
             own, (least, most) = figure(entry), ranges[name]
             if (own < least / GEOMETRY_FACTOR).any() or (own > most * GEOMETRY_FACTOR).any():
-                yield f"{case}: {name} {_round(own)}; labelled scans have {_round(least)} to {_round(most)}."
+                yield f"{case}: {name} {_round(own)}; labeled scans have {_round(least)} to {_round(most)}."
         own = _percentiles(entry, relative)
         order = _likely_order(own, low, high, margin)
         if order != list(range(len(order))):
@@ -53,7 +53,7 @@ def find_outliers(labeled: dict[str, dict], unlabeled: dict[str, dict], channel_
                 scale = ", after scaling the 1st and 99th to 0 and 1" if relative[channel] else ""
                 yield (
                     f"{case}: {name} has {own[channel, p]:.4g} as percentile {PERCENTILES[p]} of its intensities; "
-                    f"labelled scans have {low[channel, p]:.4g} to {high[channel, p]:.4g}{scale}."
+                    f"labeled scans have {low[channel, p]:.4g} to {high[channel, p]:.4g}{scale}."
                 )
 
 
@@ -69,8 +69,8 @@ def _percentiles(entry: dict, relative: list[bool]) -> np.ndarray:
 
 
 def _likely_order(own: np.ndarray, low: np.ndarray, high: np.ndarray, margin: np.ndarray) -> list[int]:
-    """The labelled channel that each channel of a scan resembles most, the given order where that is as likely."""
-    beyond = np.maximum(low[None] - own[:, None], own[:, None] - high[None]).clip(0)  # (own, labelled, percentiles)
+    """The labeled channel that each channel of a scan resembles most, the given order where that is as likely."""
+    beyond = np.maximum(low[None] - own[:, None], own[:, None] - high[None]).clip(0)  # (own, labeled, percentiles)
     cost = np.nan_to_num(beyond / margin[None]).max(-1)
     rows, order = linear_sum_assignment(cost)
     given = cost.diagonal().max()

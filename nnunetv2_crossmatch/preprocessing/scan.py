@@ -1,4 +1,4 @@
-"""One scan: read and checked, and if it is unlabelled then taken through nnU-Net's own preprocessor."""
+"""One scan: read and checked, and if it is unlabeled then taken through nnU-Net's own preprocessor."""
 
 import hashlib
 import math
@@ -15,9 +15,9 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, source_stamp
 from nnunetv2_crossmatch.preprocessing.scan_file import REPLACE, BadScan, check_file, check_spacing
+from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable
 
 PERCENTILES = (1, 25, 50, 75, 99)
 
@@ -116,7 +116,7 @@ def describe(data: np.ndarray, spacing: Iterable[float]) -> dict:
         spacing: z, y, x in mm.
 
     Returns:
-        sha256 of shape and voxels; ``voxels``, a hash that is also the same for a scan saved anew in another
+        sha256 of shape and voxels; ``voxels``, a hash that is also the same for a scan saved again in another
         orientation; shape, spacing, and per channel the intensities at :data:`PERCENTILES` of the voxels that
         are not 0.
     """

@@ -39,7 +39,7 @@ def check_file(file: Path, reader: BaseReaderWriter) -> None:
     else:
         return  # Pillow refuses huge images itself
     if not has_numbers:
-        raise BadScan(f"{file}: complex numbers, colours or vectors. Save it with one number per voxel.")
+        raise BadScan(f"{file}: complex numbers, colors or vectors. Save it with one number per voxel.")
     if any(extent <= 0 for extent in shape) or not shape:
         raise BadScan(f"{file} has no voxel (extents {'x'.join(map(str, shape))}). {REPLACE}")
     if math.prod(shape) > max(_MOST_PER_BYTE * size, _HARMLESS):
@@ -47,7 +47,7 @@ def check_file(file: Path, reader: BaseReaderWriter) -> None:
 
 
 def check_spacing(spacing: Iterable[float], named: str) -> None:
-    """Raises BadScan: not numbers, or not of this world; resampling by it would fill the memory."""
+    """Raises BadScan: not numbers, or not plausible; resampling to it would fill the memory."""
     values = list(spacing)
     if not all(isinstance(s, int | float | np.number) and _SPACINGS[0] <= s <= _SPACINGS[1] for s in values):
         raise BadScan(f"{named}: spacing {' x '.join(map(str, values))}. Correct it or remove the case.")
@@ -56,7 +56,7 @@ def check_spacing(spacing: Iterable[float], named: str) -> None:
 def _nifti(file: Path) -> tuple[tuple[int, ...], bool]:
     image = nibabel.load(file)
     with ImageOpener(file) as stream:
-        header = image.header_class.from_fileobj(stream, check=False)  # as it is; the checked one has been mended
+        header = image.header_class.from_fileobj(stream, check=False)  # as it is; the checked one has been repaired
     if bytes(header["magic"].item()).rstrip(b"\0") != header.single_magic.rstrip(b"\0"):
         raise _voxels_elsewhere(file)
     dimensions = int(header["dim"][0])

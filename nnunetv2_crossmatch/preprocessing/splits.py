@@ -7,8 +7,8 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from nnunetv2_crossmatch.utilities.files import locked, write_json
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.files import locked, write_json
 
 PATIENTS = "patients.json"  # in the raw dataset folder: {case id: patient}
 SPLITS = "splits_final.json"
@@ -70,7 +70,7 @@ def validation_patients(preprocessed_folder: Path, fold: int | str, patients: di
         return set()
     file = preprocessed_folder / SPLITS
     if not file.exists():
-        raise ValueError(f"One labelled patient cannot be cross-validated: there is no {file}. Train fold all.")
+        raise ValueError(f"One labeled patient cannot be cross-validated: there is no {file}. Train fold all.")
     splits = load_json(str(file))
     if int(fold) >= len(splits):
         raise ValueError(f"{file} has folds 0 to {len(splits) - 1}, not {fold}. Train one of these, or fold all.")
@@ -78,7 +78,7 @@ def validation_patients(preprocessed_folder: Path, fold: int | str, patients: di
     if train & val:
         raise ValueError(
             f"{file}: {', '.join(sorted(train & val))} trains and validates in fold {fold}. Remove the file; "
-            "a split by patient is made anew."
+            "the next command writes a split by patient."
         )
     return val
 

@@ -1,4 +1,4 @@
-"""Unlabelled cases through nnU-Net's own preprocessor, with the plans of the labelled ones."""
+"""Unlabeled cases through nnU-Net's own preprocessor, with the plans of the labeled ones."""
 
 import time
 from contextlib import closing
@@ -7,10 +7,10 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_crossmatch.utilities.files import locked, remove_leftovers
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError, survey_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, Manifest, is_current, plans_stamp
 from nnunetv2_crossmatch.preprocessing.scan import BadScan, preprocess_scan
+from nnunetv2_crossmatch.utilities.files import locked, remove_leftovers
 from nnunetv2_crossmatch.utilities.workers import run_in_workers
 
 _SECONDS_BETWEEN_MANIFESTS = 10  # what a kill costs at most
@@ -38,10 +38,10 @@ def unlabeled_cases_for_training(
     configuration_name: str,
     num_processes: int,
 ) -> list[str]:
-    """Ids of the preprocessed unlabelled cases; preprocesses what is missing while the raw folder is there.
+    """Ids of the preprocessed unlabeled cases; preprocesses what is missing while the raw folder is there.
 
     Raises:
-        DatasetError: no unlabelled scan anywhere, bad scans, incomplete data or data of other plans.
+        DatasetError: no unlabeled scan anywhere, bad scans, incomplete data or data of other plans.
     """
     configuration = plans.get_configuration(configuration_name)
     manifest = Manifest.read(unlabeled_folder(preprocessed_folder, configuration))
@@ -61,7 +61,7 @@ def unlabeled_cases_for_training(
     if not manifest.cases:
         raise DatasetError(
             [
-                f"{plans.dataset_name} has no unlabelled scans. Put them in {raw_folder or 'nnUNet_raw/...'}/imagesUn "
+                f"{plans.dataset_name} has no unlabeled scans. Put them in {raw_folder or 'nnUNet_raw/...'}/imagesUn "
                 f"(or list them in unlabeled.json), or train nnUNetTrainer."
             ]
         )
@@ -75,13 +75,13 @@ def unlabeled_cases_for_training(
 def preprocess_unlabeled(
     raw_folder: Path, preprocessed_folder: Path, plans: PlansManager, configuration_name: str, num_processes: int
 ) -> list[str]:
-    """Bring the preprocessed unlabelled cases of one configuration up to date.
+    """Bring the preprocessed unlabeled cases of one configuration up to date.
 
     Does what is missing or stale (other plans, other voxels) and removes what is no longer listed. A
     case is written whole or not at all. A second process waits for the first.
 
     Returns:
-        Ids of all unlabelled cases.
+        Ids of all unlabeled cases.
 
     Raises:
         DatasetError: names every scan that could not be used, after the others have been done.
@@ -153,7 +153,7 @@ def _preprocess_stale(
     problems = list(problems)
     written = time.monotonic()
     try:
-        description = f"Preprocessing unlabelled {configuration_name}"
+        description = f"Preprocessing unlabeled {configuration_name}"
         with closing(run_in_workers(preprocess_scan, jobs, num_processes, description)) as done:
             for case, future in done:
                 try:

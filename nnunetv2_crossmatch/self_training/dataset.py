@@ -1,4 +1,4 @@
-"""Labelled and pseudo-labelled cases in one dataset for nnU-Net's loader, half and half."""
+"""Labeled and pseudo-labeled cases in one dataset for nnU-Net's loader, half and half."""
 
 import warnings
 from fractions import Fraction
@@ -10,12 +10,12 @@ from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-# of MixedDataset's fully labelled cases, in every worker that imports this module
+# of MixedDataset's fully labeled cases, in every worker that imports this module
 warnings.filterwarnings("ignore", "Warning! No annotated pixels")
 
 
 class PseudoLabeledDataset(nnUNetDatasetBlosc2):
-    """Images of the preprocessed unlabelled cases with the preprocessed pseudo-labels of ``folder``."""
+    """Images of the preprocessed unlabeled cases with the preprocessed pseudo-labels of ``folder``."""
 
     def __init__(self, folder: Path, images: Path, identifiers: list[str]):
         super().__init__(str(folder), identifiers)
@@ -35,7 +35,7 @@ class MixedDataset:
     nnU-Net's loader draws each identifier of its dataset equally often, so those of a small dataset are repeated
     in ``identifiers``.
 
-    A loader with an ignore label centres patches on annotated voxels. The cases of a dataset that has no ignore label
+    A loader with an ignore label centers patches on annotated voxels. The cases of a dataset that has no ignore label
     know none: an empty list makes the loader place their patches anywhere, as it does without an ignore label.
     """
 

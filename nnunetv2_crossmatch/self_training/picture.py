@@ -27,10 +27,10 @@ def draw_picture(
     for plot, axis in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
         others = tuple(a for a in range(3) if a != axis)
         where = int(foreground.sum(others).argmax()) if foreground.any() else label.shape[axis] // 2
-        grey, shown = (array.take(where, axis).astype(float) for array in (image, label))
+        gray, shown = (array.take(where, axis).astype(float) for array in (image, label))
         aspect = spacing[others[0]] / spacing[others[1]]
-        low, high = np.percentile(grey, (1, 99))
-        plot.imshow(grey, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect)
+        low, high = np.percentile(gray, (1, 99))
+        plot.imshow(gray, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect)
         ignored = np.where(shown == ignore, 1.0, np.nan)
         plot.imshow(ignored, cmap=_IGNORED, alpha=0.35, aspect=aspect, interpolation="nearest")
         for c, color in colors.items():

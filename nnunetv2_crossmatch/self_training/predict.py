@@ -1,4 +1,4 @@
-"""A fold's trained model labels the unlabelled scans, where it is sure."""
+"""A fold's trained model labels the unlabeled scans, where it is sure."""
 
 import os
 import sys
@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
-from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable, locked, remove_leftovers
 from nnunetv2_crossmatch.preprocessing.listing import are_absent, labeled_scans, list_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest, plans_stamp
 from nnunetv2_crossmatch.preprocessing.splits import (
@@ -32,7 +31,6 @@ from nnunetv2_crossmatch.preprocessing.splits import (
     without_patients,
 )
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
-from nnunetv2_crossmatch.utilities.workers import open_pool
 from nnunetv2_crossmatch.self_training.confidence import confident_labels, confident_shares, with_ignore_label
 from nnunetv2_crossmatch.self_training.picture import draw_picture
 from nnunetv2_crossmatch.self_training.record import (
@@ -43,6 +41,8 @@ from nnunetv2_crossmatch.self_training.record import (
     sha256_of,
     versions,
 )
+from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable, locked, remove_leftovers
+from nnunetv2_crossmatch.utilities.workers import open_pool
 
 PICTURES = "pictures"
 
@@ -51,9 +51,9 @@ PICTURES = "pictures"
 class Written:
     """What :func:`write_pseudo_labels` did for one fold.
 
-    predicted, current, corrected: cases that were labelled now, that were there, that somebody changed and which
+    predicted, current, corrected: cases that were labeled now, that were there, that somebody changed and which
         therefore were left alone.
-    held_out: unlabelled cases of patients that the fold validates.
+    held_out: unlabeled cases of patients that the fold validates.
     confident: mean over the cases of the share of confident voxels per predicted class.
     warnings: of the dataset, the model and the labels.
     """
@@ -80,7 +80,7 @@ def write_pseudo_labels(
     num_processes: int,
     overwrite: bool = False,
 ) -> Iterator[tuple[int | str, Written]]:
-    """Label the unlabelled scans for each fold with the model of that fold alone.
+    """Label the unlabeled scans for each fold with the model of that fold alone.
 
     Another fold's model was trained on the cases that this fold validates, so its labels, and those of an
     ensemble, would tell the new network about them. What is there from the same model and threshold is not predicted
@@ -96,7 +96,7 @@ def write_pseudo_labels(
     Raises:
         ValueError: no such fold, a threshold outside 0 to 1, a cascade, a model of other plans, labels or splits.
         FileNotFoundError: names every checkpoint that is missing.
-        DatasetError: no unlabelled scan, or bad ones, or a leak.
+        DatasetError: no unlabeled scan, or bad ones, or a leak.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"The threshold is a probability, 0 to 1, not {threshold}.")
@@ -168,10 +168,12 @@ def _check_model(
     of_model = PlansManager(str(model_folder / "plans.json"))
     stamps = [plans_stamp(p, p.get_configuration(configuration_name)) for p in (plans, of_model)]
     if stamps[0] != stamps[1]:
-        raise ValueError(f"{model_folder} was trained with other plans than {plans.plans_name} now are. Train it anew.")
+        raise ValueError(
+            f"{model_folder} was trained with other plans than {plans.plans_name} now are. Train it again."
+        )
     of_training = load_json(str(model_folder / "dataset.json"))
     if any(of_training.get(key) != dataset_json.get(key) for key in ("labels", "regions_class_order")):
-        raise ValueError(f"{model_folder} was trained with other labels than dataset.json now has. Train it anew.")
+        raise ValueError(f"{model_folder} was trained with other labels than dataset.json now has. Train it again.")
 
 
 def _check_validation(model_folder: Path, fold: int | str, split: list[str], dataset_json: dict) -> list[str]:
@@ -191,7 +193,7 @@ def _check_validation(model_folder: Path, fold: int | str, split: list[str], dat
     if is_whole or not predicted <= set(split):
         raise ValueError(
             f"The model of {folder.parent} validated other cases than fold {fold} of {SPLITS} now does "
-            f"({', '.join(sorted(predicted ^ set(split)))}). Remove {folder} and train the fold anew."
+            f"({', '.join(sorted(predicted ^ set(split)))}). Remove {folder} and train the fold again."
         )
     return [f"{folder} has no summary.json: {SPLITS} is taken for the split that the model was trained with."]
 
@@ -262,9 +264,7 @@ def _predict(
     """Predict here, export in the background; no more predictions wait than there are processes."""
     waiting: deque[tuple[str, Future]] = deque()
     with open_pool(num_processes) as pool:
-        for case in tqdm(
-            dataset.identifiers, desc=f"Labelling for fold {origin.fold}", disable=not sys.stderr.isatty()
-        ):
+        for case in tqdm(dataset.identifiers, desc=f"Labeling for fold {origin.fold}", disable=not sys.stderr.isatty()):
             data, _, _, properties = dataset.load_case(case)
             logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data[:])).numpy()
             arguments = (logits, properties, predictor.plans_manager.plans, predictor.dataset_json)
@@ -305,7 +305,7 @@ def _export(
     file = incoming / case / (case + dataset_json["file_ending"])
     reader.write_seg(label, str(file), properties)
     check_writable(incoming)  # SimpleITK truncates a NIfTI file on a full disk without a word
-    # a scan that was preprocessed elsewhere and is not here has no grey values to show
+    # a scan that was preprocessed elsewhere and is not here has no gray values to show
     image = label * 0 if are_absent(image_files) else reader.read_images([str(f) for f in image_files])[0][0]
     percent = ", ".join(f"{c}: {'-' if share is None else f'{share:.0%}'}" for c, share in shares.items())
     title = f"{case}, fold {origin.fold}: confident (>= {origin.threshold:g}) voxels of predicted class {percent}"

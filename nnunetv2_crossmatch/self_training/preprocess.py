@@ -12,12 +12,10 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
-from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable, locked, remove_leftovers, write_json
 from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, plans_stamp
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
-from nnunetv2_crossmatch.utilities.workers import run_in_workers
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
 from nnunetv2_crossmatch.self_training.record import (
     FOLDER,
@@ -28,6 +26,8 @@ from nnunetv2_crossmatch.self_training.record import (
     is_corrected,
     sha256_of,
 )
+from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable, locked, remove_leftovers, write_json
+from nnunetv2_crossmatch.utilities.workers import run_in_workers
 
 _SUFFIXES = ("_seg.b2nd", ".pkl")
 _ELSEWHERE = "Start the training where the raw scans are, then copy the folder again."
@@ -51,8 +51,8 @@ def pseudo_labels_for_training(
     """Preprocess what is missing or stale of one fold's pseudo-labels while the raw folder has them.
 
     Args:
-        cases: the unlabelled cases that this fold may use, preprocessed.
-        validation: the labelled ones that it holds out; none for fold "all".
+        cases: the unlabeled cases that this fold may use, preprocessed.
+        validation: the labeled ones that it holds out; none for fold "all".
         teacher: the trainer whose pseudo-labels are wanted; None for the only one there is.
 
     Returns:
@@ -151,7 +151,7 @@ def _unusable(
     reasons = {
         "other labels than dataset.json now has": lambda case, entry: entry["labels"] != labels,
         "scans that have changed since": lambda case, entry: entry["image"] != image_stamp(images.cases[case]),
-        f"a model that validated other cases than the fold of {SPLITS} now does (train it anew)": (
+        f"a model that validated other cases than the fold of {SPLITS} now does (train it again)": (
             lambda case, entry: entry["validation"] != validation
         ),
         "another model or threshold than the newest": lambda case, entry: is_of_another_model(entry),
@@ -225,7 +225,7 @@ def preprocess_pseudo_label(
     voxels is that of the preprocessed image.
 
     Args:
-        images: folder of the preprocessed unlabelled cases.
+        images: folder of the preprocessed unlabeled cases.
         dataset_json: with an ignore label.
 
     Raises:
@@ -247,7 +247,7 @@ def preprocess_pseudo_label(
 
     preprocessor = configuration.preprocessor_class(verbose=False)
     wanted = label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels
-    # with an ignore label nnU-Net centres patches on annotated voxels of this key
+    # with an ignore label nnU-Net centers patches on annotated voxels of this key
     annotated = [-1, *label_manager.all_labels]
     properties["class_locations"] = preprocessor._sample_foreground_locations(seg, [*wanted, annotated])
     seg = preprocessor.modify_seg_fn(seg, plans, dataset_json, configuration)
@@ -266,21 +266,21 @@ def preprocess_pseudo_label(
 
 
 def _read(file: Path, plans: PlansManager, properties: dict, allowed: list[int]) -> np.ndarray:
-    anew = "Correct it, or remove it and run nnUNetv2_crossmatch pseudo-label again."
+    fix = "Correct it, or remove it and run nnUNetv2_crossmatch pseudo-label again."
     try:
         seg, own = plans.image_reader_writer_class().read_seg(str(file))
     except Exception as e:
-        raise BadLabel(f"{file} cannot be read ({e}). {anew}") from e
+        raise BadLabel(f"{file} cannot be read ({e}). {fix}") from e
     shape = tuple(np.array(properties["shape_before_cropping"])[list(plans.transpose_backward)])
     if seg.shape[1:] != shape or not np.allclose(own["spacing"], properties["spacing"], rtol=1e-3):
         raise BadLabel(
             f"{file} has shape {seg.shape[1:]} and spacing {own['spacing']}, its scan {shape} and "
-            f"{properties['spacing']}. {anew}"
+            f"{properties['spacing']}. {fix}"
         )
     if not _same_geometry(own, properties):
-        raise BadLabel(f"{file} has another origin or orientation than its scan. {anew}")
+        raise BadLabel(f"{file} has another origin or orientation than its scan. {fix}")
     if foreign := set(np.unique(seg).tolist()) - set(allowed):
-        raise BadLabel(f"{file} has labels {sorted(foreign)}, which are none of {allowed}. {anew}")
+        raise BadLabel(f"{file} has labels {sorted(foreign)}, which are none of {allowed}. {fix}")
     return seg.astype(np.int16)
 
 

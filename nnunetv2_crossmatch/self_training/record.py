@@ -38,7 +38,7 @@ class Origin:
 
     model: SHA-256 of the checkpoint file.
     labels: dataset.json's, with an ignore label.
-    validation: labelled cases that the model held out.
+    validation: labeled cases that the model held out.
     """
 
     trainer: str

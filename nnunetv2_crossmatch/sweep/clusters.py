@@ -15,8 +15,8 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnunetv2_crossmatch.utilities.files import write_json
 from nnunetv2_crossmatch.sweep.runs import Run, Training, is_claimed
+from nnunetv2_crossmatch.utilities.files import write_json
 
 YEAR = 365 * 24 * 60  # minutes; submitit wants a limit
 MAX_REQUEUED = 1000  # submitit gives up after three
@@ -52,7 +52,7 @@ class Cluster(ABC):
             text, why = str(job.exception()).partition("You can check full logs")[0], ""
         else:
             text = log.read_text(errors="replace") if log.exists() else ""
-            why = "killed (memory? no checkpoint within --hours? cancelled?) after: "
+            why = "killed (memory? no checkpoint within --hours? canceled?) after: "
         last = next((line.strip() for line in reversed(text.splitlines()) if line.strip("- \n")), "no message")
         return f"{why}{last} ({log})"
 

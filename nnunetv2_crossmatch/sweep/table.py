@@ -1,4 +1,4 @@
-"""How the runs stand, on a terminal as a table that is drawn anew, elsewhere as lines of what has changed."""
+"""How the runs stand, on a terminal as a table that is redrawn, elsewhere as lines of what has changed."""
 
 import shutil
 import sys
@@ -18,7 +18,7 @@ class Table:
 
     def show(self, states: dict[Run, str], progress: dict[Run, Progress], errors: dict[Run, str]) -> None:
         size = shutil.get_terminal_size()
-        if sys.stdout.isatty() and len(states) + 1 < size.lines:  # what has left the screen cannot be drawn anew
+        if sys.stdout.isatty() and len(states) + 1 < size.lines:  # what has left the screen cannot be redrawn
             lines = [line[: size.columns] for line in format_table(states, progress, errors)]
             print((UP.format(self._drawn) if self._drawn else "") + CLEAR + "\n".join(lines), flush=True)
             self._drawn = len(lines)

@@ -27,7 +27,7 @@ class nnUNetTrainerACTION(nnUNetTrainerSemiSupervised):
 
 
 class nnUNetTrainerACTIONPlusPlus(nnUNetTrainerACTION):
-    """ACTION++ (arXiv 2304.02689): adaptive anatomical contrast on labelled voxels, a temperature that moves."""
+    """ACTION++ (arXiv 2304.02689): adaptive anatomical contrast on labeled voxels, a temperature that moves."""
 
     constants = ACTIONPlusPlusConstants()
     method_class = ACTIONPlusPlus

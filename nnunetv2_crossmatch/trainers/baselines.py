@@ -62,7 +62,7 @@ class nnUNetTrainerUniMatch(nnUNetTrainerSemiSupervised):
 
 
 class nnUNetTrainerBCP(nnUNetTrainerSemiSupervised):
-    """BCP (arXiv 2305.00673): labelled and unlabelled patches are pasted into each other."""
+    """BCP (arXiv 2305.00673): labeled and unlabeled patches are pasted into each other."""
 
     method_class = BCP
     constants = BCPConstants()

@@ -46,7 +46,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     if not _is_ours(content):
         raise CheckpointError(
             f"{file} is of another trainer (stock nnU-Net's, say) or of another version of this package. Continue it "
-            "with what wrote it, or move it away and train anew; -pretrained_weights takes its weights."
+            "with what wrote it, or move it away and train from scratch; -pretrained_weights takes its weights."
         )
     return content
 
@@ -88,7 +88,7 @@ def _alternative(file: Path) -> str:
         if not _is_ours(content):
             return f"Move it away, and {other.name}, which cannot be used either."
         return f"Move it away; --c then goes on from {other.name}, after epoch {content['current_epoch']}."
-    return "Move it away and train anew; there is no other checkpoint beside it."
+    return "Move it away and train from scratch; there is no other checkpoint beside it."
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ class nnUNetTrainerCrossMatch(nnUNetTrainerSemiSupervised):
 
 
 class nnUNetTrainerCrossMatchEMA(nnUNetTrainerCrossMatch):
-    """CrossMatch whose weak view is labelled by an exponential moving average of the network."""
+    """CrossMatch whose weak view is labeled by an exponential moving average of the network."""
 
     constants = replace(nnUNetTrainerCrossMatch.constants, ema_decay=0.99)
 

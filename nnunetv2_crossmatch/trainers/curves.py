@@ -1,4 +1,4 @@
-"""Curves of the unlabelled part: gathered over an epoch, logged by nnU-Net, drawn beside its progress.png."""
+"""Curves of the unlabeled part: gathered over an epoch, logged by nnU-Net, drawn beside its progress.png."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -75,7 +75,7 @@ def plot_curves(logger, file: Path, classes: list[str], stages: Sequence[tuple[f
     panels = {
         "loss": [name for name in store if name.startswith("loss_")],
         "share of voxels that count, per predicted class": ["kept_share"],
-        "Dice of the network's labels of unlabelled scans, by hidden labels": ["pseudo_label_dice"],
+        "Dice of the network's labels of unlabeled scans, by hidden labels": ["pseudo_label_dice"],
         "agreement with the pseudo-label": [name for name in store if name.startswith("agreement_")],
         "gradient norm before clipping": [name for name in store if name.startswith("gradient_norm_")],
         "share of steps": ["clipped_share", "skipped_share"],

@@ -1,4 +1,4 @@
-"""How good are the network's labels of unlabelled scans? Known where labels were only hidden (``labelsUn``)."""
+"""How good are the network's labels of unlabeled scans? Known where labels were only hidden (``labelsUn``)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ SCANS = 4  # enough for a curve; preprocessed again with their labels, and held 
 
 
 class HiddenLabels:
-    """A patch of each of a few unlabelled scans, around the middle of its label. Nothing is trained on them."""
+    """A patch of each of a few unlabeled scans, around the middle of its label. Nothing is trained on them."""
 
     def __init__(self, patches: list[tuple[Tensor, Tensor]], labels: LabelManager):
         self._patches = patches

@@ -6,19 +6,19 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.configuration import default_num_processes
 
-from nnunetv2_crossmatch.self_training.dataset import MixedDataset, PseudoLabeledDataset
-from nnunetv2_crossmatch.utilities.files import write_json
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
+from nnunetv2_crossmatch.self_training.dataset import MixedDataset, PseudoLabeledDataset
 from nnunetv2_crossmatch.self_training.preprocess import pseudo_labels_for_training
 from nnunetv2_crossmatch.self_training.record import RECORD, sha256_of
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
+from nnunetv2_crossmatch.utilities.files import write_json
 
 
 class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
-    """nnU-Net on the fold's labelled cases and on what ``nnUNetv2_crossmatch pseudo-label`` wrote for the fold.
+    """nnU-Net on the fold's labeled cases and on what ``nnUNetv2_crossmatch pseudo-label`` wrote for the fold.
 
-    Loss, augmentation and schedule are nnU-Net's. Labelled and pseudo-labelled cases are drawn half and half.
+    Loss, augmentation and schedule are nnU-Net's. Labeled and pseudo-labeled cases are drawn half and half.
     ``teacher`` is the trainer that wrote the pseudo-labels, None for the only one that did.
     """
 
@@ -54,7 +54,7 @@ class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
         self.print_to_log_file(f"pseudo-labels of {_short(asdict(origin))}: {folder}")
         model = Path(self.output_folder_base).parent / folder.parent.name / folder.name / origin.checkpoint
         if self.local_rank == 0 and model.exists() and sha256_of(model) != origin.model:
-            self.print_to_log_file(f"warning: {model} was trained anew since it wrote these pseudo-labels.")
+            self.print_to_log_file(f"warning: {model} was trained again since it wrote these pseudo-labels.")
         return folder, {**asdict(origin), "files": files}
 
     def _note(self, made_with: dict, file: Path) -> None:

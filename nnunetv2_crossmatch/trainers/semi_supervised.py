@@ -16,26 +16,26 @@ from torch import Tensor, autocast, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_crossmatch.nnunet.loaders import Augmenter, UnlabeledDataset, augment, labeled_loader, unlabeled_loader
 from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.distributed import average_gradients
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
-from nnunetv2_crossmatch.utilities.files import write_json
+from nnunetv2_crossmatch.nnunet.loaders import Augmenter, UnlabeledDataset, augment, labeled_loader, unlabeled_loader
 from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.trainers.checkpoints import CheckpointError
 from nnunetv2_crossmatch.trainers.curves import EpochRatios, log_curves, plot_curves
 from nnunetv2_crossmatch.trainers.hidden_labels import HIDDEN_LABELS, HiddenLabels
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
+from nnunetv2_crossmatch.utilities.files import write_json
 
 GRADIENT_CLIP = 12  # nnU-Net's, a literal in its train_step
 MAX_SKIPPED = 50  # steps in a row; mixed precision skips one or two dozen until it has found its scale
 
 
 class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
-    """nnU-Net plus unlabelled batches; a subclass says what learns from them: ``method_class`` and ``constants``.
+    """nnU-Net plus unlabeled batches; a subclass says what learns from them: ``method_class`` and ``constants``.
 
-    Each step takes nnU-Net's labelled batch with nnU-Net's loss, and as large an unlabelled batch. The
+    Each step takes nnU-Net's labeled batch with nnU-Net's loss, and as large an unlabeled batch. The
     network stays nnU-Net's own object, so the trained model is a stock nnU-Net model.
     """
 
@@ -47,7 +47,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     dataloader_unlabeled: Augmenter  # -> get_dataloaders
 
     def build_method(self, network: nn.Module) -> Method:
-        """The method, given nnU-Net's network (to copy a teacher from; it is trained by nnU-Net's optimiser)."""
+        """The method, given nnU-Net's network (to copy a teacher from; it is trained by nnU-Net's optimizer)."""
         return self.method_class(self.constants, network, regions=self.label_manager.has_regions)
 
     def initialize(self):
@@ -122,7 +122,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
 
     def get_dataloaders(self):
         workers = get_allowed_n_proc_DA()
-        # the unlabelled loader (geometry alone, cheap) takes a third of nnU-Net's worker budget, one at least
+        # the unlabeled loader (geometry alone, cheap) takes a third of nnU-Net's worker budget, one at least
         unlabeled_workers = max(1, workers // 3) if workers else 0
         with _environment(nnUNet_n_proc_DA=str(max(1, workers - unlabeled_workers) if workers else 0)):
             train, val = super().get_dataloaders()
@@ -277,9 +277,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             foreground.pop("0", None)  # the background
             missing = [name for name, share in foreground.items() if not share > 0]  # nan: predicted nowhere
             if missing:
-                collapsed = ", so the unlabelled scans teach no foreground" if len(missing) == len(foreground) else ""
+                collapsed = ", so the unlabeled scans teach no foreground" if len(missing) == len(foreground) else ""
                 self.print_to_log_file(
-                    f"warning: no unlabelled voxel was confidently {' or '.join(missing)} in this epoch{collapsed}. "
+                    f"warning: no unlabeled voxel was confidently {' or '.join(missing)} in this epoch{collapsed}. "
                     "If that lasts, train with a longer warmup or a lower threshold."
                 )
 

@@ -1,4 +1,4 @@
-"""What every trainer that uses unlabelled cases does beside its training."""
+"""What every trainer that uses unlabeled cases does beside its training."""
 
 import random
 from os.path import join
@@ -15,7 +15,6 @@ from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
-from nnunetv2_crossmatch.utilities.files import write_json
 from nnunetv2_crossmatch.preprocessing.listing import has_training_scans
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.splits import (
@@ -28,6 +27,7 @@ from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_trai
 from nnunetv2_crossmatch.self_training.record import versions
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, complete_checkpoint, plain, read_checkpoint
 from nnunetv2_crossmatch.trainers.resources import record_resources
+from nnunetv2_crossmatch.utilities.files import write_json
 
 WARNINGS_IN_LOG = 10
 # in the fold's folder: "versions" of packages, "labeled", "validation": cases, "unlabeled": {case: hash of voxels}
@@ -35,7 +35,7 @@ TRAINING = "training.json"
 
 
 class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
-    """nnU-Net with as many epochs as the class says, and the unlabelled cases of its fold, checked.
+    """nnU-Net with as many epochs as the class says, and the unlabeled cases of its fold, checked.
 
     Continued with ``--c``, a training goes on as if nothing had ended it: checkpoints are written whole or not at
     all, and each epoch draws its random numbers from the run's seed and its own number. On the CPU without workers
@@ -116,7 +116,7 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         if state["method"] != method:
             raise CheckpointError(
                 f"The checkpoint in {self.output_folder} is of {state['method']}, not of {method}. Continue it "
-                "with its own trainer, or move it away and train anew."
+                "with its own trainer, or move it away and train from scratch."
             )
         self._seed = state["seed"]
 
@@ -148,7 +148,7 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
             self.current_epoch += 1
 
     def _prepare_unlabeled(self) -> list[str]:
-        """Splits and unlabelled cases, made now if no command made them; every complaint comes from here."""
+        """Splits and unlabeled cases, made now if no command made them; every complaint comes from here."""
         raw = self.raw_folder
         preprocessed = Path(self.preprocessed_dataset_folder_base)
         patients = known_patients(raw, preprocessed)
@@ -159,10 +159,10 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         )
         used = without_patients(cases, patients, held_out)
         if not used:
-            raise ValueError(f"Every unlabelled scan is of a patient that fold {self.fold} validates. Train fold all.")
+            raise ValueError(f"Every unlabeled scan is of a patient that fold {self.fold} validates. Train fold all.")
         self._check(raw, preprocessed)
         self.print_to_log_file(
-            f"{len(used)} unlabelled cases; {len(cases) - len(used)} more belong to patients of the validation set"
+            f"{len(used)} unlabeled cases; {len(cases) - len(used)} more belong to patients of the validation set"
         )
         if self.local_rank == 0:
             labeled, validation = (sorted(part) for part in self.do_split())

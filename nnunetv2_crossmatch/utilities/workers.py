@@ -54,7 +54,7 @@ def run_in_workers(
 ) -> Generator[tuple[Key, Future], None, None]:
     """Call ``function(*arguments)`` for every job; yields (key, future) as they are done.
 
-    Close it (``contextlib.closing``), lest after an exception the other jobs go on.
+    Close it (``contextlib.closing``), or the other jobs go on after an exception.
 
     Raises:
         RuntimeError: a worker was killed.

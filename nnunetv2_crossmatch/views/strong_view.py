@@ -46,7 +46,7 @@ def draw_strong(batch: int, channels: int, device: torch.device) -> StrongParame
 def apply_strong(image: Tensor, parameters: StrongParameters) -> Tensor:
     """A strong view of ``image`` (batch, channels, *spatial); geometry stays as it is.
 
-    Sign-preserving gamma (normalised images are signed), contrast about the mean of the patch,
+    Sign-preserving gamma (normalized images are signed), contrast about the mean of the patch,
     brightness as a factor, then Gaussian blur.
     """
     spatial = [1] * (image.ndim - 2)

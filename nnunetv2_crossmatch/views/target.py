@@ -1,4 +1,4 @@
-"""What a network says of unlabelled voxels, made hard: the target of other streams."""
+"""What a network says of unlabeled voxels, made hard: the target of other streams."""
 
 from dataclasses import dataclass
 

@@ -22,10 +22,10 @@ def evaluation(dices, distance=1.0) -> Evaluation:
 def exact_p(values) -> float:
     """Wilcoxon's two-sided p by trying every order of signs (no ties, no zeros)."""
     ranks = np.abs(values).argsort().argsort() + 1
-    centre = ranks.sum() / 2
-    seen = abs(ranks[values > 0].sum() - centre)
+    center = ranks.sum() / 2
+    seen = abs(ranks[values > 0].sum() - center)
     signs = itertools.product([0, 1], repeat=len(values))
-    return np.mean([abs(np.dot(s, ranks) - centre) >= seen for s in signs])
+    return np.mean([abs(np.dot(s, ranks) - center) >= seen for s in signs])
 
 
 def test_differences_means_counts_and_p_are_those_of_a_slow_oracle():

@@ -38,7 +38,7 @@ def test_epochs_that_were_trained_twice_count_once_and_a_new_beginning_forgets_t
     write_log(tmp_path, "2026_11_9_12_00_00", split, *epoch(0, 0.25, 10), *epoch(1, 0.5, 20))
     curve = "unlabeled {'pseudo_label_dice': 0.5, 'kept_share': [0.1, nan], 'loss_dominance': nan, 'norm': -inf}"
     cut_off = "unlabeled {'pseudo_la"
-    lines = ["24 unlabelled cases; 0 more", *epoch(1, 1e-05, 36, curve, cut_off), "Training done."]
+    lines = ["24 unlabeled cases; 0 more", *epoch(1, 1e-05, 36, curve, cut_off), "Training done."]
     write_log(tmp_path, "2026_11_10_1_00_00", *lines)
     log = TrainingLog.read(tmp_path)
     assert log.hours == pytest.approx(46 / 3600)
@@ -61,7 +61,7 @@ def test_hours_count_every_process_and_the_runs_that_made_the_pseudo_labels(tmp_
     folder = finished(student, 0, *epoch(0, 0.5, 1800), pseudo_labels=made_with, resources=resources)
     run = read_run(student, 0)
     assert (run.hours, run.peak_memory, run.device, run.warnings) == (2.0, 5, "cpu", ())
-    teacher.write_text("trained anew")
+    teacher.write_text("trained again")
     assert read_run(student, 0).hours == 1.0 and "its hours are not counted" in read_run(student, 0).warnings[0]
     of_itself = {**made_with, "trainer": "student", "model": hashlib.sha256(b"").hexdigest()}
     (folder / "pseudo_labels.json").write_text(json.dumps(of_itself))
@@ -85,7 +85,7 @@ def test_an_unfinished_run_is_named_with_the_command_that_ends_it(tmp_path):
         read_run(model, 1)
 
 
-def test_runs_of_other_labelled_cases_are_refused(tmp_path):
+def test_runs_of_other_labeled_cases_are_refused(tmp_path):
     lines = ["This split has 2 training and 1 validation cases.", *epoch(0, 0.5, 1)]
     splits = tmp_path / "splits_final.json"
     splits.write_text(json.dumps([{"train": ["a", "b"], "val": ["c"]}]))
@@ -103,7 +103,7 @@ def test_runs_of_other_labelled_cases_are_refused(tmp_path):
     with pytest.raises(DatasetError, match="only one of them has p, q"):
         validation_cases([model("stock", "all"), one, two], tmp_path)
     splits.write_text(json.dumps([{"train": ["a", "b", "c"], "val": []}]))
-    with pytest.raises(DatasetError, match=r"stock__P__2d.*on 2 labelled cases and held out 1, but .* has 3 and 0"):
+    with pytest.raises(DatasetError, match=r"stock__P__2d.*on 2 labeled cases and held out 1, but .* has 3 and 0"):
         validation_cases([stock, ours], tmp_path)
     splits.write_text(json.dumps([{"train": ["a", "b"], "val": ["c"]}] * 2))
     with pytest.raises(DatasetError, match="validates c in several folds"):

@@ -73,7 +73,7 @@ def sha256(ids: Iterable) -> str:
 
 
 def round_trip(conversion: Conversion, configuration: str = "3d_fullres") -> tuple[Path, list[str]]:
-    """Written, verified, planned and preprocessed by stock nnU-Net; then the unlabelled scans with its plans."""
+    """Written, verified, planned and preprocessed by stock nnU-Net; then the unlabeled scans with its plans."""
     folder = write_dataset(conversion, 950)
     command = "nnUNetv2_plan_and_preprocess -d 950 --verify_dataset_integrity -np 1 -npfp 1 -c"
     run(*command.split(), configuration, nnUNet_n_proc_DA="1")

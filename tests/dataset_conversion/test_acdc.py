@@ -99,8 +99,8 @@ def test_what_is_missing_is_named(source, capsys):
     (source / "training" / "patient003" / "patient003_frame12.nii.gz").unlink()
     assert counts(acdc.convert(source, 1)) == [2, 1, 0, 0]
     said = capsys.readouterr().err
-    assert "patient003_frame12.nii.gz (unlabelled volume)" in said and "patient002/Info.cfg (validation volume)" in said
-    with pytest.raises(DatasetError, match=r"patient038/Info.cfg is missing \(labelled volume\)"):
+    assert "patient003_frame12.nii.gz (unlabeled volume)" in said and "patient002/Info.cfg (validation volume)" in said
+    with pytest.raises(DatasetError, match=r"patient038/Info.cfg is missing \(labeled volume\)"):
         acdc.convert(source, 3)
     (source / "training" / "patient099" / "patient099_frame01_gt.nii.gz").unlink()
     with pytest.raises(DatasetError, match=r"patient099_frame01_gt.nii.gz is missing \(label"):

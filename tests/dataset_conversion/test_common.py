@@ -10,7 +10,7 @@ from tests.dataset_conversion.conftest import array, names, scan, write
 
 
 def conversion(source, label=None, spoil=lambda file: None, **options) -> Conversion:
-    """Two labelled and one unlabelled case; the unlabelled one is used in place and has the given label."""
+    """Two labeled and one unlabeled case; the unlabeled one is used in place and has the given label."""
     cases = []
     for number in range(3):
         image, mask = scan(number)
@@ -24,7 +24,7 @@ def conversion(source, label=None, spoil=lambda file: None, **options) -> Conver
     return Conversion(name="X", labeled=cases[:2], unlabeled=cases[2:], **described)
 
 
-def test_an_unlabelled_image_that_is_used_in_place_is_not_read(base, source):
+def test_an_unlabeled_image_that_is_used_in_place_is_not_read(base, source):
     def spoil(file):
         file.write_bytes(file.read_bytes()[:2000])  # the header survives
 
@@ -76,10 +76,10 @@ def grid_and_label() -> tuple[sitk.Image, sitk.Image]:
     return image, label
 
 
-def test_a_colour_image_is_no_mask(base, source):
-    colours = sitk.GetImageFromArray(np.zeros((4, 5, 3), np.uint8), isVector=True)
+def test_a_color_image_is_no_mask(base, source):
+    colors = sitk.GetImageFromArray(np.zeros((4, 5, 3), np.uint8), isVector=True)
     with pytest.raises(DatasetError, match="mask.png: the label has 3 channels"):
-        on_grid(colours, colours, "mask.png")
+        on_grid(colors, colors, "mask.png")
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LAS", "PIR", "SLP"])

@@ -21,7 +21,7 @@ def base(tmp_path, monkeypatch) -> Path:
 
 
 def hide(base: Path, target: int, *options: str) -> tuple[Path, set[str], set[str]]:
-    """The new dataset, its labelled and its unlabelled cases."""
+    """The new dataset, its labeled and its unlabeled cases."""
     main(["hide-labels", "-d", "4", "-o", str(target), *options])
     folder = base / "raw" / f"Dataset{target:03d}_Balls"
     return (
@@ -92,10 +92,10 @@ def test_a_dataset_that_is_hidden_already_can_be_hidden_further(base):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--labeled", "10"], "there are 10 labelled cases, and some must be left over"),
-        (["--labeled", "0"], "there are 10 labelled cases"),
+        (["--labeled", "10"], "there are 10 labeled cases, and some must be left over"),
+        (["--labeled", "0"], "there are 10 labeled cases"),
         (["--labeled", "few"], "give a number, or a share such as 10%"),
-        (["--labeled", "0%"], "there are 10 labelled cases"),
+        (["--labeled", "0%"], "there are 10 labeled cases"),
         (["--labeled", "inf%"], "give a number, or a share such as 10%"),
         (["--labeled", "2", "--group-by", "case"], "'case' does not match scan0, scan1"),
         (["--labeled", "2", "--group-by", r"case(\d)|scan\d"], "does not match scan0, scan1"),

@@ -76,7 +76,7 @@ def test_rgb_with_jpeg_in_place(base, source, mask_name):
     assert file == source / "images" / f"{hidden}.jpg" and not (folder / "imagesUn").exists()
     for part, name in (("Tr", names(folder / "labelsTr")[0]), ("Ts", TEST[0]), ("Un", hidden)):
         np.testing.assert_array_equal(io.imread(folder / f"labels{part}" / f"{name}.png"), masks[name] > 0)
-        if part != "Un":  # exactly the colours that the reader sees in the originals
+        if part != "Un":  # exactly the colors that the reader sees in the originals
             np.testing.assert_array_equal(
                 io.imread(folder / f"images{part}" / f"{name}_0000.png"), io.imread(source / "images" / f"{name}.jpg")
             )
@@ -95,7 +95,7 @@ def test_bad_input(base, source):
         isic.convert(source, 103)
     for name in ("ISIC_0020000", "ISIC_0020001"):
         write_case(source, name)
-    with pytest.raises(DatasetError, match=r"ISIC_0013511.jpg is missing \(labelled image\)"):
+    with pytest.raises(DatasetError, match=r"ISIC_0013511.jpg is missing \(labeled image\)"):
         isic.convert(source, 103)
     for name in ("ISIC_0020000", "ISIC_0020001"):
         io.imsave(source / "images" / f"{name}.jpg", np.zeros((40, 56), np.uint8), check_contrast=False)
@@ -104,7 +104,7 @@ def test_bad_input(base, source):
     for file in (source / "masks").iterdir():
         file.unlink()
     write_case(source, "ISIC_0020002")
-    with pytest.raises(DatasetError, match=r"_segmentation.png is missing \(mask of a labelled image\)"):
+    with pytest.raises(DatasetError, match=r"_segmentation.png is missing \(mask of a labeled image\)"):
         isic.convert(source, 2)
 
 

@@ -47,7 +47,7 @@ def test_the_published_lists():
     assert (sha256(TRAIN), sha256(TEST)) == ("645317acc681cb17", "6d946d69c6b4de75")
 
 
-def test_first_names_labelled_same_voxels_in_both_forms(base, source, form, capsys):
+def test_first_names_labeled_same_voxels_in_both_forms(base, source, form, capsys):
     folder = write_dataset(la.convert(source, 2), 8)
     assert names(folder / "imagesTr") == [f"{name}_0000" for name in TRAIN[:2]]
     assert names(folder / "labelsTr") == TRAIN[:2] and names(folder / "labelsUn") == TRAIN[2:4]
@@ -81,20 +81,20 @@ def test_what_is_missing_is_named(base, source, form, capsys):
     file = "lgemri.nrrd" if form is write_nrrd else "mri_norm2.h5"
     (source / "Training Set" / TRAIN[1] / file).unlink()
     assert counts(la.convert(source, 1)) == [1, 2, 0, 1]
-    assert f"{TRAIN[1]}/{file} (unlabelled scan)" in capsys.readouterr().err
-    with pytest.raises(DatasetError, match=rf"{TRAIN[1]}/{file} is missing \(labelled scan\)"):
+    assert f"{TRAIN[1]}/{file} (unlabeled scan)" in capsys.readouterr().err
+    with pytest.raises(DatasetError, match=rf"{TRAIN[1]}/{file} is missing \(labeled scan\)"):
         la.convert(source, 2)
 
 
-def test_a_missing_label_of_a_labelled_scan(source):
+def test_a_missing_label_of_a_labeled_scan(source):
     write_nrrd(source / TRAIN[0], 0)
     (source / TRAIN[0] / "laendo.nrrd").unlink()
-    with pytest.raises(DatasetError, match=r"laendo.nrrd is missing \(label of a labelled scan\)"):
+    with pytest.raises(DatasetError, match=r"laendo.nrrd is missing \(label of a labeled scan\)"):
         la.convert(source, 1)
 
 
 @pytest.mark.parametrize("labeled", [0, 80])
-def test_some_labelled_and_some_unlabelled(source, form, labeled):
+def test_some_labeled_and_some_unlabeled(source, form, labeled):
     with pytest.raises(DatasetError, match=f"--labeled {labeled}: there are 80 training scans"):
         la.convert(source, labeled)
 

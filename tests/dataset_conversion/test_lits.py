@@ -19,7 +19,7 @@ def test_the_lists():
     assert lits.TRAIN[:10] == (3, 1, 38, 37, 98, 0, 2, 4, 5, 6) and sha256(lits.TRAIN) == "4d4fb6fa2b40044c"
 
 
-def test_nested_labelled_volumes_in_batches(base, source):
+def test_nested_labeled_volumes_in_batches(base, source):
     for number in (3, 1, 38, 37, 98, 0, 57, 99, 100, 130):
         write_case(source / f"Training Batch {1 + (number > 27)}", number)
     for dataset_id, labeled in ((1, 1), (5, 5)):
@@ -45,9 +45,9 @@ def test_bad_input(source, capsys):
     write_case(source, 4)
     assert counts(lits.convert(source, 1)) == [1, 1, 0, 0]
     said = capsys.readouterr().err
-    assert "volume-0.nii (unlabelled volume)" in said and "volume-130.nii (test volume)" in said
-    with pytest.raises(DatasetError, match=r"volume-1.nii is missing \(labelled volume\)"):
+    assert "volume-0.nii (unlabeled volume)" in said and "volume-130.nii (test volume)" in said
+    with pytest.raises(DatasetError, match=r"volume-1.nii is missing \(labeled volume\)"):
         lits.convert(source, 2)
     (source / "segmentation-3.nii").unlink()
-    with pytest.raises(DatasetError, match=r"segmentation-3.nii is missing \(segmentation of a labelled"):
+    with pytest.raises(DatasetError, match=r"segmentation-3.nii is missing \(segmentation of a labeled"):
         lits.convert(source, 1)

@@ -23,7 +23,7 @@ def described(folder) -> dict:
     return json.loads((folder / "dataset.json").read_text())
 
 
-def test_no_unlabelled_image_is_copied_and_the_labelled_are_nested(base, scans, capsys):
+def test_no_unlabeled_image_is_copied_and_the_labeled_are_nested(base, scans, capsys):
     for labeled in (2, 4):
         main(["convert", "nifti", str(scans), "-d", str(labeled), "--labeled", str(labeled), "--test", "2"])
     few, more = base / "raw" / "Dataset002_Myscans", base / "raw" / "Dataset004_Myscans"

@@ -196,11 +196,11 @@ def test_what_is_missing_is_named(source, capsys):
     with pytest.raises(DatasetError, match=r"expected PANCREAS_0001.* Found: nothing"):
         pancreas.convert(source, 6)
     write_case(source, 2)
-    with pytest.raises(DatasetError, match=r"PANCREAS_0001 is missing \(labelled scan\)"):
+    with pytest.raises(DatasetError, match=r"PANCREAS_0001 is missing \(labeled scan\)"):
         pancreas.convert(source, 1)
     write_case(source, 1)
     assert counts(pancreas.convert(source, 1)) == [1, 1, 0, 0]
     assert "PANCREAS_0082 (test scan)" in capsys.readouterr().err
     next(source.rglob("label0001*")).unlink()
-    with pytest.raises(DatasetError, match=r"label0001.nii.gz is missing \(label of a labelled scan\)"):
+    with pytest.raises(DatasetError, match=r"label0001.nii.gz is missing \(label of a labeled scan\)"):
         pancreas.convert(source, 1)

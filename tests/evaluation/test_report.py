@@ -13,7 +13,7 @@ from nnunetv2_crossmatch.evaluation.report import (
     write_csv,
     write_json,
 )
-from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation, summarise
+from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation, summarize
 
 VALUES = np.array(
     [
@@ -25,7 +25,7 @@ EVALUATION = Evaluation(["a", "b"], ["shell", "core"], VALUES, np.array([[False,
 
 
 def test_json_holds_everything_and_null_where_undefined(tmp_path):
-    write_json(EVALUATION, summarise(EVALUATION), tmp_path / "e.json")
+    write_json(EVALUATION, summarize(EVALUATION), tmp_path / "e.json")
     content = json.loads((tmp_path / "e.json").read_text())
     assert content["cases"]["a"]["core"] == {**dict(zip(METRICS, VALUES[0, 1].tolist(), strict=True)), "missed": True}
     assert content["cases"]["b"]["core"] == {**dict.fromkeys(METRICS), "missed": False}
@@ -49,7 +49,7 @@ def test_csv_has_a_row_per_case_and_class(tmp_path):
 
 
 def test_the_table_shows_percent_intervals_and_counts():
-    table = format_summary(summarise(EVALUATION))
+    table = format_summary(summarize(EVALUATION))
     assert re.search(r"foreground_mean +Dice \[%\] +65.00 ", table)
     assert re.search(r"shell +Dice \[%\] +80.00 +14.14 +70.00 to 90.00", table)
     assert re.search(r"ASD \[mm\] +10.00 +- +-\n", table)
@@ -58,11 +58,11 @@ def test_the_table_shows_percent_intervals_and_counts():
 
 def test_of_a_single_class_no_foreground_mean_is_shown():
     alone = Evaluation(["a", "b"], ["atrium"], VALUES[:, :1], np.zeros((2, 1), dtype=bool), [])
-    assert FOREGROUND not in format_summary(summarise(alone))
+    assert FOREGROUND not in format_summary(summarize(alone))
 
 
 def test_published_rows_stand_below_the_results_with_their_footnotes():
-    results = {"ours": foreground_cells(summarise(EVALUATION)), "twin": ["64.00 +- 0.10", "1", "2", "3"]}
+    results = {"ours": foreground_cells(summarize(EVALUATION)), "twin": ["64.00 +- 0.10", "1", "2", "3"]}
     lines = format_benchmark("acdc-3", results).splitlines()
     assert re.fullmatch(r"ours +65.00 +55.00 +6.50 +3.50", lines[1])
     assert lines[2].startswith("twin")

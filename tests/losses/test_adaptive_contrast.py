@@ -4,13 +4,13 @@ import math
 import pytest
 import torch
 
-from nnunetv2_crossmatch.losses.adaptive_contrast import adaptive_contrast, assign_centres, simplex_centres
+from nnunetv2_crossmatch.losses.adaptive_contrast import adaptive_contrast, assign_centers, simplex_centers
 from tests.losses.test_similarity_distillation import cosine
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 14, 16])
-def test_centres_are_unit_vectors_pairwise_at_minus_1_over_k_minus_1(classes):
-    gram = (centres := simplex_centres(classes, 16)) @ centres.T
+def test_centers_are_unit_vectors_pairwise_at_minus_1_over_k_minus_1(classes):
+    gram = (centers := simplex_centers(classes, 16)) @ centers.T
     expected = torch.full((classes, classes), -1 / (classes - 1)).fill_diagonal_(1)
     torch.testing.assert_close(gram, expected, rtol=0, atol=1e-6)
 
@@ -18,24 +18,24 @@ def test_centres_are_unit_vectors_pairwise_at_minus_1_over_k_minus_1(classes):
 @pytest.mark.parametrize("classes", [1, 17])
 def test_more_classes_than_channels_are_refused(classes):
     with pytest.raises(ValueError, match=f"16 classes .*got {classes}"):
-        simplex_centres(classes, 16)
+        simplex_centers(classes, 16)
 
 
 def test_the_assignment_is_the_best_of_all_permutations():
     torch.manual_seed(0)
-    means, centres = torch.randn(5, 8), simplex_centres(5, 8)
+    means, centers = torch.randn(5, 8), simplex_centers(5, 8)
     means[2] = 0  # a class not seen yet takes what is left
-    assigned = assign_centres(means, centres)
+    assigned = assign_centers(means, centers)
     assert sorted(assigned.tolist()) == list(range(5))
     unit = means / means.norm(dim=1, keepdim=True).clamp(min=1e-9)
 
     def total(permutation):
-        return sum(float(unit[c] @ centres[k]) for c, k in enumerate(permutation))
+        return sum(float(unit[c] @ centers[k]) for c, k in enumerate(permutation))
 
     assert total(assigned.tolist()) == pytest.approx(max(total(p) for p in itertools.permutations(range(5))))
 
 
-def slow(queries, present, entries, known, centres, temperature, centre_weight) -> float:
+def slow(queries, present, entries, known, centers, temperature, center_weight) -> float:
     total = 0.0
     everything = [e for c in range(len(entries)) for e in entries[c][known[c]]]
     for c in range(len(queries)):
@@ -48,8 +48,8 @@ def slow(queries, present, entries, known, centres, temperature, centre_weight) 
                 return math.exp(cosine(q, v) / temperature)
 
             own = [-math.log(exp(p) / sum(map(exp, everything))) for p in entries[c][known[c]]]
-            centre = -math.log(exp(centres[c]) / sum(map(exp, centres)))
-            losses.append((sum(own) / len(own) if own else 0.0) + centre_weight * centre)
+            center = -math.log(exp(centers[c]) / sum(map(exp, centers)))
+            losses.append((sum(own) / len(own) if own else 0.0) + center_weight * center)
         total += sum(losses) / len(losses)
     return total / max(1, int(present.sum()))
 
@@ -61,10 +61,10 @@ def test_equals_the_slow_version_whatever_is_filled_and_present(filled, present)
     queries = torch.randn(3, 4, 8, dtype=torch.float64, requires_grad=True)
     entries = torch.randn(3, 7, 8, dtype=torch.float64, requires_grad=True)
     known, present = torch.arange(7) < torch.tensor(filled)[:, None], torch.tensor(present, dtype=torch.bool)
-    centres = simplex_centres(3, 8).double().requires_grad_()
-    loss = adaptive_contrast(queries, present, entries, known, centres, temperature=0.3, centre_weight=0.2)
-    assert loss.item() == pytest.approx(slow(queries, present, entries, known, centres, 0.3, 0.2), abs=1e-6)
+    centers = simplex_centers(3, 8).double().requires_grad_()
+    loss = adaptive_contrast(queries, present, entries, known, centers, temperature=0.3, center_weight=0.2)
+    assert loss.item() == pytest.approx(slow(queries, present, entries, known, centers, 0.3, 0.2), abs=1e-6)
     loss.backward()
-    assert entries.grad is None and centres.grad is None
+    assert entries.grad is None and centers.grad is None
     assert queries.grad.isfinite().all()
     assert [bool(g.any()) for g in queries.grad] == present.tolist()

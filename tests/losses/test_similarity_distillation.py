@@ -13,8 +13,8 @@ def cosine(a, b) -> float:
 
 
 def slow(student, teacher, entries, tau_s=0.1, tau_t=0.05) -> list[float]:
-    losses, centre = [], sum(entries) / len(entries)
-    student, teacher, entries = student - centre, teacher - centre, entries - centre
+    losses, center = [], sum(entries) / len(entries)
+    student, teacher, entries = student - center, teacher - center, entries - center
     for s, t in zip(student, teacher, strict=True):
         p_s = [math.exp(cosine(s, e) / tau_s) for e in entries]
         p_t = [math.exp(cosine(t, e) / tau_t) for e in entries]

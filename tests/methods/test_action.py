@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from nnunetv2_crossmatch.data import views
 from scipy.stats import chisquare
 from torch import nn
 
-from nnunetv2_crossmatch.data import views
 from nnunetv2_crossmatch.methods import SUPERVISED, LabeledBatch, UnlabeledBatch, action
 from nnunetv2_crossmatch.methods.action import ACTION, ACTIONConstants
 from nnunetv2_crossmatch.methods.action_plus_plus import ACTIONPlusPlus, ACTIONPlusPlusConstants
@@ -94,7 +94,7 @@ def at(levels, sample, y, x) -> torch.Tensor:
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Mask and indices of every draw of voxels: any of each class, then hard ones, of the unlabelled graph first."""
+    """Mask and indices of every draw of voxels: any of each class, then hard ones, of the unlabeled graph first."""
     draws = []
     original = voxels.draw_voxels
 
@@ -128,7 +128,7 @@ def test_stage_iii_equals_the_definitions_voxel_by_voxel(network, monkeypatch, d
         ):
             outputs, levels = SplitUNet(network).forward_levels(x)
             graphs.append((levels, outputs[0].softmax(1), y, counted))
-        members = [[], [], []]  # representations of the voxels of each class, labelled and unlabelled
+        members = [[], [], []]  # representations of the voxels of each class, labeled and unlabeled
         hard_ones = [[], [], []]
         for levels, p, y, counted in graphs:
             for sample, _, row, column in counted.nonzero().tolist():
@@ -313,7 +313,7 @@ def test_negatives_come_from_similar_classes_and_uniformly_from_both_graphs(netw
 def test_absent_classes_one_class_and_one_sample_work_in_every_stage(network, cls, classes, batch, monkeypatch):
     constants = {ACTION: ACTIONConstants, ACTIONPlusPlus: ACTIONPlusPlusConstants}[cls](**SMALL)
     if classes == (1,):
-        constants = replace(constants, valid=1.0)  # and no unlabelled voxel joins in
+        constants = replace(constants, valid=1.0)  # and no unlabeled voxel joins in
     method = make(network, STAGE_I, cls, constants)
     for progress in (STAGE_I, STAGE_I, STAGE_II, STAGE_II, STAGE_III, STAGE_III):
         method.progress = progress

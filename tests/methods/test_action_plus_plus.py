@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nnunetv2_crossmatch.losses.adaptive_contrast import simplex_centres
+from nnunetv2_crossmatch.losses.adaptive_contrast import simplex_centers
 from nnunetv2_crossmatch.methods import action, action_plus_plus
 from nnunetv2_crossmatch.methods.action_plus_plus import ACTIONPlusPlus, ACTIONPlusPlusConstants
 from tests.losses.test_adaptive_contrast import slow
@@ -33,19 +33,19 @@ def test_l_aaco_equals_the_definition_with_queue_means_and_assignment(monkeypatc
     seen = []
     original = action_plus_plus.adaptive_contrast
 
-    def contrast(queries, present, entries, known, centres, **kwargs):
-        seen.append((queries.detach(), present, entries.clone(), known.clone(), centres, kwargs["temperature"]))
-        return original(queries, present, entries, known, centres, **kwargs)
+    def contrast(queries, present, entries, known, centers, **kwargs):
+        seen.append((queries.detach(), present, entries.clone(), known.clone(), centers, kwargs["temperature"]))
+        return original(queries, present, entries, known, centers, **kwargs)
 
     monkeypatch.setattr(action_plus_plus, "adaptive_contrast", contrast)
     values = [step(method, network, unlabeled, labeled)["aaco"] for _ in range(3)]
-    for value, (queries, present, entries, known, centres, temperature) in zip(values, seen, strict=True):
-        everything = [t.double() for t in (queries, entries, centres)]
+    for value, (queries, present, entries, known, centers, temperature) in zip(values, seen, strict=True):
+        everything = [t.double() for t in (queries, entries, centers)]
         expected = slow(everything[0], present, everything[1], known, everything[2], temperature, 0.2)
         assert value == pytest.approx(expected, rel=1e-4)
     assert [int(known.sum()) for _, _, _, known, _, _ in seen] == [0, 18, 36]  # enqueued after the loss
     torch.testing.assert_close(method.queue.entries[:, :6], seen[2][0])
-    assert all(torch.equal(c.sort(0)[0], simplex_centres(3, 512).sort(0)[0]) for *_, c, _ in seen)
+    assert all(torch.equal(c.sort(0)[0], simplex_centers(3, 512).sort(0)[0]) for *_, c, _ in seen)
 
 
 def test_both_contrasts_have_the_temperature_of_the_moment(monkeypatch):
@@ -60,10 +60,10 @@ def test_both_contrasts_have_the_temperature_of_the_moment(monkeypatch):
     assert seen == pytest.approx([expected] * 2)
 
 
-def test_each_class_gets_the_centre_that_suits_its_mean_once_a_step(monkeypatch):
+def test_each_class_gets_the_center_that_suits_its_mean_once_a_step(monkeypatch):
     network, seen = unet(), []
     method = make(network, constants=replace(CONSTANTS, mean_rate=1e-6))
-    start, order = method.centres.clone(), torch.tensor([2, 0, 1])
+    start, order = method.centers.clone(), torch.tensor([2, 0, 1])
     method.running.copy_(start[order])
     original = action_plus_plus.adaptive_contrast
     monkeypatch.setattr(
@@ -78,7 +78,7 @@ def test_each_class_gets_the_centre_that_suits_its_mean_once_a_step(monkeypatch)
     assert torch.equal(seen[0], start) and torch.equal(seen[1], start[order])
 
 
-def test_running_means_are_of_labelled_voxels_and_forget_at_their_rate():
+def test_running_means_are_of_labeled_voxels_and_forget_at_their_rate():
     network = unet()
     method = make(network, constants=replace(CONSTANTS, mean_rate=0.25))
     expected = torch.zeros(3, 512)

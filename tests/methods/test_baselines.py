@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from nnunetv2_crossmatch.data import pseudo_label
 from torch import nn
 
-from nnunetv2_crossmatch.data import pseudo_label
 from nnunetv2_crossmatch.methods import SUPERVISED, bcp, ramp_up
 from nnunetv2_crossmatch.methods.bcp import BCP, BCPConstants
 from nnunetv2_crossmatch.methods.cps import CPS, CPSConstants
@@ -78,7 +78,7 @@ def hard(p: torch.Tensor, threshold: float, regions: bool) -> tuple[torch.Tensor
 
 
 def maps_of(labeled):
-    """The labelled batch of a dataset with overlapping regions: classes 1 and 2, class 2, classes 0 and 1."""
+    """The labeled batch of a dataset with overlapping regions: classes 1 and 2, class 2, classes 0 and 1."""
     maps = torch.cat([torch.isin(labeled.label, torch.tensor(c)) for c in ((1, 2), (2,), (0, 1))], 1)
 
     def loss(outputs):
@@ -311,7 +311,7 @@ def test_bcp_pastes_both_ways_and_cuts_stray_components_off(network, plain_views
     assert method.weights(0.5) == {SUPERVISED: 0.0, "labeled": 1.0, "unlabeled": 0.5}
 
 
-def test_bcp_begins_with_labelled_pairs(network, plain_views):
+def test_bcp_begins_with_labeled_pairs(network, plain_views):
     method, (unlabeled, labeled) = make(BCP, network, progress=0.1), batches()
     seen = inputs_of(network)
     values = step(method, network, unlabeled, labeled)

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from nnunetv2_crossmatch.data import views
 from torch import nn
 
-from nnunetv2_crossmatch.data import views
-from nnunetv2_crossmatch.views.mixing import paste
-from nnunetv2_crossmatch.views.strong_view import apply_strong
 from nnunetv2_crossmatch.methods import UnlabeledBatch, crossmatch
 from nnunetv2_crossmatch.methods.crossmatch import CrossMatch, CrossMatchConstants
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet, drop_channels
+from nnunetv2_crossmatch.views.mixing import paste
+from nnunetv2_crossmatch.views.strong_view import apply_strong
 from tests.methods.test_action import unet
 
 CONSTANTS = CrossMatchConstants(

@@ -26,7 +26,7 @@ def _with(*values: float) -> np.ndarray:
     return image
 
 
-def _colours(*shape: int) -> np.ndarray:
+def _colors(*shape: int) -> np.ndarray:
     return np.random.default_rng(2).integers(0, 255, shape, np.uint8)
 
 
@@ -82,7 +82,7 @@ def nifti2(**fields: tuple) -> Maker:
     return make
 
 
-def spoilt(maker: Maker, spoil: Callable[[bytes], bytes]) -> Maker:
+def spoiled(maker: Maker, spoil: Callable[[bytes], bytes]) -> Maker:
     """A good file whose bytes are changed."""
 
     def make(file: Path) -> None:
@@ -170,24 +170,24 @@ SIMPLEITK: Corpus = {
     "error_page.nii.gz": ("cannot be read", content(HTML)),
     "pointer.nii.gz": ("cannot be read", content(POINTER)),
     "dicom.nii.gz": ("cannot be read", _dicom),
-    "bzip2.nii.gz": ("cannot be read", spoilt(nifti(), bz2.compress)),
-    "not_zipped.nii.gz": ("not a gzip file", spoilt(nifti(), gzip.decompress)),
-    "zipped_twice.nii.gz": ("cannot be read", spoilt(nifti(), gzip.compress)),
-    "zipped.nii": ("cannot be read", spoilt(nifti(), gzip.compress)),
+    "bzip2.nii.gz": ("cannot be read", spoiled(nifti(), bz2.compress)),
+    "not_zipped.nii.gz": ("not a gzip file", spoiled(nifti(), gzip.decompress)),
+    "zipped_twice.nii.gz": ("cannot be read", spoiled(nifti(), gzip.compress)),
+    "zipped.nii": ("cannot be read", spoiled(nifti(), gzip.compress)),
     "wrong_magic.nii.gz": ("cannot be read", nifti(magic=(b"xyz\0",))),
     "error_page.nrrd": ("cannot be read", content(HTML)),
     "error_page.mha": ("cannot be read", content(HTML)),
     "empty.mha": ("empty", content(b"")),
     "unknown_ending.xyz": ("cannot be read", content(HTML)),
     # cut or changed on the way
-    "cut.nii.gz": ("cannot be read", spoilt(nifti(), lambda scan: scan[: len(scan) // 2])),
-    "cut_in_the_header.nii.gz": ("cannot be read", spoilt(nifti(), lambda scan: scan[:90])),
-    "cut_checksum.nii.gz": ("cannot be read", spoilt(nifti(), lambda scan: scan[:-6])),
-    "flipped_bit.nii.gz": ("cannot be read .*data check", spoilt(_stored_gzip, flip_in_the_middle)),
-    "cut_plain.nii": ("cannot be read", spoilt(nifti(), lambda scan: scan[:2000])),
-    "cut.nrrd": ("cannot be read", spoilt(nrrd(), lambda scan: scan[:-500])),
+    "cut.nii.gz": ("cannot be read", spoiled(nifti(), lambda scan: scan[: len(scan) // 2])),
+    "cut_in_the_header.nii.gz": ("cannot be read", spoiled(nifti(), lambda scan: scan[:90])),
+    "cut_checksum.nii.gz": ("cannot be read", spoiled(nifti(), lambda scan: scan[:-6])),
+    "flipped_bit.nii.gz": ("cannot be read .*data check", spoiled(_stored_gzip, flip_in_the_middle)),
+    "cut_plain.nii": ("cannot be read", spoiled(nifti(), lambda scan: scan[:2000])),
+    "cut.nrrd": ("cannot be read", spoiled(nrrd(), lambda scan: scan[:-500])),
     "cut_gzip.nrrd": ("cannot be read", nrrd(encoding="gzip", voxels=gzip.compress(IMAGE.tobytes())[:-900])),
-    "cut.mha": ("cannot be read", spoilt(mha(), lambda scan: scan[:-500])),
+    "cut.mha": ("cannot be read", spoiled(mha(), lambda scan: scan[:-500])),
     "cut_zlib.mha": ("cannot be read", mha(zlib.compress(IMAGE.tobytes())[:-900], CompressedData="True")),
     # headers that claim what is not there
     "huge.nii.gz": ("claims", nifti(dim=(3, 30000, 30000, 30000))),
@@ -227,9 +227,9 @@ SIMPLEITK: Corpus = {
     "one_voxel.nii.gz": ("is constant", nifti(IMAGE[:1, :1, :1])),
     # kinds of voxels and of channels
     "complex.nii.gz": ("one number per voxel", nifti(IMAGE.astype(np.complex64))),
-    "colour.nii.gz": ("one number per voxel", image(_colours(16, 24, 24, 3), is_vector=True)),
-    "colour_slice.nrrd": ("one number per voxel", image(_colours(24, 24, 3), is_vector=True)),
-    "tensor.mha": ("one number per voxel", image(_colours(16, 24, 24, 6), is_vector=True)),
+    "color.nii.gz": ("one number per voxel", image(_colors(16, 24, 24, 3), is_vector=True)),
+    "color_slice.nrrd": ("one number per voxel", image(_colors(24, 24, 3), is_vector=True)),
+    "tensor.mha": ("one number per voxel", image(_colors(16, 24, 24, 6), is_vector=True)),
     "unknown_type.nii.gz": ("cannot be read", nifti(datatype=(77,))),
     "four_dimensions.nii.gz": ("5 channels, but the dataset has 1", nifti(np.stack([IMAGE] * 5))),
     "five_dimensions.nii.gz": ("one number per voxel", nifti(np.stack([IMAGE] * 2)[:, None])),
@@ -260,7 +260,7 @@ SIMPLEITK: Corpus = {
 NIBABEL: Corpus = {
     "empty.nii": ("empty", content(b"")),
     "text.nii": ("cannot be read", content(HTML)),
-    "cut.nii": ("cannot be read", spoilt(nifti(), lambda scan: scan[:2000])),
+    "cut.nii": ("cannot be read", spoiled(nifti(), lambda scan: scan[:2000])),
     "huge.nii": ("claims", nifti(dim=(3, 30000, 30000, 30000))),
     "huge_zipped.nii.gz": ("claims", nifti(dim=(3, 30000, 30000, 30000))),
     "nan.nii": ("contains NaN or infinite", nifti(_with(np.nan))),
@@ -273,7 +273,7 @@ NIBABEL: Corpus = {
     "zero.nii": (r"is constant \(0 everywhere\)", nifti(np.zeros_like(IMAGE))),
 }
 
-_photo = _colours(24, 24)
+_photo = _colors(24, 24)
 
 
 def photo(array: np.ndarray, mode: str | None = None) -> Maker:
@@ -283,15 +283,15 @@ def photo(array: np.ndarray, mode: str | None = None) -> Maker:
 NATURAL: Corpus = {
     "empty.png": ("empty", content(b"")),
     "text.png": ("cannot be read", content(HTML)),
-    "cut.png": ("cannot be read", spoilt(photo(_photo), lambda scan: scan[:200])),
-    "flipped.png": ("cannot be read", spoilt(photo(_photo), flip_in_the_middle)),
+    "cut.png": ("cannot be read", spoiled(photo(_photo), lambda scan: scan[:200])),
+    "flipped.png": ("cannot be read", spoiled(photo(_photo), flip_in_the_middle)),
     "huge.png": ("cannot be read|claims", content(_png(30000, 30000, b"0"))),
     "large.png": ("cannot be read|claims", content(_png(9000, 9000, b"0"))),
-    "colour.png": ("3 channels, but the dataset has 1", photo(np.stack([_photo] * 3, -1))),
+    "color.png": ("3 channels, but the dataset has 1", photo(np.stack([_photo] * 3, -1))),
     "transparent.png": ("cannot be read", photo(_photo, "LA")),
     "constant.png": ("is constant", photo(np.full_like(_photo, 9))),
     "shapes_differ.png": ("same shape", channels(photo(_photo), photo(_photo[1:]))),
-    "cut.bmp": ("cannot be read", spoilt(photo(_photo), lambda scan: scan[:200])),
+    "cut.bmp": ("cannot be read", spoiled(photo(_photo), lambda scan: scan[:200])),
 }
 
 
@@ -316,7 +316,7 @@ def _tif_with_claim(file: Path) -> None:
 TIFF: Corpus = {
     "empty_0000.tif": ("empty", content(b"")),
     "text_0000.tif": ("cannot be read", content(HTML)),
-    "cut_0000.tif": ("cannot be read", spoilt(tif(), lambda scan: scan[:-5000])),
+    "cut_0000.tif": ("cannot be read", spoiled(tif(), lambda scan: scan[:-5000])),
     "slice_0000.tif": ("cannot be read .*3D", tif(IMAGE[0])),
     "huge_0000.tif": ("claims", _tif_with_claim),
     "nan_0000.tif": ("contains NaN or infinite", tif(_with(np.nan))),

@@ -1,4 +1,4 @@
-"""Whatever lies among the unlabelled scans, it is named with the reason, beside all else that is wrong."""
+"""Whatever lies among the unlabeled scans, it is named with the reason, beside all else that is wrong."""
 
 import gzip
 import json
@@ -25,7 +25,7 @@ def random_photo(file: Path) -> None:
 
 
 class Place:
-    """A planned dataset without labelled scans, whose unlabelled scans are in ``scans`` and in unlabeled.json."""
+    """A planned dataset without labeled scans, whose unlabeled scans are in ``scans`` and in unlabeled.json."""
 
     def __init__(self, base: Path):
         self.base, self.raw, self.preprocessed = base, base / "raw" / DATASET, base / "preprocessed" / DATASET
@@ -164,7 +164,7 @@ def test_problems_of_the_list_and_of_the_scans_are_one_report(place, capsys):
     assert place.done() == ["good.nii.gz"]
 
 
-def test_labelled_scans_are_looked_at_although_no_unlabelled_one_can_be_used(place, capsys):
+def test_labeled_scans_are_looked_at_although_no_unlabeled_one_can_be_used(place, capsys):
     place.add("gone.nii.gz", lambda file: None)
     labeled = place.raw / "imagesTr" / "case0_0000.nii.gz"
     labeled.write_bytes(b"")
@@ -223,7 +223,7 @@ def test_a_spacing_that_only_the_plans_refute(place, capsys):
     assert place.done() == ["slice"]
 
 
-def test_what_was_preprocessed_stays_when_the_list_is_spoilt(place, capsys):
+def test_what_was_preprocessed_stays_when_the_list_is_spoiled(place, capsys):
     place.add("one.nii.gz", nifti())
     place.add("two.nii.gz", nifti(IMAGE * 2))
     main([*PREPROCESS, "3d_fullres", "-d", "901", "-np", "1"])

@@ -37,11 +37,11 @@ def look(raw: Path, preprocessed: Path):
     return update_content(raw, preprocessed, dataset_json(raw), 1)
 
 
-def save_anew(source: Path, target: Path) -> None:
+def save_again(source: Path, target: Path) -> None:
     """The same voxels in a file that differs in every way."""
     image = sitk.Cast(sitk.ReadImage(str(source)), sitk.sitkFloat64)
     image.SetSpacing((2, 2, 2))
-    image.SetMetaData("descrip", "saved anew")
+    image.SetMetaData("descrip", "saved again")
     sitk.WriteImage(image, str(target))
 
 
@@ -83,8 +83,8 @@ def test_what_preprocessing_saw_is_not_read_again(dataset, monkeypatch):
     assert {part for part, _ in read} == {"imagesTr", "imagesTs"}
 
 
-def test_a_scan_saved_anew_is_recognised_and_can_be_accepted(raw, preprocessed, capsys):
-    save_anew(raw / "imagesTs" / "test1_0000.nii.gz", raw / "imagesUn" / "other_0000.nii.gz")
+def test_a_scan_saved_anew_is_recognized_and_can_be_accepted(raw, preprocessed, capsys):
+    save_again(raw / "imagesTs" / "test1_0000.nii.gz", raw / "imagesUn" / "other_0000.nii.gz")
     with pytest.raises(SystemExit):
         main(["check", "-d", "901", "-np", "1"])
     output = capsys.readouterr()
@@ -94,13 +94,13 @@ def test_a_scan_saved_anew_is_recognised_and_can_be_accepted(raw, preprocessed, 
     main(["check", "-d", "901", "-np", "1", "--accept"])
     main(["check", "-d", "901", "-np", "1"])
     assert "warning: The same image: imagesTs/test1 = unlabeled/other." in capsys.readouterr().err
-    save_anew(raw / "imagesTr" / "case0_0000.nii.gz", raw / "imagesUn" / "more_0000.nii.gz")
+    save_again(raw / "imagesTr" / "case0_0000.nii.gz", raw / "imagesUn" / "more_0000.nii.gz")
     with pytest.raises(SystemExit):
         main(["check", "-d", "901", "-np", "1"])  # what was not there when the other was accepted
 
 
 def test_the_preprocessed_folder_alone_is_enough(raw, preprocessed):
-    save_anew(raw / "imagesTs" / "test1_0000.nii.gz", raw / "imagesUn" / "other_0000.nii.gz")
+    save_again(raw / "imagesTs" / "test1_0000.nii.gz", raw / "imagesUn" / "other_0000.nii.gz")
     look(raw, preprocessed)
     findings = check_dataset(None, preprocessed, dataset_json(raw), 1)
     assert "unlabeled/other" in findings.leaks[0]
@@ -119,13 +119,13 @@ def test_bad_scans_are_errors_in_training_and_warnings_among_test_scans(raw, pre
     assert check_dataset(raw, preprocessed, dataset_json(raw), 1).bad, "only leaks can be accepted"
 
 
-def test_a_labelled_scan_that_is_gone_is_named(raw, preprocessed):
+def test_a_labeled_scan_that_is_gone_is_named(raw, preprocessed):
     described = dataset_json(raw)
     described["dataset"] = {"case9": {"images": ["/nowhere/case9.nii.gz"], "label": "/nowhere/label.nii.gz"}}
     assert "/nowhere/case9.nii.gz (case9) does not exist" in check_dataset(raw, preprocessed, described, 1).bad[0]
 
 
-def test_a_scan_in_another_orientation_is_recognised(raw, preprocessed):
+def test_a_scan_in_another_orientation_is_recognized(raw, preprocessed):
     image = sitk.ReadImage(str(raw / "imagesTs" / "test0_0000.nii.gz"))
     sitk.WriteImage(sitk.DICOMOrient(image, "RSP"), str(raw / "imagesUn" / "turned_0000.nii.gz"))
     (leak,) = check_dataset(raw, preprocessed, dataset_json(raw), 1).leaks
@@ -149,7 +149,7 @@ def test_an_interrupted_look_keeps_what_it_has_seen(raw, preprocessed, monkeypat
     assert sum(map(len, content.values())) == 8
 
 
-def test_a_copied_dataset_needs_no_unlabelled_originals(raw, preprocessed):
+def test_a_copied_dataset_needs_no_unlabeled_originals(raw, preprocessed):
     (raw / "imagesUn").rename(raw.parent / "originals")
     entries = {f"s{i}": {"images": [str(raw.parent / "originals" / f"scan{i}_0000.nii.gz")]} for i in range(3)}
     (raw / "unlabeled.json").write_text(json.dumps(entries))
@@ -163,8 +163,8 @@ def test_a_copied_dataset_needs_no_unlabelled_originals(raw, preprocessed):
 
 
 @real
-def test_real_la_list_of_unlabelled_scans_that_holds_labelled_ones():
-    """The community's train_16_unlabel.list names 12 of the 16 labelled scans."""
+def test_real_la_list_of_unlabeled_scans_that_holds_labeled_ones():
+    """The community's train_16_unlabel.list names 12 of the 16 labeled scans."""
     folder = REAL / "LA" / "2018LA_Seg_Training Set"
 
     def parts(name: str) -> dict[str, dict]:

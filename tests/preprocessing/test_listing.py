@@ -109,7 +109,7 @@ def test_an_empty_folder_is_an_error(raw):
         list_unlabeled(raw, dataset_json(raw))
 
 
-def test_validation_cases_may_not_be_unlabelled(raw):
+def test_validation_cases_may_not_be_unlabeled(raw):
     (raw / "imagesTs").rename(raw / "imagesVal")
     (raw / "unlabeled.json").write_text('{"test0": {"images": ["imagesUn/scan0_0000.nii.gz"]}}')
     with pytest.raises(DatasetError, match="test0 is also in .*imagesVal"):

@@ -40,18 +40,18 @@ def test_similar_scans_are_not_named():
 def test_another_spacing_is_named_with_figure_and_range(spacing, figure):
     labeled = entries([ct(0)]) | {"z": describe(np.stack([ct(1)]), (2.5, 1.0, 1.0))}
     found = lines(labeled, entries([ct(2)], spacing=spacing), ["CT"])
-    assert f"s0: spacing (z, y, x in mm) {figure}; labelled scans have (2, 1, 1) to (2.5, 1, 1)." in found
+    assert f"s0: spacing (z, y, x in mm) {figure}; labeled scans have (2, 1, 1) to (2.5, 1, 1)." in found
 
 
 def test_another_extent_is_named():
     (line,) = lines(entries([ct(0)]), entries([np.tile(ct(1), (1, 1, 3))]), ["CT"])
-    assert line == "s0: extent (z, y, x in mm) (32, 16, 48); labelled scans have (32, 16, 16) to (32, 16, 16)."
+    assert line == "s0: extent (z, y, x in mm) (32, 16, 48); labeled scans have (32, 16, 16) to (32, 16, 16)."
 
 
 def test_another_unit_of_ct_is_named_and_of_mr_is_none():
     labeled = entries(*([ct(i)] for i in range(3)))
     (line,) = lines(labeled, entries([ct(3) + 1024]), ["CT"])
-    assert line.startswith("s0: CT has ") and "percentile 1 of its intensities; labelled scans have -1" in line
+    assert line.startswith("s0: CT has ") and "percentile 1 of its intensities; labeled scans have -1" in line
     assert lines(entries([mr(0, 1)]), entries([1000 * mr(1, 1)]), ["MRI"]) == []
 
 

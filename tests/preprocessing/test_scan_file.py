@@ -8,7 +8,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_crossmatch.preprocessing import scan_file
 from nnunetv2_crossmatch.preprocessing.scan_file import check_file
-from tests.preprocessing.bad_scans import IMAGE, nifti, spoilt
+from tests.preprocessing.bad_scans import IMAGE, nifti, spoiled
 
 
 def electron_microscopy(file):
@@ -31,7 +31,7 @@ def slow_series(file):
         ("series.mha", slow_series),
         ("mask.tif", lambda file: tifffile.imwrite(file, IMAGE > 0)),
         ("slice.nii.gz", nifti(IMAGE[:1], pixdim=(1, 1, 1, 0))),
-        ("padded.nii.gz", spoilt(nifti(), lambda scan: scan + b"\0" * 100)),
+        ("padded.nii.gz", spoiled(nifti(), lambda scan: scan + b"\0" * 100)),
     ],
 )
 def test_is_taken(tmp_path, name, make):

@@ -40,7 +40,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def done(planned, tmp_path_factory) -> Path:
-    """A dataset whose unlabelled cases are preprocessed, to copy from."""
+    """A dataset whose unlabeled cases are preprocessed, to copy from."""
     base = tmp_path_factory.mktemp("done") / "nnunet"
     shutil.copytree(planned, base)
     Place(base).preprocess()
@@ -160,10 +160,10 @@ def test_training_does_it_by_itself(place):
     assert len(place.times()) == 8
 
 
-def test_no_unlabelled_scans_anywhere(place):
+def test_no_unlabeled_scans_anywhere(place):
     shutil.rmtree(place.folder)
     shutil.rmtree(place.scans)
-    with pytest.raises(DatasetError, match="has no unlabelled scans. Put them in .*imagesUn"):
+    with pytest.raises(DatasetError, match="has no unlabeled scans. Put them in .*imagesUn"):
         place.for_training()
 
 

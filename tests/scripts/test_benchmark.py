@@ -95,7 +95,7 @@ def test_times_waits_and_shares_are_measured_and_written(dataset, tmp_path, monk
     assert written["torch"] == torch.__version__ and written["settings"]["steps"] == 3
     for result in written["trainers"].values():
         assert sum(result["shares"].values()) == pytest.approx(1)
-        assert {"backward", "forward", "optimiser", "waiting"} <= result["shares"].keys()
+        assert {"backward", "forward", "optimizer", "waiting"} <= result["shares"].keys()
         assert min(result["shares"].values()) >= 0
         assert result["step_seconds"]["lower_quartile"] <= result["step_seconds"]["upper_quartile"]
     assert written["trainers"]["nnUNetTrainerFixMatch"]["shares"]["augmentation"] > 0

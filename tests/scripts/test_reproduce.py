@@ -58,7 +58,7 @@ def test_from_the_download_to_the_table_in_slices(tmp_path, monkeypatch):
         slices.append(call(*once, "--slice-minutes", "0.001"))
     assert len(slices) >= 3, "an epoch, another epoch, predictions"
     assert f"{trainer}_2epochs" in slices[-1]
-    (tmp_path / "source").rename(tmp_path / "no source")  # and a third one all but the unlabelled originals
+    (tmp_path / "source").rename(tmp_path / "no source")  # and a third one all but the unlabeled originals
     shutil.rmtree(tmp_path / "raw" / dataset)
     (tmp_path / "elsewhere").rename(tmp_path / "raw" / dataset)
     table = call(*once, "--runs", "2")

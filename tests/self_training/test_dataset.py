@@ -36,7 +36,7 @@ def test_one_dataset_stays_as_it_is():
     assert MixedDataset([Memory(["a", "b"])], MANAGER).identifiers.tolist() == ["a", "b"]
 
 
-def test_patches_of_labelled_cases_lie_as_without_an_ignore_label_and_of_others_on_annotated_voxels():
+def test_patches_of_labeled_cases_lie_as_without_an_ignore_label_and_of_others_on_annotated_voxels():
     labeled = Memory(["l"])
     pseudo = Memory(["p"], {(-1, 0, 1): np.array([[0, 4, 4, 4]])})
     stock = LabelManager({"background": 0, "shell": 1}, None)

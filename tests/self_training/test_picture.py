@@ -5,8 +5,8 @@ import pytest
 from nnunetv2_crossmatch.self_training.picture import draw_picture
 
 
-def colourful(file) -> bool:
-    """Whether any pixel is not grey."""
+def colorful(file) -> bool:
+    """Whether any pixel is not gray."""
     pixels = matplotlib.image.imread(file)[..., :3]
     return bool((np.ptp(pixels, axis=-1) > 0.3).any())
 
@@ -19,7 +19,7 @@ def test_contours_and_shading_in_2d_and_3d(tmp_path, shape):
     label[..., 10:15] = 3
     image = np.random.default_rng(0).normal(size=shape)
     draw_picture(tmp_path / "case.png", "case", image, label, predicted, 3, [3.0, 1.0, 1.0])
-    assert colourful(tmp_path / "case.png")
+    assert colorful(tmp_path / "case.png")
 
 
 def test_nothing_found_in_a_constant_image_still_has_a_picture(tmp_path):

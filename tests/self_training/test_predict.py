@@ -97,7 +97,7 @@ def test_of_two_runs_at_once_the_second_waits_and_finds_all_done(place):
     assert sorted((written.predicted, written.current) for written in both) == [([], CASES), (CASES, [])]
 
 
-def test_another_threshold_or_model_labels_anew(place):
+def test_another_threshold_or_model_labels_again(place):
     assert place.write(threshold=0.7)[0].predicted == CASES
     place.make_model(0, seed=7)
     assert place.write(threshold=0.7)[0].predicted == CASES
@@ -216,7 +216,7 @@ def test_errors_come_first_and_name_the_fix(place, no_prediction, monkeypatch):
     place.change_dataset_json(labels={"background": 0, "shell": 1, "core": 2})
     shutil.rmtree(place.raw / "imagesUn")
     shutil.rmtree(place.preprocessed / "nnUNetPlans_3d_fullres_unlabeled")
-    with pytest.raises(DatasetError, match="has no unlabelled scans"):
+    with pytest.raises(DatasetError, match="has no unlabeled scans"):
         place.write()
 
 

@@ -39,7 +39,7 @@ def times(folder):
 
 
 def change(file, edit=lambda array: array):
-    """Write the label anew, edited."""
+    """Write the label again, edited."""
     image = sitk.ReadImage(str(file))
     changed = sitk.GetImageFromArray(edit(sitk.GetArrayFromImage(image)))
     if changed.GetSize() == image.GetSize():
@@ -88,7 +88,7 @@ def test_a_zero_background_is_outside_as_in_the_image(place):
     assert (seg == -1).any()
 
 
-def test_only_what_was_corrected_is_made_anew(place):
+def test_only_what_was_corrected_is_made_again(place):
     before = times(prepare(place))
     assert times(prepare(place)) == before
     change(place.labels / "fold_0" / "scan1.nii.gz", lambda label: np.where(label == 3, 2, label))
@@ -97,7 +97,7 @@ def test_only_what_was_corrected_is_made_anew(place):
     assert 3 not in blosc2.open(str(folder / "scan1_seg.b2nd"))[:]
 
 
-def test_labels_of_a_scan_that_changed_are_refused_until_it_is_labelled_anew(place):
+def test_labels_of_a_scan_that_changed_are_refused_until_it_is_labeled_again(place):
     prepare(place)
     change(place.raw / "imagesUn" / "scan2_0000.nii.gz", lambda image: image + 1)
     file = str(place.raw / "imagesUn" / "scan3_0000.nii.gz")

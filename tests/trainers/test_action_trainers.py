@@ -75,7 +75,7 @@ def test_weight_0_everywhere_is_the_supervised_step_exactly(make_trainer):
     assert all(torch.equal(a, b) for a, b in zip(weights(stock), weights(ours), strict=True))
 
 
-def test_the_labelled_part_of_stage_iii_is_nnunets_own_forward_and_loss(make_trainer):
+def test_the_labeled_part_of_stage_iii_is_nnunets_own_forward_and_loss(make_trainer):
     trainer = start(make_trainer(Smoke))
     trainer.method.progress = 0.9
     batch = next(trainer.dataloader_train)
@@ -103,7 +103,7 @@ def test_stage_i_moves_the_encoder_alone_and_validates_all_the_same(make_trainer
         assert np.isfinite(trainer.validation_step(next(trainer.dataloader_val))["loss"])
 
 
-def test_heads_learn_with_nnunets_optimiser_schedule_and_clipping(make_trainer):
+def test_heads_learn_with_nnunets_optimizer_schedule_and_clipping(make_trainer):
     class Long(Smoke):
         epochs = 100
 
@@ -122,7 +122,7 @@ def test_heads_learn_with_nnunets_optimiser_schedule_and_clipping(make_trainer):
 
 @pytest.mark.parametrize("cls", [EightSteps, EightStepsPlusPlus])
 def test_a_run_stopped_in_the_middle_of_any_stage_goes_on_as_if_it_had_not(make_trainer, cls):
-    """The same next step, to the bit: network, optimiser, teacher, heads, banks, queue, centres."""
+    """The same next step, to the bit: network, optimizer, teacher, heads, banks, queue, centers."""
     first = start(make_trainer(cls))
     batches = [(next(first.dataloader_train), next(first.dataloader_unlabeled)) for _ in range(cls.epochs)]
 
@@ -162,7 +162,7 @@ def test_the_saved_network_is_stock_and_everything_else_lies_beside_it(make_trai
     assert saved["network_weights"].keys() == stock.network.state_dict().keys()
     stock.network.load_state_dict(saved["network_weights"])
     beside = {name.split(".")[0] for name in saved[OURS]["state"]}
-    assert beside >= {"teacher", "global_head", "local_head", "represent", "global_bank", "queue", "centres", "running"}
+    assert beside >= {"teacher", "global_head", "local_head", "represent", "global_bank", "queue", "centers", "running"}
 
 
 def test_stages_are_drawn(make_trainer, monkeypatch):

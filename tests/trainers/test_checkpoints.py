@@ -104,7 +104,7 @@ def assert_goes_on_as_if_nothing_had_happened(make_trainer, cls: type, deaths: l
 
 @pytest.mark.parametrize("name", ONLINE)
 def test_a_continued_run_ends_as_an_uninterrupted_one_to_the_bit(make_trainer, name):
-    """Weights, teacher, heads, banks, optimiser, schedule, curves; 2D, one sample a batch."""
+    """Weights, teacher, heads, banks, optimizer, schedule, curves; 2D, one sample a batch."""
     cls = changed(recursive_find_trainer_class_by_name(f"{name}_smoke"), **EAGER, pretrain=0.5)
     assert_goes_on_as_if_nothing_had_happened(make_trainer, cls, [{"after": 2}])
 
@@ -200,10 +200,10 @@ def test_a_broken_checkpoint_is_named_with_the_one_to_go_on_from(folder, make_tr
     assert (train(make_trainer, Smoke, go_on=True) / "checkpoint_final.pth").exists()
 
 
-def test_without_another_checkpoint_the_fix_is_to_train_anew(folder, make_trainer):
+def test_without_another_checkpoint_the_fix_is_to_train_again(folder, make_trainer):
     (folder / "checkpoint_best.pth").unlink()
     truncated(folder / "checkpoint_latest.pth")
-    with pytest.raises(CheckpointError, match="train anew; there is no other"):
+    with pytest.raises(CheckpointError, match="train from scratch; there is no other"):
         train(make_trainer, Smoke, go_on=True)
 
 

@@ -88,7 +88,7 @@ def ten_steps(trainer) -> Iterator[float]:
 
 
 def eager(name: str) -> type:
-    """Its unlabelled losses act from the first step on."""
+    """Its unlabeled losses act from the first step on."""
     return changed(recursive_find_trainer_class_by_name(f"{name}_smoke"), **EAGER, pretrain=0.5)
 
 
@@ -130,7 +130,7 @@ def train_every(rank: int, folder: str, port: int) -> None:
 
 
 def train_action(rank: int, folder: str, port: int) -> None:
-    """All stages of ACTION++; banks, queue, class means and centres are those of both processes together."""
+    """All stages of ACTION++; banks, queue, class means and centers are those of both processes together."""
     trainer = start(rank, folder, port, SmokePlusPlus)
     method, embeddings = trainer.method, []
     assert_same_on_both(method.state_dict().values())
@@ -168,6 +168,6 @@ def train_action(rank: int, folder: str, port: int) -> None:
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch was built without gloo")
 @pytest.mark.parametrize("work", [train, train_every, train_action])
-def test_both_processes_hold_the_same_parameters_after_unlabelled_steps(dataset, work):
+def test_both_processes_hold_the_same_parameters_after_unlabeled_steps(dataset, work):
     port = 20000 + (os.getpid() + 7 * len(work.__name__)) % 20000
     mp.spawn(work, args=(str(dataset / "preprocessed" / DATASET), port), nprocs=2)

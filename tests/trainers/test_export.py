@@ -76,7 +76,7 @@ def test_the_zip_holds_a_smaller_stock_model_and_says_whose_it_was(fold, tmp_pat
     assert predictor.network.state_dict().keys() == weights.keys()
 
 
-def test_the_hash_of_the_unlabelled_scans_is_of_their_voxels(fold, tmp_path):
+def test_the_hash_of_the_unlabeled_scans_is_of_their_voxels(fold, tmp_path):
     def exported(name: str) -> dict:
         main([*COMMAND, str(tmp_path / name)])
         with ZipFile(tmp_path / name) as archive:

@@ -21,7 +21,7 @@ class Ring(nn.Module):
 
 @pytest.fixture
 def hidden(dataset):
-    """Labels of the unlabelled scans: those of the generator that drew them."""
+    """Labels of the unlabeled scans: those of the generator that drew them."""
     raw = dataset / "raw" / DATASET
     rng = np.random.default_rng(0)
     labels = [ball(rng)[1] for _ in range(9)][5:]

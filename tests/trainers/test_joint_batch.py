@@ -11,9 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_crossmatch.views.mixing import Partner
 from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
 from nnunetv2_crossmatch.networks.distributed import gather_rows
+from nnunetv2_crossmatch.views.mixing import Partner
 from tests.conftest import DATASET
 from tests.trainers.test_contract import EAGER, ONLINE, changed
 from tests.trainers.test_ddp import create, finish

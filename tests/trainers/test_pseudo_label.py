@@ -123,7 +123,7 @@ def test_without_ignored_voxels_the_loss_is_nnunets(dataset, make_trainer):
     torch.testing.assert_close(trainer.loss(outputs, targets), stock.loss(outputs, targets))
 
 
-def test_labelled_and_pseudo_labelled_cases_are_drawn_half_and_half_and_validation_is_labelled(dataset, make_trainer):
+def test_labeled_and_pseudo_labeled_cases_are_drawn_half_and_half_and_validation_is_labeled(dataset, make_trainer):
     write_labels(dataset)
     trainer = started(make_trainer)
     drawn = [key for _ in range(100) for key in next(trainer.dataloader_train)["keys"]]
@@ -132,7 +132,7 @@ def test_labelled_and_pseudo_labelled_cases_are_drawn_half_and_half_and_validati
     assert {key for _ in range(5) for key in next(trainer.dataloader_val)["keys"]} == set(trainer.do_split()[1])
 
 
-def test_foreground_is_oversampled_in_pseudo_labelled_cases(dataset, make_trainer):
+def test_foreground_is_oversampled_in_pseudo_labeled_cases(dataset, make_trainer):
     corner = np.zeros((16, 24, 24), np.uint8)
     corner[-2:, -2:, -2:] = 1
     folder = write_labels(dataset)
@@ -170,7 +170,7 @@ def test_a_model_trained_anew_is_noticed(dataset, make_trainer):
     model = dataset / "results" / DATASET / "nnUNetTrainer__nnUNetPlansSmall__3d_fullres" / "fold_0"
     model.mkdir(parents=True)
     (model / "checkpoint_final.pth").write_text("another")
-    assert "was trained anew since" in Path(started(make_trainer).log_file).read_text()
+    assert "was trained again since" in Path(started(make_trainer).log_file).read_text()
 
 
 def test_going_on_with_other_labels_than_at_the_start_is_noticed(dataset, make_trainer):

@@ -53,7 +53,7 @@ def test_lambda_zero_is_the_supervised_step_exactly(make_trainer, configuration)
     assert all(torch.equal(a, b) for a, b in zip(weights(stock), weights(ours), strict=True))
 
 
-def test_unlabelled_gradients_are_added_to_the_supervised_ones(make_trainer):
+def test_unlabeled_gradients_are_added_to_the_supervised_ones(make_trainer):
     ours, supervised = (start(make_trainer(cls)) for cls in (Smoke, Supervised))
     supervised.network.load_state_dict(ours.network.state_dict())
     batch = next(ours.dataloader_train)
@@ -67,7 +67,7 @@ def test_unlabelled_gradients_are_added_to_the_supervised_ones(make_trainer):
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
-def test_unlabelled_batches_have_the_labelled_geometry(make_trainer, configuration):
+def test_unlabeled_batches_have_the_labeled_geometry(make_trainer, configuration):
     trainer = start(make_trainer(Smoke, configuration))
     labeled, unlabeled = next(trainer.dataloader_train), next(trainer.dataloader_unlabeled)
     assert unlabeled["data"].shape == labeled["data"].shape
@@ -199,7 +199,7 @@ def test_classes_that_no_pseudo_label_has_are_named(make_trainer):
 
     assert "warning" not in Path(trainer.log_file).read_text()
     assert "confidently 2 in this epoch. If that lasts" in say([9.0, 1.0, 0.0])
-    assert "confidently 1 or 2 in this epoch, so the unlabelled scans teach no foreground" in say([9.0, 0.0, 0.0])
+    assert "confidently 1 or 2 in this epoch, so the unlabeled scans teach no foreground" in say([9.0, 0.0, 0.0])
 
 
 def edit_architecture(plans, configuration, **kwargs):
@@ -236,7 +236,7 @@ class NoDeepSupervision(Smoke):
 
 
 def annotate_all(dataset: Path) -> None:
-    """What preprocessing with an ignore label adds: locations of annotated voxels, in labelled cases only."""
+    """What preprocessing with an ignore label adds: locations of annotated voxels, in labeled cases only."""
     for file in dataset.glob("preprocessed/*/nnUNetPlans_*/case*.pkl"):
         properties = load_pickle(str(file))
         shape = properties["shape_after_cropping_and_before_resampling"]
@@ -283,7 +283,7 @@ def test_a_network_without_encoder_and_decoder_is_refused_at_once(make_trainer, 
     assert not list(dataset.glob("preprocessed/*/*_unlabeled"))
 
 
-def test_one_labelled_patient_recommends_fold_all(make_trainer, dataset):
+def test_one_labeled_patient_recommends_fold_all(make_trainer, dataset):
     raw = dataset / "raw" / "Dataset901_Balls"
     (raw / "patients.json").write_text(json.dumps({f"case{i}": "same" for i in range(5)}))
     with pytest.raises(ValueError, match="Train fold all"):
@@ -291,7 +291,7 @@ def test_one_labelled_patient_recommends_fold_all(make_trainer, dataset):
     make_trainer(Smoke, fold="all").on_train_start()
 
 
-def test_unlabelled_scans_of_validation_patients_are_left_out(make_trainer, dataset):
+def test_unlabeled_scans_of_validation_patients_are_left_out(make_trainer, dataset):
     patients = {"case0": "a", "scan0": "a", "case1": "b", "scan1": "b", "scan2": "c"}
     (dataset / "raw" / "Dataset901_Balls" / "patients.json").write_text(json.dumps(patients))
     trainer = start(make_trainer(Smoke, fold=0))
@@ -304,7 +304,7 @@ def test_unlabelled_scans_of_validation_patients_are_left_out(make_trainer, data
     everyones |= {f"scan{i}": everyones[val[0]] for i in range(4)}
     (dataset / "raw" / "Dataset901_Balls" / "patients.json").write_text(json.dumps(everyones))
     (dataset / "preprocessed" / "Dataset901_Balls" / "splits_final.json").unlink()
-    with pytest.raises(ValueError, match="Every unlabelled scan"):
+    with pytest.raises(ValueError, match="Every unlabeled scan"):
         for fold in range(2):
             make_trainer(Smoke, fold=fold).on_train_start()
 

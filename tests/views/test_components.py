@@ -15,10 +15,10 @@ def slow(mask: torch.Tensor) -> set[tuple[int, ...]]:
             voxel = front.pop()
             component.add(voxel)
             for shift in itertools.product((-1, 0, 1), repeat=len(voxel)):
-                neighbour = tuple(a + b for a, b in zip(voxel, shift, strict=True))
-                if neighbour in left:
-                    left.remove(neighbour)
-                    front.append(neighbour)
+                neighbor = tuple(a + b for a, b in zip(voxel, shift, strict=True))
+                if neighbor in left:
+                    left.remove(neighbor)
+                    front.append(neighbor)
         best = max(best, component, key=len)
     return best
 

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from nnunetv2_crossmatch.data import views
 from scipy.ndimage import gaussian_filter
 
-from nnunetv2_crossmatch.data import views
 from nnunetv2_crossmatch.views.strong_view import StrongParameters, apply_strong, draw_strong, gaussian_blur
 
 CPU = torch.device("cpu")
