@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
-from nnunetv2_crossmatch.data import views
 from scipy.stats import chisquare
 from torch import nn
 
@@ -15,6 +14,7 @@ from nnunetv2_crossmatch.methods.action import ACTION, ACTIONConstants
 from nnunetv2_crossmatch.methods.action_plus_plus import ACTIONPlusPlus, ACTIONPlusPlusConstants
 from nnunetv2_crossmatch.networks import voxels
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+from nnunetv2_crossmatch.views import strong_view
 from tests.losses.test_regional_contrast import slow as slow_contrast
 from tests.losses.test_similarity_distillation import slow
 
@@ -164,7 +164,7 @@ def test_stage_iii_equals_the_definitions_voxel_by_voxel(network, monkeypatch, d
 
 def test_the_mixed_view_follows_the_teachers_label_and_half_of_it_is_pasted(network, monkeypatch):
     method, (unlabeled, labeled) = make(network, STAGE_III), batches(batch=2)
-    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image)
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image)
     step(method, network, unlabeled, labeled)
     method.partner.draw(2)
     image, label, confidence, _ = method._mix(SplitUNet(network), unlabeled, unlabeled.image)
@@ -339,7 +339,7 @@ def test_distillation_starts_with_an_empty_bank_and_enqueues_after_the_loss(netw
 @pytest.mark.parametrize("seed", [0, 1])
 def test_stages_i_and_ii_equal_the_definitions(network, monkeypatch, seed):
     """Weak view to the teacher, strong view through head and predictor to the student, KL against the bank."""
-    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image.sin())
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image.sin())
     method, (unlabeled, labeled) = make(network, STAGE_II), batches(seed=seed)
     step(method, network, unlabeled, labeled)  # fills the banks
     bank_global, bank_local = (b.entries[: b.count].clone() for b in (method.global_bank, method.local_bank))
@@ -398,7 +398,7 @@ def test_of_each_patch_one_window_enters_the_bank_drawn_by_its_valid_share(netwo
 
 
 def test_the_student_of_stage_iii_sees_the_strong_view(network, monkeypatch):
-    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image.sin())
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image.sin())
     unlabeled, labeled = batches()
     monkeypatch.setattr(action, "draw_boxes", lambda *args, **kwargs: torch.zeros_like(unlabeled.valid))
     method, seen = make(network, STAGE_III), []
@@ -429,7 +429,7 @@ def test_a_step_that_overflows_leaves_no_trace_in_banks_queue_and_means(network,
 
 def test_padded_voxels_do_not_count_in_the_pseudo_label_loss(network, monkeypatch):
     """Whatever the padded columns predict."""
-    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image)
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image)
     unlabeled, labeled = batches()
     forward_levels = SplitUNet.forward_levels
     values = []

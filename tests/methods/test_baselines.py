@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nnunetv2_crossmatch.data import pseudo_label
 from torch import nn
 
 from nnunetv2_crossmatch.methods import SUPERVISED, bcp, ramp_up
@@ -17,6 +16,7 @@ from nnunetv2_crossmatch.methods.mean_teacher import MeanTeacher, MeanTeacherCon
 from nnunetv2_crossmatch.methods.uamt import UAMT, UAMTConstants
 from nnunetv2_crossmatch.methods.unimatch import UniMatch, UniMatchConstants
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+from nnunetv2_crossmatch.views import target
 from tests.methods.test_action import SPATIAL, batches, unet
 
 ALL = [
@@ -124,15 +124,15 @@ def network() -> nn.Module:
 def plain_views(monkeypatch) -> list[torch.Tensor]:
     """Strong views that can be told, and the boxes that were pasted into them."""
     boxes = []
-    draw = pseudo_label.draw_boxes
+    draw = target.draw_boxes
 
     def draw_boxes(*args, **kwargs):
         boxes.append(draw(*args, **kwargs))
         return boxes[-1]
 
-    monkeypatch.setattr(pseudo_label, "draw_boxes", draw_boxes)
+    monkeypatch.setattr(target, "draw_boxes", draw_boxes)
     monkeypatch.setattr(bcp, "draw_boxes", draw_boxes)
-    monkeypatch.setattr(pseudo_label, "strong_view", lambda image, valid: image.sin())
+    monkeypatch.setattr(target, "strong_view", lambda image, valid: image.sin())
     return boxes
 
 
@@ -383,7 +383,7 @@ def test_a_single_sample_gets_the_previous_steps_view_in_its_box(network, plain_
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(SplitUNet, "logits", lambda self, image: spied.append(image) or decode(self, image))
             number = iter((1.0, 2.0))
-            patch.setattr(pseudo_label, "strong_view", lambda image, valid, n=number: image.sin() * next(n))
+            patch.setattr(target, "strong_view", lambda image, valid, n=number: image.sin() * next(n))
             step(method, network, unlabeled, labeled)
         views.append(spied[-2:])
     for n in (0, 1):

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nnunetv2_crossmatch.data import views
 from torch import nn
 
 from nnunetv2_crossmatch.methods import UnlabeledBatch, crossmatch
 from nnunetv2_crossmatch.methods.crossmatch import CrossMatch, CrossMatchConstants
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet, drop_channels
+from nnunetv2_crossmatch.views import strong_view
 from nnunetv2_crossmatch.views.mixing import paste
 from nnunetv2_crossmatch.views.strong_view import apply_strong
 from tests.methods.test_action import unet
@@ -51,7 +51,7 @@ def record(monkeypatch) -> dict[str, list]:
         return draw
 
     for name in drawn:
-        module = views if name == "draw_strong" else crossmatch
+        module = strong_view if name == "draw_strong" else crossmatch
         monkeypatch.setattr(module, name, recording(name, getattr(module, name)))
     return drawn
 
@@ -158,7 +158,7 @@ def test_labels_follow_their_image_through_cutmix(network, monkeypatch):
     unlabeled = unlabeled_batch(batch=4)
     seen = []
     # the "pseudo-label" of a voxel is the sign of its image, so the composites have to agree everywhere
-    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image)
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image)
     monkeypatch.setattr(
         method,
         "_pseudo_label",
@@ -198,7 +198,7 @@ def test_labels_follow_their_image_through_cutmix(network, monkeypatch):
 def test_a_single_sample_is_mixed_with_the_previous_steps(network, monkeypatch):
     everything = torch.ones(1, 1, 16, 16, dtype=torch.bool)
     monkeypatch.setattr(crossmatch, "draw_boxes", lambda *args: everything)
-    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image)
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image)
     method = CrossMatch(CONSTANTS, network)
     inputs = []
 
