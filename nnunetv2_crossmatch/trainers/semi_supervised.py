@@ -1,7 +1,7 @@
 """The one place where nnU-Net and a method meet."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -39,18 +39,20 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     network stays nnU-Net's own object, so the trained model is a stock nnU-Net model.
     """
 
-    method_class: Callable[..., Method]
+    method_class: type[Method]
     constants: Constants
     epochs = 150
 
     method: Method  # -> initialize
     dataloader_unlabeled: Augmenter  # -> get_dataloaders
 
-    def build_method(self, network: nn.Module) -> Method:
-        """The method, given nnU-Net's network (to copy a teacher from; it is trained by nnU-Net's optimizer)."""
-        return self.method_class(self.constants, network, regions=self.label_manager.has_regions)
-
     def initialize(self):
+        regions = self.label_manager.has_regions
+        if regions and not self.method_class.supports_regions:
+            raise RuntimeError(
+                f"{type(self).__name__} needs classes that exclude each other, and regions overlap. "
+                "Train nnUNetTrainerCrossMatch, or plan with labels in place of regions."
+            )
         super().initialize()
         self._ratios = EpochRatios()
         self._step_in_epoch = 0
@@ -59,7 +61,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         self._hidden_labels: HiddenLabels | None = None
         network = self._plain_network
         self._split_network = SplitUNet(network, self._autocast)
-        self.method = self.build_method(network).to(self.device)
+        patch = tuple(self.configuration_manager.patch_size)
+        self.method = self.method_class(self.constants, network, patch=patch, regions=regions).to(self.device)
         self._own_parameters = [p for p in self.method.parameters() if p.requires_grad]
         if self._own_parameters:
             like_networks = {k: v for k, v in self.optimizer.param_groups[0].items() if k != "params"}
@@ -148,7 +151,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         progress = (self.current_epoch * steps + self._step_in_epoch) / (self.num_epochs * steps)
         self._step_in_epoch += 1
         self._announce_stage(progress)
-        self.method.progress = progress
+        self.method.begin_step(progress)
         weights = self.method.weights(progress)
         supervised = bool(weights.pop(SUPERVISED, 1.0))
         labeled = self._labeled_batch(batch)

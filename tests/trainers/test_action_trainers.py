@@ -77,7 +77,7 @@ def test_weight_0_everywhere_is_the_supervised_step_exactly(make_trainer):
 
 def test_the_labeled_part_of_stage_iii_is_nnunets_own_forward_and_loss(make_trainer):
     trainer = start(make_trainer(Smoke))
-    trainer.method.progress = 0.9
+    trainer.method.begin_step(0.9)
     batch = next(trainer.dataloader_train)
     unlabeled = next(trainer.dataloader_unlabeled)
     trainer.dataloader_unlabeled = iter([unlabeled])
