@@ -21,8 +21,8 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, ensure_splits, known_patients
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import check_writable, locked
 
 LISTS = Path(__file__).parent / "lists"

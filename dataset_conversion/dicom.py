@@ -8,7 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunetv2_crossmatch.dataset_conversion.common import below
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 
 POSITION, ORIENTATION, INSTANCE = "0020|0032", "0020|0037", "0020|0013"  # ImagePositionPatient, ...
 TOLERANCE = 0.2  # of the slice distance; the positions in the files are rounded

@@ -21,10 +21,11 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from tqdm import tqdm
 
 from nnunetv2_crossmatch.comparison.runs import train_command
-from nnunetv2_crossmatch.self_training.record import RECORD, sha256_of, versions
+from nnunetv2_crossmatch.self_training.record import RECORD
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, read_checkpoint
 from nnunetv2_crossmatch.trainers.unlabeled_cases import TRAINING, nnUNetTrainerWithUnlabeled
-from nnunetv2_crossmatch.utilities.files import INCOMING
+from nnunetv2_crossmatch.utilities.files import INCOMING, sha256_of
+from nnunetv2_crossmatch.utilities.versions import versions
 
 STOCK = nnUNetTrainer.__name__
 PROVENANCE = "provenance.json"  # in the model folder of the zip

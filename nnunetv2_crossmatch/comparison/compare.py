@@ -21,9 +21,9 @@ from nnunetv2_crossmatch.comparison.runs import FINAL, TrainedRun, read_run, tra
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.manifest import source_stamp
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS, known_patients
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import INCOMING, write_json
 
 MADE_OF = "made_of.json"

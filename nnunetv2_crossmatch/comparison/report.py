@@ -17,8 +17,8 @@ from nnunetv2_crossmatch.comparison.runs import teacher_folder, train_command
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import read_labels
 from nnunetv2_crossmatch.preprocessing.listing import group_channels, labeled_scans
-from nnunetv2_crossmatch.self_training.record import versions
 from nnunetv2_crossmatch.utilities.files import write_json as write_whole
+from nnunetv2_crossmatch.utilities.versions import versions
 
 SHOWN = 5  # cases that improved most, and as many that were harmed most
 CAVEAT = (

@@ -13,11 +13,12 @@ from nnunetv2.utilities.file_path_utilities import (
     convert_trainer_plans_config_to_identifier,
 )
 
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS
-from nnunetv2_crossmatch.self_training.record import RECORD, sha256_of
+from nnunetv2_crossmatch.self_training.record import RECORD
 from nnunetv2_crossmatch.trainers.resources import RESOURCES
 from nnunetv2_crossmatch.trainers.unlabeled_cases import TRAINING
+from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.files import sha256_of
 
 FINAL = "checkpoint_final.pth"
 _LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: (.*)")

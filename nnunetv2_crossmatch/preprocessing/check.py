@@ -7,9 +7,9 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.preprocessing.content import LABELED, UNLABELED, Content, read_content, update_content
 from nnunetv2_crossmatch.preprocessing.leaks import find_leaks
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.outliers import find_outliers
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS, known_patients
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import locked, write_json
 
 ACCEPTED = "accepted_leaks.json"  # in the preprocessed dataset folder: leaks that the user lives with

@@ -8,9 +8,10 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError, labeled_and_held_out, survey_unlabeled, why_unusable
+from nnunetv2_crossmatch.preprocessing.listing import labeled_and_held_out, survey_unlabeled, why_unusable
 from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, is_current, source_stamp
 from nnunetv2_crossmatch.preprocessing.scan import BadScan, describe, read_scan
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import locked, write_json
 from nnunetv2_crossmatch.utilities.workers import run_in_workers
 

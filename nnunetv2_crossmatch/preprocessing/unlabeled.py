@@ -7,9 +7,10 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError, survey_unlabeled
+from nnunetv2_crossmatch.preprocessing.listing import survey_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, Manifest, is_current, plans_stamp
 from nnunetv2_crossmatch.preprocessing.scan import BadScan, preprocess_scan
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import locked, remove_leftovers
 from nnunetv2_crossmatch.utilities.workers import run_in_workers
 

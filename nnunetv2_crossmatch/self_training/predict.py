@@ -33,15 +33,9 @@ from nnunetv2_crossmatch.preprocessing.splits import (
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
 from nnunetv2_crossmatch.self_training.confidence import confident_labels, confident_shares, with_ignore_label
 from nnunetv2_crossmatch.self_training.picture import draw_picture
-from nnunetv2_crossmatch.self_training.record import (
-    Origin,
-    Record,
-    image_stamp,
-    pseudo_label_folder,
-    sha256_of,
-    versions,
-)
-from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable, locked, remove_leftovers
+from nnunetv2_crossmatch.self_training.record import Origin, Record, image_stamp, pseudo_label_folder
+from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable, locked, remove_leftovers, sha256_of
+from nnunetv2_crossmatch.utilities.versions import versions
 from nnunetv2_crossmatch.utilities.workers import open_pool
 
 PICTURES = "pictures"

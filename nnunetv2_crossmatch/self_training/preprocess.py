@@ -12,21 +12,20 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, plans_stamp
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
-from nnunetv2_crossmatch.self_training.record import (
-    FOLDER,
-    RECORD,
-    Origin,
-    Record,
-    image_stamp,
-    is_corrected,
+from nnunetv2_crossmatch.self_training.record import FOLDER, RECORD, Origin, Record, image_stamp, is_corrected
+from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.files import (
+    INCOMING,
+    check_writable,
+    locked,
+    remove_leftovers,
     sha256_of,
+    write_json,
 )
-from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable, locked, remove_leftovers, write_json
 from nnunetv2_crossmatch.utilities.workers import run_in_workers
 
 _SUFFIXES = ("_seg.b2nd", ".pkl")

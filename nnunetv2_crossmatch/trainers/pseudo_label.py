@@ -10,9 +10,9 @@ from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
 from nnunetv2_crossmatch.self_training.dataset import MixedDataset, PseudoLabeledDataset
 from nnunetv2_crossmatch.self_training.preprocess import pseudo_labels_for_training
-from nnunetv2_crossmatch.self_training.record import RECORD, sha256_of
+from nnunetv2_crossmatch.self_training.record import RECORD
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
-from nnunetv2_crossmatch.utilities.files import write_json
+from nnunetv2_crossmatch.utilities.files import sha256_of, write_json
 
 
 class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):

@@ -24,10 +24,10 @@ from nnunetv2_crossmatch.preprocessing.splits import (
     without_patients,
 )
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
-from nnunetv2_crossmatch.self_training.record import versions
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, complete_checkpoint, plain, read_checkpoint
 from nnunetv2_crossmatch.trainers.resources import record_resources
 from nnunetv2_crossmatch.utilities.files import write_json
+from nnunetv2_crossmatch.utilities.versions import versions
 
 WARNINGS_IN_LOG = 10
 # in the fold's folder: "versions" of packages, "labeled", "validation": cases, "unlabeled": {case: hash of voxels}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_crossmatch.comparison.runs import TrainedRun, TrainingLog, read_run, validation_cases
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 
 STAMP = "2026-01-01 00:00:00.000000: "
 

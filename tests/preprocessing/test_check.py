@@ -12,8 +12,8 @@ from nnunetv2_crossmatch.preprocessing import content as content_module
 from nnunetv2_crossmatch.preprocessing.check import accept_leaks, check_dataset
 from nnunetv2_crossmatch.preprocessing.content import update_content
 from nnunetv2_crossmatch.preprocessing.leaks import find_leaks
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.scan import describe
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import DATASET, REAL, make_raw_dataset, real, use_folders
 
 

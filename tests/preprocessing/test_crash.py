@@ -12,8 +12,8 @@ import pytest
 
 from nnunetv2_crossmatch.preprocessing import check, scan, unlabeled
 from nnunetv2_crossmatch.preprocessing.content import update_content
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, Manifest
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import write_json
 from tests.conftest import small_files, write_image
 from tests.preprocessing.test_unlabeled import Place

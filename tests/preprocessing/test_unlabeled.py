@@ -11,8 +11,8 @@ import SimpleITK as sitk
 from batchgenerators.utilities.file_and_folder_operations import load_json, load_pickle
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled, unlabeled_cases_for_training
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import DATASET, write_image
 
 

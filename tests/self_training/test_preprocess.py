@@ -9,12 +9,12 @@ import SimpleITK as sitk
 from batchgenerators.utilities.file_and_folder_operations import load_json, load_pickle
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
 from nnunetv2_crossmatch.self_training.preprocess import preprocess_pseudo_label, pseudo_labels_for_training
 from nnunetv2_crossmatch.self_training.record import image_stamp
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import small_files
 
 CASES = [f"scan{i}" for i in range(4)]

@@ -16,12 +16,13 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.cli import main
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.splits import ensure_splits
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled, unlabeled_folder
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
-from nnunetv2_crossmatch.self_training.record import Origin, Record, image_stamp, pseudo_label_folder, sha256_of
+from nnunetv2_crossmatch.self_training.record import Origin, Record, image_stamp, pseudo_label_folder
+from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.files import sha256_of
 from tests.conftest import DATASET, ball, write_image
 from tests.trainers.test_ddp import assert_same_on_both, finish, start
 
