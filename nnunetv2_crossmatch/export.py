@@ -23,7 +23,8 @@ from tqdm import tqdm
 from nnunetv2_crossmatch.comparison.runs import train_command
 from nnunetv2_crossmatch.self_training.record import RECORD
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, read_checkpoint
-from nnunetv2_crossmatch.trainers.unlabeled_cases import TRAINING, nnUNetTrainerWithUnlabeled
+from nnunetv2_crossmatch.trainers.records import read_method, read_training
+from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
 from nnunetv2_crossmatch.utilities.files import INCOMING, sha256_of
 from nnunetv2_crossmatch.utilities.versions import versions
 
@@ -113,18 +114,16 @@ def _checkpoint_files(model: Path, folds: Sequence[int | str] | None, checkpoint
 
 def _provenance(file: Path, content: dict[str, Any]) -> dict[str, Any]:
     """What is known of a fold; {"method": None} and so on where that was not written down."""
-    method, pseudo_labels, training = (
-        load_json(str(beside)) if (beside := file.with_name(name)).exists() else None
-        for name in ("method.json", RECORD, TRAINING)
-    )
-    scans = training and training["unlabeled"]
+    training = read_training(file.parent)
+    scans = training.get("unlabeled")
+    pseudo_labels = file.with_name(RECORD)
     return {
         "trainer": content["trainer_name"],
         "epochs": content["current_epoch"],
         "checkpoint": {"name": file.name, "sha256": sha256_of(file)},
-        "method": method,
-        "pseudo_labels": pseudo_labels,
-        "trained_with": training and training["versions"],
+        "method": read_method(file.parent) or None,
+        "pseudo_labels": load_json(str(pseudo_labels)) if pseudo_labels.exists() else None,
+        "trained_with": training.get("versions"),
         "unlabeled": scans and {"scans": len(scans), "sha256": _hash(scans)},
     }
 

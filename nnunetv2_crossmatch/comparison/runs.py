@@ -15,8 +15,7 @@ from nnunetv2.utilities.file_path_utilities import (
 
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS
 from nnunetv2_crossmatch.self_training.record import RECORD
-from nnunetv2_crossmatch.trainers.resources import RESOURCES
-from nnunetv2_crossmatch.trainers.unlabeled_cases import TRAINING
+from nnunetv2_crossmatch.trainers.records import read_method, read_resources, read_training
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import sha256_of
 
@@ -110,7 +109,7 @@ class TrainedRun:
         made_by: the record of its pseudo-labels, if it has any.
         peak_memory: bytes; None where it was not recorded (nnU-Net alone records none).
         device: on which it was trained.
-        training: what :data:`TRAINING` says; {} where nothing was recorded (nnU-Net alone records no cases).
+        training: what ``training.json`` says; {} where nothing was recorded (nnU-Net alone records no cases).
         constants: of the method.
         warnings: what is not known of its costs.
     """
@@ -147,7 +146,7 @@ def read_run(model_folder: Path, fold: int | str) -> TrainedRun:
     if not (folder / FINAL).exists():
         option = "--c" if (folder / "checkpoint_latest.pth").exists() else ""
         raise DatasetError([f"{folder / FINAL} is missing: {train_command(folder, option)}"])
-    log, resources, debug = TrainingLog.read(folder), _json(folder / RESOURCES), _json(folder / "debug.json")
+    log, resources, debug = TrainingLog.read(folder), read_resources(folder), _json(folder / "debug.json")
     warnings = []
     if "processes" not in resources and debug.get("is_ddp") == "True":
         warnings.append(f"{folder} was trained on several GPUs, nobody knows how many; its hours count one.")
@@ -170,8 +169,8 @@ def read_run(model_folder: Path, fold: int | str) -> TrainedRun:
         made_by=made_by,
         peak_memory=resources.get("peak_memory_bytes"),
         device=resources.get("device") or debug.get("gpu_name") or debug.get("device") or "not recorded",
-        training=_json(folder / TRAINING),
-        constants=_json(folder / "method.json") or ({"threshold": made_by["threshold"]} if made_by else {}),
+        training=read_training(folder),
+        constants=read_method(folder) or ({"threshold": made_by["threshold"]} if made_by else {}),
         warnings=tuple(warnings),
     )
 

@@ -139,7 +139,7 @@ class Training:
         from nnunetv2.run.run_training import run_training
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-        from nnunetv2_crossmatch.trainers.resources import record_resources
+        from nnunetv2_crossmatch.trainers.records import record_resources
 
         device = torch.device(self.device)
         if device.type == "cuda":

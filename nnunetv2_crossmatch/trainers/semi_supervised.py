@@ -25,8 +25,8 @@ from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.trainers.checkpoints import CheckpointError
 from nnunetv2_crossmatch.trainers.curves import EpochRatios, log_curves, plot_curves
 from nnunetv2_crossmatch.trainers.hidden_labels import HIDDEN_LABELS, HiddenLabels
+from nnunetv2_crossmatch.trainers.records import write_method
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
-from nnunetv2_crossmatch.utilities.files import write_json
 
 GRADIENT_CLIP = 12  # nnU-Net's, a literal in its train_step
 MAX_SKIPPED = 50  # steps in a row; mixed precision skips one or two dozen until it has found its scale
@@ -95,9 +95,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         super().on_train_start()
         if self.local_rank == 0:
             self._hidden_labels = self._read_hidden_labels()
-            constants = {"method": type(self.method).__name__, **asdict(self.method.constants)}
-            write_json(constants, Path(self.output_folder) / "method.json")
-            self.logger.update_config({"method": constants})
+            constants = asdict(self.method.constants)
+            method = write_method(Path(self.output_folder), type(self.method).__name__, constants)
+            self.logger.update_config({"method": method})
 
     def _read_hidden_labels(self) -> HiddenLabels | None:
         """For a curve, no more: what is wrong with them does not end a training."""

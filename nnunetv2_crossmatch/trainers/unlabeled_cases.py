@@ -25,13 +25,10 @@ from nnunetv2_crossmatch.preprocessing.splits import (
 )
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, complete_checkpoint, plain, read_checkpoint
-from nnunetv2_crossmatch.trainers.resources import record_resources
-from nnunetv2_crossmatch.utilities.files import write_json
+from nnunetv2_crossmatch.trainers.records import record_resources, write_training
 from nnunetv2_crossmatch.utilities.versions import versions
 
 WARNINGS_IN_LOG = 10
-# in the fold's folder: "versions" of packages, "labeled", "validation": cases, "unlabeled": {case: hash of voxels}
-TRAINING = "training.json"
 
 
 class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
@@ -167,13 +164,8 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         if self.local_rank == 0:
             labeled, validation = (sorted(part) for part in self.do_split())
             known = Manifest.read(unlabeled_folder(preprocessed, self.configuration_manager)).cases
-            content = {
-                "versions": versions(),
-                "labeled": labeled,
-                "validation": validation,
-                "unlabeled": {case: known[case]["sha256"] for case in used},
-            }
-            write_json(content, Path(self.output_folder) / TRAINING)
+            hashes = {case: known[case]["sha256"] for case in used}
+            write_training(Path(self.output_folder), versions(), labeled, validation, hashes)
         return used
 
     def _check(self, raw: Path | None, preprocessed: Path) -> None:
