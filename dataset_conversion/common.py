@@ -261,7 +261,8 @@ def wrong_folder(source: Path, expected: str) -> DatasetError:
     """What was expected in the folder and what is there."""
     if not source.is_dir():
         return DatasetError([f"{source} is no folder. Expected: {expected}."])
-    names = sorted(f.name + "/" * f.is_dir() for f in source.iterdir() if not f.name.startswith("."))
+    there = sorted(file for file in source.iterdir() if not file.name.startswith("."))
+    names = [f"{file.name}/" if file.is_dir() else file.name for file in there]
     found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return DatasetError([f"{source}: expected {expected}. Found: {found or 'nothing'}."])
 

@@ -51,9 +51,8 @@ def _only_series(folder: Path) -> list[str]:
         for series in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(place))
     }
     if len(found) != 1:
-        raise DatasetError(
-            [f"{folder}: one DICOM series was expected, {len(found)} found{': ' * bool(found)}{', '.join(found)}."]
-        )
+        named = f": {', '.join(found)}" if found else ""
+        raise DatasetError([f"{folder}: one DICOM series was expected, {len(found)} found{named}."])
     (files,) = found.values()
     if len(files) < 2:
         raise DatasetError([f"{folder}: the DICOM series has one slice only."])

@@ -5,15 +5,16 @@ from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.utilities.files import sha256_of, write_json
 
 RECORD = "pseudo_labels.json"
 FOLDER = "pseudo_labels"  # in the raw dataset folder; nnU-Net looks only into images* and labels*
 
 
-def pseudo_label_folder(raw_folder: Path, trainer: str, plans: str, configuration: str, fold: int | str) -> Path:
-    """``nnUNet_raw/DatasetXXX_NAME/pseudo_labels/TRAINER__PLANS__CONFIG/fold_K``."""
-    return raw_folder / FOLDER / f"{trainer}__{plans}__{configuration}" / f"fold_{fold}"
+def pseudo_label_folder(raw_folder: Path, model: RunFolder) -> Path:
+    """What a trained fold labels: ``nnUNet_raw/DatasetXXX_NAME/pseudo_labels/TRAINER__PLANS__CONFIG/fold_K``."""
+    return raw_folder / FOLDER / model.model.name / model.path.name
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """The one place where nnU-Net and a method meet."""
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,10 +21,11 @@ from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Met
 from nnunetv2_crossmatch.networks.distributed import average_gradients
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
 from nnunetv2_crossmatch.nnunet.loaders import Augmenter, UnlabeledDataset, augment, labeled_loader, unlabeled_loader
+from nnunetv2_crossmatch.nnunet.logger import log_curves
+from nnunetv2_crossmatch.nnunet.training_log import CURVES
 from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
-from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.trainers.checkpoints import CheckpointError
-from nnunetv2_crossmatch.trainers.curves import EpochRatios, log_curves, plot_curves
+from nnunetv2_crossmatch.trainers.curves import EpochRatios, plot_curves
 from nnunetv2_crossmatch.trainers.hidden_labels import HIDDEN_LABELS, HiddenLabels
 from nnunetv2_crossmatch.trainers.records import write_method
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
@@ -101,15 +103,14 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
 
     def _read_hidden_labels(self) -> HiddenLabels | None:
         """For a curve, no more: what is wrong with them does not end a training."""
-        raw = self.raw_folder
+        planned = self.planned
+        raw = planned.dataset.raw
         if raw is None or not (raw / HIDDEN_LABELS).is_dir():
             return None
         try:
             listed = list_unlabeled(raw, self.dataset_json) or {}
             files = {case: listed[case] for case in self._unlabeled_cases}
-            return HiddenLabels.read(
-                raw, files, self.plans_manager, self.configuration_manager, self.dataset_json, self.device
-            )
+            return HiddenLabels.read(planned, files, self.device)
         except Exception as e:  # readers have their own
             self.print_to_log_file(f"warning: no curve of the pseudo-labels' Dice, {raw / HIDDEN_LABELS}: {e}")
             return None
@@ -129,8 +130,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         unlabeled_workers = max(1, workers // 3) if workers else 0
         with _environment(nnUNet_n_proc_DA=str(max(1, workers - unlabeled_workers) if workers else 0)):
             train, val = super().get_dataloaders()
-        folder = unlabeled_folder(Path(self.preprocessed_dataset_folder_base), self.configuration_manager)
-        dataset = UnlabeledDataset(str(folder), self._unlabeled_cases)
+        dataset = UnlabeledDataset(str(self.planned.unlabeled_folder), self._unlabeled_cases)
         loader = unlabeled_loader(labeled_loader(train), dataset, self.label_manager)
         self.dataloader_unlabeled = augment(loader, unlabeled_workers, pin_memory=self.device.type == "cuda")
         return train, val
@@ -273,7 +273,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         if self.local_rank == 0 and self._hidden_labels:
             curves["pseudo_label_dice"] = self._dice_of_hidden_labels(self._hidden_labels)
         log_curves(self.logger, curves, self.current_epoch, self._classes)
-        self.print_to_log_file("unlabeled", {name: np.round(value, 4).tolist() for name, value in curves.items()})
+        rounded = {name: np.round(value, 4).tolist() for name, value in curves.items()}
+        self.print_to_log_file(CURVES + json.dumps(rounded))
         shares = curves.get("kept_share")
         if isinstance(shares, list):
             foreground = dict(zip(self._classes, shares, strict=True))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_crossmatch.nnunet.logger import PREFIX
 from nnunetv2_crossmatch.trainers import nnUNetTrainerACTION_smoke, nnUNetTrainerACTIONPlusPlus_smoke
 from nnunetv2_crossmatch.trainers.checkpoints import OURS
-from nnunetv2_crossmatch.trainers.curves import PREFIX
 from tests.trainers.test_semi_supervised import annotate_all, ignore, regions, residual, start, weights
 
 SMALL = {"queries": 8, "negatives": 8, "valid": 0.0, "confident": 0.0, "hard": 1.0}
