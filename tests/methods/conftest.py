@@ -69,11 +69,11 @@ def step(method, network: nn.Module, unlabeled, labeled) -> dict[str, float]:
 
 def make_action(network: nn.Module, progress: float, cls=ACTION, constants=CONSTANTS) -> ACTION:
     torch.manual_seed(3)
-    method = cls(constants, network, SPATIAL)
+    method = cls(constants, network, patch=SPATIAL)
     with torch.no_grad():  # a teacher and a student that differ
         for p in method.teacher.parameters():
             p.add_(0.1 * torch.randn_like(p))
-    method.progress = progress
+    method.begin_step(progress)
     return method
 
 

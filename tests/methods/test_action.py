@@ -205,7 +205,6 @@ def test_a_class_that_no_pseudo_label_has_works(network):
     method, (unlabeled, labeled) = make(network, STAGE_III), batches()
     with torch.no_grad():
         method.teacher.network.decoder.seg_layers[-1].bias[1] = -100.0
-    method.curves = {}
     _, label, _, _ = method._mix(SplitUNet(network), unlabeled, unlabeled.image)
     assert not (label == 1).any()
     assert all(math.isfinite(value) for value in step(method, network, unlabeled, labeled).values())
@@ -260,7 +259,7 @@ def test_absent_classes_one_class_and_one_sample_work_in_every_stage(network, cl
         constants = replace(constants, valid=1.0)  # and no unlabeled voxel joins in
     method = make(network, STAGE_I, cls, constants)
     for progress in (STAGE_I, STAGE_I, STAGE_II, STAGE_II, STAGE_III, STAGE_III):
-        method.progress = progress
+        method.begin_step(progress)
         network.zero_grad()
         values = step(method, network, *batches(batch, classes=classes))
         method.after_step(network)
@@ -448,7 +447,7 @@ def test_a_network_without_levels_is_refused_before_training(network):
     network.decoder.seg_layers, network.decoder.heads = None, network.decoder.seg_layers
     del network.decoder.seg_layers
     with pytest.raises(TypeError, match="PlainConvUNet's decoder has no seg_layers"):
-        ACTION(CONSTANTS, network, SPATIAL)
+        ACTION(CONSTANTS, network, patch=SPATIAL)
     del network.encoder.stages
     with pytest.raises(TypeError, match="PlainConvUNet's encoder has no stages"):
-        ACTION(CONSTANTS, network, SPATIAL)
+        ACTION(CONSTANTS, network, patch=SPATIAL)
