@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 REPOSITORY = Path(__file__).parents[1]
 REAL = REPOSITORY.parent / "shared" / "data"
 real = pytest.mark.skipif(not REAL.is_dir(), reason=f"needs the real scans in {REAL}")
 DATASET = "Dataset901_Balls"
+SMALL_ON_CPU = ("-p", "nnUNetPlansSmall", "-device", "cpu")  # of nnU-Net's commands
 BIN = Path(sys.executable).parent
 
 os.environ.update(nnUNet_n_proc_DA="0", nnUNet_def_n_proc="1", OMP_NUM_THREADS="1", nnUNet_compile="f")
@@ -74,6 +76,10 @@ def run(*command: str | Path, check: bool = True, **environment: str) -> subproc
     if check:
         assert result.returncode == 0, result.stdout
     return result
+
+
+def masks(folder: Path) -> dict[str, np.ndarray]:
+    return {f.name: sitk.GetArrayFromImage(sitk.ReadImage(str(f))) for f in sorted(folder.glob("*.nii.gz"))}
 
 
 def plan(dataset_id: str, *configurations: str, features=(4, 6, 8), batch: int = 2) -> None:
@@ -132,6 +138,23 @@ def dataset(planned: Path, tmp_path: Path, monkeypatch) -> Path:
     shutil.copytree(planned, base)
     use_folders(base, monkeypatch.setenv)
     return base
+
+
+@pytest.fixture
+def make_trainer(dataset: Path):
+    """make_trainer(name or class, configuration, edit=...) -> a seeded trainer on the CPU, not yet started."""
+
+    def make(trainer, configuration="3d_fullres", fold="all", edit=lambda plans, dataset_json: None, seed=0):
+        folder = dataset / "preprocessed" / DATASET
+        plans = json.loads((folder / "nnUNetPlansSmall.json").read_text())
+        dataset_json = json.loads((folder / "dataset.json").read_text())
+        edit(plans, dataset_json)
+        cls = recursive_find_trainer_class_by_name(trainer) if isinstance(trainer, str) else trainer
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        return cls({**plans, "continue_training": False}, configuration, fold, dataset_json, torch.device("cpu"))
+
+    return make
 
 
 @contextmanager

@@ -7,20 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from tests.conftest import DATASET, make_raw_dataset, plan, run, use_folders
+from tests.conftest import DATASET, SMALL_ON_CPU, make_raw_dataset, masks, plan, run, use_folders
 
 TRAINER = "nnUNetTrainerCrossMatch_smoke"
 ODD_NAME = "Müller 1.5T_é_肝臓.v2"
-COMMON = ("-p", "nnUNetPlansSmall", "-device", "cpu")
 MODEL = f"{TRAINER}__nnUNetPlansSmall__3d_fullres"
-
-
-def masks(folder: Path) -> dict[str, np.ndarray]:
-    return {f.name: sitk.GetArrayFromImage(sitk.ReadImage(str(f))) for f in sorted(folder.glob("*.nii.gz"))}
 
 
 def hashes(folder: Path, *patterns: str) -> dict[str, str]:
@@ -40,7 +34,7 @@ def trained(planned, tmp_path_factory) -> Path:
     scan.rename(scan.with_name(f"{ODD_NAME}_0000.nii.gz"))
     with pytest.MonkeyPatch.context() as patch:
         use_folders(base, patch.setenv)
-        run("nnUNetv2_train", "901", "3d_fullres", "0", "-tr", TRAINER, *COMMON)
+        run("nnUNetv2_train", "901", "3d_fullres", "0", "-tr", TRAINER, *SMALL_ON_CPU)
     return base
 
 
@@ -69,7 +63,7 @@ def test_training_leaves_what_nnunet_leaves_and_our_curves(trained):
 
 def test_the_exported_model_predicts_the_same_without_this_package(trained, tmp_path):
     images = trained / "raw" / DATASET / "imagesTs"
-    predict = ("-i", images, "-d", "901", "-c", "3d_fullres", "-f", "0", "-npp", "1", "-nps", "1", *COMMON)
+    predict = ("-i", images, "-d", "901", "-c", "3d_fullres", "-f", "0", "-npp", "1", "-nps", "1", *SMALL_ON_CPU)
     run("nnUNetv2_predict", *predict, "-o", tmp_path / "ours", "-tr", TRAINER)
 
     model = ("-d", "901", "-c", "3d_fullres", "-tr", TRAINER, "-p", "nnUNetPlansSmall")
@@ -95,7 +89,7 @@ def test_training_continues_with_c(trained):
     (fold / "checkpoint_final.pth").rename(fold / "final")
     shutil.copy(fold / "checkpoint_best.pth", fold / "checkpoint_latest.pth")
     epoch = torch.load(fold / "checkpoint_latest.pth", weights_only=False)["current_epoch"]
-    result = run("nnUNetv2_train", "901", "3d_fullres", "0", "-tr", TRAINER, "--c", *COMMON)
+    result = run("nnUNetv2_train", "901", "3d_fullres", "0", "-tr", TRAINER, "--c", *SMALL_ON_CPU)
     assert (fold / "checkpoint_final.pth").exists()
     assert [f"Epoch {e}\n" in result.stdout for e in range(2)] == [e >= epoch for e in range(2)]
 
@@ -105,7 +99,7 @@ def test_bad_input_stops_training_with_one_line_and_no_epoch(trained, tmp_path, 
     shutil.copytree(trained, base)
     use_folders(base, monkeypatch.setenv)
     shutil.copy(base / "raw" / DATASET / "imagesTr" / "case0_0000.nii.gz", base / "raw" / DATASET / "imagesUn")
-    train = run("nnUNetv2_train", "901", "3d_fullres", "1", "-tr", TRAINER, *COMMON, check=False)
+    train = run("nnUNetv2_train", "901", "3d_fullres", "1", "-tr", TRAINER, *SMALL_ON_CPU, check=False)
     assert train.returncode != 0 and "Epoch 0" not in train.stdout
     assert "case0 is also in" in train.stdout.strip().splitlines()[-1]
     ours = run(
@@ -126,7 +120,7 @@ def test_cross_validation_ensemble(tmp_path, monkeypatch):
     assert len(json.loads((tmp_path / "preprocessed" / "Dataset902_Two" / "splits_final.json").read_text())) == 2
     for configuration in ("2d", "3d_fullres"):
         for fold in ("0", "1"):
-            run("nnUNetv2_train", "902", configuration, fold, "-tr", TRAINER, "--npz", *COMMON)
+            run("nnUNetv2_train", "902", configuration, fold, "-tr", TRAINER, "--npz", *SMALL_ON_CPU)
     run(
         "nnUNetv2_find_best_configuration",
         "902",
@@ -165,7 +159,7 @@ def test_cross_validation_ensemble(tmp_path, monkeypatch):
             "1",
             "-nps",
             "1",
-            *COMMON,
+            *SMALL_ON_CPU,
         )
     run("nnUNetv2_ensemble", "-i", tmp_path / "2d", tmp_path / "3d_fullres", "-o", tmp_path / "ensemble", "-np", "1")
     best = json.loads((results / "inference_information.json").read_text())["best_model_or_ensemble"]

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from nnunetv2_crossmatch.cli import main
-from tests.conftest import DATASET, run
-from tests.test_end_to_end import COMMON, masks
+from tests.conftest import DATASET, SMALL_ON_CPU, masks, run
 
 TEACHER = "nnUNetTrainer_1epoch"
 STUDENT = "nnUNetTrainerPseudoLabel_smoke"
-LABEL = ("pseudo-label", "-d", "901", "-c", "3d_fullres", "-f", "0", "-tr", TEACHER, "-np", "1", *COMMON)
+LABEL = ("pseudo-label", "-d", "901", "-c", "3d_fullres", "-f", "0", "-tr", TEACHER, "-np", "1", *SMALL_ON_CPU)
 
 
 def test_supervised_then_pseudo_label_then_train_then_predict(dataset, tmp_path, capsys):
@@ -20,7 +19,7 @@ def test_supervised_then_pseudo_label_then_train_then_predict(dataset, tmp_path,
         main(list(LABEL))
     assert "Run: nnUNetv2_train Dataset901_Balls 3d_fullres 0 -tr nnUNetTrainer_1epoch" in capsys.readouterr().err
 
-    run("nnUNetv2_train", "901", "3d_fullres", "0", "-tr", TEACHER, *COMMON)
+    run("nnUNetv2_train", "901", "3d_fullres", "0", "-tr", TEACHER, *SMALL_ON_CPU)
     printed = run("nnUNetv2_crossmatch", *LABEL).stdout
     assert "fold 0: 4 labeled, 0 were there" in printed and "confident voxels of each predicted class: 0: " in printed
     folder = dataset / "raw" / DATASET / "pseudo_labels" / f"{TEACHER}__nnUNetPlansSmall__3d_fullres" / "fold_0"
@@ -34,10 +33,10 @@ def test_supervised_then_pseudo_label_then_train_then_predict(dataset, tmp_path,
     assert "fold 0: 0 labeled, 3 were there" in printed
     assert "corrected by hand and kept (--overwrite replaces them): scan1" in printed
 
-    run("nnUNetv2_train", "901", "3d_fullres", "0", "-tr", STUDENT, *COMMON)
+    run("nnUNetv2_train", "901", "3d_fullres", "0", "-tr", STUDENT, *SMALL_ON_CPU)
     model = dataset / "results" / DATASET / f"{STUDENT}__nnUNetPlansSmall__3d_fullres"
     assert json.loads((model / "fold_0" / "pseudo_labels.json").read_text())["trainer"] == TEACHER
     images, output = dataset / "raw" / DATASET / "imagesTs", tmp_path / "student"
     predict = ("nnUNetv2_predict", "-d", "901", "-c", "3d_fullres", "-f", "0", "-npp", "1", "-nps", "1")
-    run(*predict, "-i", images, "-o", output, "-tr", STUDENT, *COMMON)
+    run(*predict, "-i", images, "-o", output, "-tr", STUDENT, *SMALL_ON_CPU)
     assert masks(output).keys() == {"test0.nii.gz", "test1.nii.gz"}

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.nnunet.training_log import CURVES
-from tests.comparison.test_runs import epoch, finished
+from tests.comparison.conftest import epoch, finished
 from tests.conftest import ball, write_image
 
 DATASET = "Dataset902_Folds"

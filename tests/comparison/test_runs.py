@@ -1,6 +1,5 @@
 import hashlib
 import json
-from pathlib import Path
 
 import pytest
 
@@ -8,29 +7,7 @@ from nnunetv2_crossmatch.comparison.runs import TrainedRun, read_run, validation
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.nnunet.training_log import CURVES, TrainingLog
 from nnunetv2_crossmatch.utilities.errors import DatasetError
-
-STAMP = "2026-01-01 00:00:00.000000: "
-
-
-def write_log(folder: Path, name: str, *lines: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"training_log_{name}.txt").write_text(
-        "\n\nnot stamped: Epoch 7\n" + "".join(f"{STAMP}{x} \n" for x in lines)
-    )
-
-
-def epoch(number: int, loss: float, seconds: float, *more: str) -> list[str]:
-    dice = f"Pseudo dice [np.float32({loss}), np.float64(nan), {3 * loss}]"
-    return [f"Epoch {number}", f"train_loss {loss}", f"val_loss -{loss}", dice, f"Epoch time: {seconds} s", *more]
-
-
-def finished(model: Path, fold: int, *lines: str, **files: dict) -> Path:
-    folder = model / f"fold_{fold}"
-    write_log(folder, "1", *lines, "Validation complete")
-    (folder / "checkpoint_final.pth").touch()
-    for name, content in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
-    return folder
+from tests.comparison.conftest import epoch, finished, write_log
 
 
 def test_epochs_that_were_trained_twice_count_once_and_a_new_beginning_forgets_the_old_one(tmp_path):

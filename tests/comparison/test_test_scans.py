@@ -6,7 +6,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from nnunetv2_crossmatch.cli import main
-from tests.comparison.test_runs import epoch, write_log
+from tests.comparison.conftest import epoch, write_log
 from tests.conftest import DATASET
 
 TRAINERS = ("nnUNetTrainer", "nnUNetTrainerCrossMatch_smoke")

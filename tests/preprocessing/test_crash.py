@@ -17,7 +17,7 @@ from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, Manifest
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import write_json
 from tests.conftest import small_files, write_image
-from tests.preprocessing.test_unlabeled import Place
+from tests.preprocessing.conftest import Place
 
 
 class Killed(BaseException):
@@ -25,20 +25,6 @@ class Killed(BaseException):
 
 
 CASES = [f"scan{i}" for i in range(4)]
-
-
-@pytest.fixture(scope="module")
-def done(planned, tmp_path_factory) -> Place:
-    base = tmp_path_factory.mktemp("done") / "nnunet"
-    shutil.copytree(planned, base)
-    Place(base).preprocess()
-    return Place(base)
-
-
-@pytest.fixture
-def place(done, tmp_path) -> Place:
-    shutil.copytree(done.raw.parents[1], tmp_path / "nnunet")  # copies keep their times
-    return Place(tmp_path / "nnunet")
 
 
 def listed(place: Place) -> list[str]:

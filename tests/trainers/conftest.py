@@ -1,26 +1,121 @@
+"""Trainers of a few steps whose unlabeled losses act at once, and datasets that they train on."""
+
 import json
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
 
-from tests.conftest import DATASET
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
+from nnunetv2_crossmatch.preprocessing.manifest import Manifest
+from nnunetv2_crossmatch.preprocessing.splits import ensure_splits
+from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
+from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
+from nnunetv2_crossmatch.self_training.record import Origin, Record, image_stamp, pseudo_label_folder
+from nnunetv2_crossmatch.trainers import (
+    METHODS,
+    nnUNetTrainerACTIONPlusPlus_smoke,
+    nnUNetTrainerCrossMatch_smoke,
+    nnUNetTrainerCrossMatchEMA_smoke,
+)
+from nnunetv2_crossmatch.utilities.files import sha256_of
+from tests.conftest import DATASET, ball, write_image
+
+# nnUNetTrainerPseudoLabel learns from files instead and has tests of its own
+ONLINE = [name for name, module in METHODS.items() if module != "pseudo_label"]
+# from the first step on, and with voxels that count although the network knows nothing yet
+EAGER = {"warmup": 0.0, "threshold": 0.0, "valid": 0.0, "confident": 0.0, "hard": 1.0, "queries": 8, "negatives": 8}
 
 
-@pytest.fixture
-def make_trainer(dataset: Path):
-    """make_trainer(name or class, configuration, edit=...) -> a seeded trainer on the CPU, not yet started."""
+def changed(cls: type, **values: object) -> type:
+    """A subclass with other constants, as far as the method has them."""
+    names = {field.name for field in fields(cls.constants)}
+    constants = replace(cls.constants, **{name: value for name, value in values.items() if name in names})
+    return type(cls.__name__, (cls,), {"constants": constants})
 
-    def make(trainer, configuration="3d_fullres", fold="all", edit=lambda plans, dataset_json: None, seed=0):
-        folder = dataset / "preprocessed" / DATASET
-        plans = json.loads((folder / "nnUNetPlansSmall.json").read_text())
-        dataset_json = json.loads((folder / "dataset.json").read_text())
-        edit(plans, dataset_json)
-        cls = recursive_find_trainer_class_by_name(trainer) if isinstance(trainer, str) else trainer
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        return cls({**plans, "continue_training": False}, configuration, fold, dataset_json, torch.device("cpu"))
 
-    return make
+class Smoke(changed(nnUNetTrainerCrossMatch_smoke, **EAGER)):
+    pass
+
+
+class SmokeEMA(changed(nnUNetTrainerCrossMatchEMA_smoke, **EAGER)):
+    pass
+
+
+class SmokePlusPlus(changed(nnUNetTrainerACTIONPlusPlus_smoke, **EAGER, queue=48)):
+    pass
+
+
+def start(trainer):
+    trainer.on_train_start()
+    trainer.on_epoch_start()
+    trainer.on_train_epoch_start()
+    return trainer
+
+
+def weights(trainer) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in trainer.network.parameters()]
+
+
+def residual(plans, dataset_json):
+    for configuration in ("2d", "3d_fullres"):
+        architecture = plans["configurations"][configuration]["architecture"]
+        architecture["network_class_name"] = architecture["network_class_name"].replace(
+            "PlainConvUNet", "ResidualEncoderUNet"
+        )
+        architecture["arch_kwargs"]["n_blocks_per_stage"] = architecture["arch_kwargs"].pop("n_conv_per_stage")
+
+
+def regions(plans, dataset_json):
+    dataset_json["labels"] = {"background": 0, "whole": [1, 2], "core": 2}
+    dataset_json["regions_class_order"] = [1, 2]
+
+
+def ignore(plans, dataset_json):
+    dataset_json["labels"]["ignore"] = 3
+
+
+def regions_with_ignore(plans, dataset_json):
+    regions(plans, dataset_json)
+    ignore(plans, dataset_json)
+
+
+def annotate_all(dataset: Path) -> None:
+    """What preprocessing with an ignore label adds: locations of annotated voxels, in labeled cases only."""
+    for file in dataset.glob("preprocessed/*/nnUNetPlans_*/case*.pkl"):
+        properties = load_pickle(str(file))
+        shape = properties["shape_after_cropping_and_before_resampling"]
+        properties["class_locations"][(-1, 0, 1, 2)] = np.argwhere(np.ones((1, *shape)))
+        write_pickle(properties, str(file))
+
+
+def write_labels(
+    dataset, configuration="3d_fullres", fold=0, plans="nnUNetPlansSmall", trainer="nnUNetTrainer", **dataset_changes
+):
+    """Pseudo-labels as the command writes them, balls with an ignored shell, after changes to dataset.json."""
+    raw, preprocessed = (dataset / part / DATASET for part in ("raw", "preprocessed"))
+    dataset_json = {**json.loads((preprocessed / "dataset.json").read_text()), **dataset_changes}
+    (preprocessed / "dataset.json").write_text(json.dumps(dataset_json))
+    labels = with_ignore_label(dataset_json)["labels"]
+    of_dataset = Dataset(raw, preprocessed, dataset_json)
+    planned = Planned(of_dataset, of_dataset.plans(plans), configuration)
+    ensure_splits(preprocessed, [f"case{i}" for i in range(5)], {})
+    preprocess_unlabeled(planned, 1)
+    images = Manifest.read(planned.unlabeled_folder)
+    validation = [] if fold == "all" else json.loads((preprocessed / "splits_final.json").read_text())[fold]["val"]
+    made_with = Origin(
+        trainer, plans, configuration, fold, "checkpoint_final.pth", "model", 0.9, labels, validation, {"torch": "0"}
+    )
+    record = Record(pseudo_label_folder(raw, RunFolder.of(DATASET, trainer, plans, configuration, fold)))
+    rng = np.random.default_rng(0)
+    for case, entry in images.cases.items():
+        label = ball(rng)[1]
+        label[:, :, 10:14] = labels["ignore"]
+        file = record.folder / f"{case}.nii.gz"
+        write_image(label, file)
+        of_file = {"image": image_stamp(entry), "file": sha256_of(file), "replaced": None, "confident": {}}
+        record.add(case, {**asdict(made_with), **of_file})
+    return record.folder

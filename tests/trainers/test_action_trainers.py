@@ -8,21 +8,23 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_crossmatch.nnunet.logger import PREFIX
-from nnunetv2_crossmatch.trainers import nnUNetTrainerACTION_smoke, nnUNetTrainerACTIONPlusPlus_smoke
+from nnunetv2_crossmatch.trainers import nnUNetTrainerACTION_smoke
 from nnunetv2_crossmatch.trainers.checkpoints import OURS
-from tests.trainers.test_semi_supervised import annotate_all, ignore, regions, residual, start, weights
+from tests.trainers.conftest import (
+    EAGER,
+    SmokePlusPlus,
+    annotate_all,
+    changed,
+    ignore,
+    regions,
+    residual,
+    start,
+    weights,
+)
 
-SMALL = {"queries": 8, "negatives": 8, "valid": 0.0, "confident": 0.0, "hard": 1.0}
 
-
-class Smoke(nnUNetTrainerACTION_smoke):
-    """Short, with voxels that count although the network knows nothing yet."""
-
-    constants = replace(nnUNetTrainerACTION_smoke.constants, **SMALL)
-
-
-class SmokePlusPlus(nnUNetTrainerACTIONPlusPlus_smoke):
-    constants = replace(nnUNetTrainerACTIONPlusPlus_smoke.constants, **SMALL, queue=48)
+class Smoke(changed(nnUNetTrainerACTION_smoke, **EAGER)):
+    pass
 
 
 class EightSteps(Smoke):

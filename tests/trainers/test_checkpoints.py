@@ -18,9 +18,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_crossmatch.trainers import semi_supervised
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, read_checkpoint
-from tests.trainers.test_contract import EAGER, ONLINE, changed
-from tests.trainers.test_pseudo_label import write_labels
-from tests.trainers.test_semi_supervised import Smoke, SmokeEMA
+from tests.trainers.conftest import EAGER, ONLINE, Smoke, SmokeEMA, changed, write_labels
 
 TIMES = ("epoch_start_timestamps", "epoch_end_timestamps")
 

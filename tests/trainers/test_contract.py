@@ -19,22 +19,9 @@ from torch.utils._pytree import tree_flatten
 from nnunetv2_crossmatch.methods import SUPERVISED
 from nnunetv2_crossmatch.networks.ema import EMATeacher
 from nnunetv2_crossmatch.nnunet.logger import PREFIX
-from nnunetv2_crossmatch.trainers import METHODS
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, read_checkpoint
 from tests.conftest import DATASET
-from tests.trainers.test_semi_supervised import start, weights
-
-# nnUNetTrainerPseudoLabel learns from files instead and has tests of its own
-ONLINE = [name for name, module in METHODS.items() if module != "pseudo_label"]
-# from the first step on, and with voxels that count although the network knows nothing yet
-EAGER = {"warmup": 0.0, "threshold": 0.0, "valid": 0.0, "confident": 0.0, "hard": 1.0, "queries": 8, "negatives": 8}
-
-
-def changed(cls: type, **values: object) -> type:
-    """A subclass with other constants, as far as the method has them."""
-    names = {field.name for field in fields(cls.constants)}
-    constants = replace(cls.constants, **{name: value for name, value in values.items() if name in names})
-    return type(cls.__name__, (cls,), {"constants": constants})
+from tests.trainers.conftest import EAGER, ONLINE, changed, start, weights
 
 
 @pytest.fixture(params=ONLINE)

@@ -11,9 +11,8 @@ import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.conftest import DATASET
-from tests.trainers.test_contract import ONLINE
-from tests.trainers.test_ddp import build, eager, finish, join, ten_steps
-from tests.trainers.test_semi_supervised import start
+from tests.trainers.conftest import ONLINE, start
+from tests.trainers.processes import build, eager, finish, join, ten_steps
 
 
 def train_every(rank: int, folder: str, port: int) -> None:

@@ -15,9 +15,8 @@ from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
 from nnunetv2_crossmatch.networks.distributed import gather_rows
 from nnunetv2_crossmatch.views.mixing import Partner
 from tests.conftest import DATASET
-from tests.trainers.test_contract import EAGER, ONLINE, changed
-from tests.trainers.test_ddp import create, finish
-from tests.trainers.test_semi_supervised import start
+from tests.trainers.conftest import EAGER, ONLINE, changed, start
+from tests.trainers.processes import create, finish
 
 STEPS = 4  # one in ACTION's stages i and ii, two in stage iii
 SEEDS = (0, 100)  # rounding may turn a hard label round, and then the ways part; not with both

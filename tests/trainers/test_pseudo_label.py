@@ -1,7 +1,6 @@
 import json
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -15,48 +14,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_crossmatch.cli import main
-from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
-from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
-from nnunetv2_crossmatch.preprocessing.manifest import Manifest
-from nnunetv2_crossmatch.preprocessing.splits import ensure_splits
-from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
-from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
-from nnunetv2_crossmatch.self_training.record import Origin, Record, image_stamp, pseudo_label_folder
 from nnunetv2_crossmatch.utilities.errors import DatasetError
-from nnunetv2_crossmatch.utilities.files import sha256_of
-from tests.conftest import DATASET, ball, write_image
-from tests.trainers.test_ddp import assert_same_on_both, finish, start
+from tests.conftest import DATASET, write_image
+from tests.trainers.conftest import write_labels
+from tests.trainers.processes import assert_same_on_both, finish, start
 
 SMOKE = "nnUNetTrainerPseudoLabel_smoke"
-
-
-def write_labels(
-    dataset, configuration="3d_fullres", fold=0, plans="nnUNetPlansSmall", trainer="nnUNetTrainer", **dataset_changes
-):
-    """Pseudo-labels as the command writes them, balls with an ignored shell, after changes to dataset.json."""
-    raw, preprocessed = (dataset / part / DATASET for part in ("raw", "preprocessed"))
-    dataset_json = {**json.loads((preprocessed / "dataset.json").read_text()), **dataset_changes}
-    (preprocessed / "dataset.json").write_text(json.dumps(dataset_json))
-    labels = with_ignore_label(dataset_json)["labels"]
-    of_dataset = Dataset(raw, preprocessed, dataset_json)
-    planned = Planned(of_dataset, of_dataset.plans(plans), configuration)
-    ensure_splits(preprocessed, [f"case{i}" for i in range(5)], {})
-    preprocess_unlabeled(planned, 1)
-    images = Manifest.read(planned.unlabeled_folder)
-    validation = [] if fold == "all" else json.loads((preprocessed / "splits_final.json").read_text())[fold]["val"]
-    made_with = Origin(
-        trainer, plans, configuration, fold, "checkpoint_final.pth", "model", 0.9, labels, validation, {"torch": "0"}
-    )
-    record = Record(pseudo_label_folder(raw, RunFolder.of(DATASET, trainer, plans, configuration, fold)))
-    rng = np.random.default_rng(0)
-    for case, entry in images.cases.items():
-        label = ball(rng)[1]
-        label[:, :, 10:14] = labels["ignore"]
-        file = record.folder / f"{case}.nii.gz"
-        write_image(label, file)
-        of_file = {"image": image_stamp(entry), "file": sha256_of(file), "replaced": None, "confident": {}}
-        record.add(case, {**asdict(made_with), **of_file})
-    return record.folder
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])

@@ -6,40 +6,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_crossmatch.nnunet.logger import PREFIX
 from nnunetv2_crossmatch.trainers import (
-    nnUNetTrainerCrossMatch_smoke,
-    nnUNetTrainerCrossMatchEMA_smoke,
     semi_supervised,
 )
-
-
-class Smoke(nnUNetTrainerCrossMatch_smoke):
-    """From the first step on, and with voxels kept although the network knows nothing yet."""
-
-    constants = replace(nnUNetTrainerCrossMatch_smoke.constants, warmup=0.0, threshold=0.0)
-
-
-class SmokeEMA(nnUNetTrainerCrossMatchEMA_smoke):
-    constants = replace(nnUNetTrainerCrossMatchEMA_smoke.constants, warmup=0.0, threshold=0.0)
+from tests.trainers.conftest import (
+    Smoke,
+    SmokeEMA,
+    annotate_all,
+    ignore,
+    regions,
+    regions_with_ignore,
+    residual,
+    start,
+    weights,
+)
 
 
 class Supervised(Smoke):
     constants = replace(Smoke.constants, lambda_ip=0.0, lambda_kd=0.0)
-
-
-def weights(trainer) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in trainer.network.parameters()]
-
-
-def start(trainer):
-    trainer.on_train_start()
-    trainer.on_epoch_start()
-    trainer.on_train_epoch_start()
-    return trainer
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
@@ -202,46 +189,10 @@ def test_classes_that_no_pseudo_label_has_are_named(make_trainer):
     assert "confidently 1 or 2 in this epoch, so the unlabeled scans teach no foreground" in say([9.0, 0.0, 0.0])
 
 
-def edit_architecture(plans, configuration, **kwargs):
-    plans["configurations"][configuration]["architecture"]["arch_kwargs"].update(kwargs)
-
-
-def residual(plans, dataset_json):
-    for configuration in ("2d", "3d_fullres"):
-        architecture = plans["configurations"][configuration]["architecture"]
-        architecture["network_class_name"] = architecture["network_class_name"].replace(
-            "PlainConvUNet", "ResidualEncoderUNet"
-        )
-        architecture["arch_kwargs"]["n_blocks_per_stage"] = architecture["arch_kwargs"].pop("n_conv_per_stage")
-
-
-def regions(plans, dataset_json):
-    dataset_json["labels"] = {"background": 0, "whole": [1, 2], "core": 2}
-    dataset_json["regions_class_order"] = [1, 2]
-
-
-def ignore(plans, dataset_json):
-    dataset_json["labels"]["ignore"] = 3
-
-
-def regions_with_ignore(plans, dataset_json):
-    regions(plans, dataset_json)
-    ignore(plans, dataset_json)
-
-
 class NoDeepSupervision(Smoke):
     def __init__(self, plans, configuration, fold, dataset_json, device):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.enable_deep_supervision = False
-
-
-def annotate_all(dataset: Path) -> None:
-    """What preprocessing with an ignore label adds: locations of annotated voxels, in labeled cases only."""
-    for file in dataset.glob("preprocessed/*/nnUNetPlans_*/case*.pkl"):
-        properties = load_pickle(str(file))
-        shape = properties["shape_after_cropping_and_before_resampling"]
-        properties["class_locations"][(-1, 0, 1, 2)] = np.argwhere(np.ones((1, *shape)))
-        write_pickle(properties, str(file))
 
 
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
