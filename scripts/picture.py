@@ -66,7 +66,7 @@ def draw(held_out: Path, trainers: list[str], file: Path) -> str:
             predicted = np.where(mask[where] == value, 1.0, np.nan)
             axis.imshow(predicted, cmap=ListedColormap([color]), alpha=0.45, interpolation="nearest")
             if axis is not axes[0] and (truth[where] == value).any():
-                axis.contour(truth[where] >= value, [0.5], colors=[TRUTH], linewidths=1.4)
+                axis.contour(truth[where] == value, [0.5], colors=[TRUTH], linewidths=1.4)
         axis.set_title(title, fontsize=9)
         axis.set_axis_off()
     legend = [Patch(color=color, alpha=0.6, label=name) for color, name in zip(COLORS, classes, strict=False)]
