@@ -29,7 +29,7 @@ from nnunetv2_crossmatch.dataset_conversion.common import (
     require,
     wrong_folder,
 )
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 
 SPACING = (1.5, 1.5, 10.0)  # mm, x y z, nominal; not in the h5 files
 LABELED = (99, 38, 50, 21, 49, 58, 100)

@@ -21,8 +21,8 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, ensure_splits, known_patients
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import check_writable, locked
 
 LISTS = Path(__file__).parent / "lists"
@@ -261,7 +261,8 @@ def wrong_folder(source: Path, expected: str) -> DatasetError:
     """What was expected in the folder and what is there."""
     if not source.is_dir():
         return DatasetError([f"{source} is no folder. Expected: {expected}."])
-    names = sorted(f.name + "/" * f.is_dir() for f in source.iterdir() if not f.name.startswith("."))
+    there = sorted(file for file in source.iterdir() if not file.name.startswith("."))
+    names = [f"{file.name}/" if file.is_dir() else file.name for file in there]
     found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
     return DatasetError([f"{source}: expected {expected}. Found: {found or 'nothing'}."])
 

@@ -8,7 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunetv2_crossmatch.dataset_conversion.common import below
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 
 POSITION, ORIENTATION, INSTANCE = "0020|0032", "0020|0037", "0020|0013"  # ImagePositionPatient, ...
 TOLERANCE = 0.2  # of the slice distance; the positions in the files are rounded
@@ -51,9 +51,8 @@ def _only_series(folder: Path) -> list[str]:
         for series in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(place))
     }
     if len(found) != 1:
-        raise DatasetError(
-            [f"{folder}: one DICOM series was expected, {len(found)} found{': ' * bool(found)}{', '.join(found)}."]
-        )
+        named = f": {', '.join(found)}" if found else ""
+        raise DatasetError([f"{folder}: one DICOM series was expected, {len(found)} found{named}."])
     (files,) = found.values()
     if len(files) < 2:
         raise DatasetError([f"{folder}: the DICOM series has one slice only."])

@@ -10,8 +10,9 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_crossmatch.dataset_conversion.common import new_dataset, require
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError, labeled_and_held_out, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.listing import labeled_and_held_out, list_unlabeled
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, read_patients
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import write_json
 
 

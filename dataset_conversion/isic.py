@@ -30,7 +30,7 @@ from nnunetv2_crossmatch.dataset_conversion.common import (
     take_labeled,
     wrong_folder,
 )
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 
 IMAGES = 2594
 PUBLISHED = (103, 207, 415)

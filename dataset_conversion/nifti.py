@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.dataset_conversion.common import Case, Conversion, read_image, require, wrong_folder
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 
 FILE_ENDING = ".nii.gz"
 SEED = 0  # of the draw; the same order for any number, so 4 labeled cases are among 10

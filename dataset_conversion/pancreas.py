@@ -42,7 +42,7 @@ from nnunetv2_crossmatch.dataset_conversion.common import (
     wrong_folder,
 )
 from nnunetv2_crossmatch.dataset_conversion.dicom import read_series
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 
 SPACING = (1.0, 1.0, 1.0)  # mm; not in the h5 files
 SAME_SCAN = (2, 25, 70)

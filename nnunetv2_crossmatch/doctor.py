@@ -47,8 +47,11 @@ def examine() -> Iterator[Finding]:
         )
         return
     folder = Path(spec.origin).parent
-    old = tuple(map(int, re.findall(r"\d+", version("nnunetv2"))[:2])) < OLDEST
-    yield Finding(f"nnU-Net {version('nnunetv2')} in {folder}" + ", too old" * old, UPGRADE if old else None)
+    found = f"nnU-Net {version('nnunetv2')} in {folder}"
+    if tuple(map(int, re.findall(r"\d+", version("nnunetv2"))[:2])) < OLDEST:
+        yield Finding(f"{found}, too old", UPGRADE)
+    else:
+        yield Finding(found)
     yield _torch()
     if "torch" not in sys.modules:  # and nothing of nnU-Net can be imported without it
         return
@@ -118,11 +121,9 @@ def _trainers(folder: Path, timm: Finding) -> Finding:
         elsewhere = Path(str(distribution("nnunetv2_crossmatch").locate_file("nnunetv2"))).resolve() != folder.resolve()
         reinstall = f"pip install --force-reinstall --no-deps {_source('nnunetv2_crossmatch')}"
         return Finding(f"nnU-Net does not find {TRAINER}", REGISTER if elsewhere else reinstall)
-    through = folder / REGISTRATION
-    return Finding(
-        f"{TRAINER} through "
-        + (str(through) if through.exists() else f"nnUNet_extTrainer={os.environ.get('nnUNet_extTrainer')}")
-    )
+    if (folder / REGISTRATION).exists():
+        return Finding(f"{TRAINER} through {folder / REGISTRATION}")
+    return Finding(f"{TRAINER} through nnUNet_extTrainer={os.environ.get('nnUNet_extTrainer')}")
 
 
 def _source(package: str) -> str:

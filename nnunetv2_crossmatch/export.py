@@ -11,22 +11,22 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.file_path_utilities import (
     convert_trainer_plans_config_to_identifier,
     folds_tuple_to_string,
-    get_output_folder,
 )
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from tqdm import tqdm
 
-from nnunetv2_crossmatch.comparison.runs import train_command
-from nnunetv2_crossmatch.self_training.record import RECORD, sha256_of, versions
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.self_training.record import RECORD
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, read_checkpoint
-from nnunetv2_crossmatch.trainers.unlabeled_cases import TRAINING, nnUNetTrainerWithUnlabeled
-from nnunetv2_crossmatch.utilities.files import INCOMING
+from nnunetv2_crossmatch.trainers.records import read_method, read_training
+from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
+from nnunetv2_crossmatch.utilities.files import INCOMING, sha256_of
+from nnunetv2_crossmatch.utilities.versions import versions
 
-STOCK = nnUNetTrainer.__name__
+STOCK = "nnUNetTrainer"
 PROVENANCE = "provenance.json"  # in the model folder of the zip
 ONLY_TO_CONTINUE = {OURS, "optimizer_state", "grad_scaler_state"}  # what no prediction needs
 OF_MODEL = ("plans.json", "dataset.json", "dataset_fingerprint.json")
@@ -62,28 +62,29 @@ def export_model(
     cls = recursive_find_trainer_class_by_name(trainer)
     if not issubclass(cls, nnUNetTrainerWithUnlabeled):
         raise ValueError(f"{trainer} is none of this package's. nnUNetv2_export_model_to_zip exports it.")
-    if cls.build_network_architecture is not nnUNetTrainer.build_network_architecture:
+    if not cls.has_stock_network():
         raise ValueError(f"{trainer} builds a network of its own, which stock nnU-Net could not.")
-    model = Path(get_output_folder(dataset_name, trainer, plans, configuration))
-    files = _checkpoint_files(model, folds, checkpoint)
+    runs = _trained_folds(RunFolder.of(dataset_name, trainer, plans, configuration, 0), folds, checkpoint)
+    model = runs[0].model
     stock = Path(dataset_name, convert_trainer_plans_config_to_identifier(STOCK, plans, configuration))
     provenance: dict[str, Any] = {"trainer": trainer, "exported_with": versions(), "folds": {}}
     unfinished = target.with_name(f"{INCOMING}{target.name}")
-    cross_validation = f"crossval_results_folds_{folds_tuple_to_string(list(files))}"
+    cross_validation = f"crossval_results_folds_{folds_tuple_to_string([run.fold for run in runs])}"
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with ZipFile(unfinished, "w", ZIP_DEFLATED) as archive:
-            for fold, file in tqdm(files.items(), desc="Exporting", disable=not sys.stderr.isatty()):
+            for run in tqdm(runs, desc="Exporting", disable=not sys.stderr.isatty()):
+                file = run.checkpoint(checkpoint)
                 try:
                     content = read_checkpoint(file)
                 except CheckpointError as e:
                     raise CheckpointError(f"{file} cannot be exported; -chk names another. To train on: {e}") from None
-                provenance["folds"][str(fold)] = _provenance(file, content)
+                provenance["folds"][str(run.fold)] = _provenance(file, content)
                 content = {key: value for key, value in content.items() if key not in ONLY_TO_CONTINUE}
                 with archive.open(str(stock / file.relative_to(model)), "w", force_zip64=True) as stream:
                     torch.save({**content, "trainer_name": STOCK}, stream)
             names = [Path(name) for name in OF_MODEL]
-            names += [Path(f"fold_{fold}", name) for fold in files for name in OF_FOLD]
+            names += [Path(run.path.name, name) for run in runs for name in OF_FOLD]
             names += [Path(cross_validation, name) for name in OF_CROSS_VALIDATION]
             for name in names:
                 if (model / name).exists():
@@ -92,38 +93,39 @@ def export_model(
         os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
-    return list(files)
+    return [run.fold for run in runs]
 
 
-def _checkpoint_files(model: Path, folds: Sequence[int | str] | None, checkpoint: str) -> dict[int | str, Path]:
+def _trained_folds(any_fold: RunFolder, folds: Sequence[int | str] | None, checkpoint: str) -> list[RunFolder]:
+    """Of the same model as ``any_fold``."""
+    model = any_fold.model
     if folds is None:
-        there = sorted(folder.name.removeprefix("fold_") for folder in model.glob("fold_*"))
-        folds = [int(fold) for fold in there if fold.isdecimal()] or there
-    files = {fold: model / f"fold_{fold}" / checkpoint for fold in folds}
-    for file in files.values():
-        if not file.exists():
-            train = f"Train it: {train_command(file.parent)}"
-            begun = f"{train_command(file.parent, '--c')} finishes it; or leave it out (-f) or name a checkpoint (-chk)"
-            raise FileNotFoundError(f"{file} is missing. {begun if file.parent.exists() else train}.")
-    if not files:
-        raise FileNotFoundError(f"{model} has no trained fold. Train one: {train_command(model / 'fold_0')}")
-    return files
+        there = [RunFolder(folder) for folder in sorted(model.glob("fold_*"))]
+        runs = [run for run in there if run.fold != "all"] or there
+    else:
+        runs = [RunFolder(model / f"fold_{fold}") for fold in folds]
+    if not runs:
+        raise FileNotFoundError(f"{model} has no trained fold. Train one: {any_fold.train_command()}")
+    for run in runs:
+        if not (file := run.checkpoint(checkpoint)).exists():
+            begun = f"{run.train_command('--c')} finishes it; or leave it out (-f) or name a checkpoint (-chk)"
+            fix = begun if run.path.exists() else f"Train it: {run.train_command()}"
+            raise FileNotFoundError(f"{file} is missing. {fix}.")
+    return runs
 
 
 def _provenance(file: Path, content: dict[str, Any]) -> dict[str, Any]:
     """What is known of a fold; {"method": None} and so on where that was not written down."""
-    method, pseudo_labels, training = (
-        load_json(str(beside)) if (beside := file.with_name(name)).exists() else None
-        for name in ("method.json", RECORD, TRAINING)
-    )
-    scans = training and training["unlabeled"]
+    training = read_training(file.parent)
+    scans = training.get("unlabeled")
+    pseudo_labels = file.with_name(RECORD)
     return {
         "trainer": content["trainer_name"],
         "epochs": content["current_epoch"],
         "checkpoint": {"name": file.name, "sha256": sha256_of(file)},
-        "method": method,
-        "pseudo_labels": pseudo_labels,
-        "trained_with": training and training["versions"],
+        "method": read_method(file.parent) or None,
+        "pseudo_labels": load_json(str(pseudo_labels)) if pseudo_labels.exists() else None,
+        "trained_with": training.get("versions"),
         "unlabeled": scans and {"scans": len(scans), "sha256": _hash(scans)},
     }
 

@@ -22,10 +22,10 @@ import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
 from nnunetv2_crossmatch.preprocessing import unlabeled
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.utilities.files import INCOMING
@@ -36,8 +36,12 @@ ENDED, FAILED = "runs that reached their end", "failures"
 
 def preprocess(arguments: argparse.Namespace, raw: Path, preprocessed: Path, processes: int) -> None:
     unlabeled._SECONDS_BETWEEN_MANIFESTS = 0
-    plans = PlansManager(str(preprocessed / f"{arguments.p}.json"))
-    unlabeled.preprocess_unlabeled(raw, preprocessed, plans, arguments.c, processes)
+    unlabeled.preprocess_unlabeled(planned(arguments, raw, preprocessed), processes)
+
+
+def planned(arguments: argparse.Namespace, raw: Path, preprocessed: Path) -> Planned:
+    dataset = Dataset(raw, preprocessed, load_json(str(preprocessed / "dataset.json")))
+    return Planned(dataset, dataset.plans(arguments.p), arguments.c)
 
 
 def check(folder: Path, reference: Path, made_of: dict[str, str]) -> None:
@@ -57,8 +61,7 @@ def kill_often(arguments: argparse.Namespace, base: Path) -> dict[str, int]:
     name = maybe_convert_to_dataset_name(arguments.d)
     source, raw, preprocessed = Path(nnUNet_raw) / name, base / "raw", base / "preprocessed"
     copytree(Path(nnUNet_preprocessed) / name, preprocessed, ignore=ignore_patterns("*_unlabeled", "*_pseudo"))
-    plans = PlansManager(str(preprocessed / f"{arguments.p}.json"))
-    folder = unlabeled.unlabeled_folder(preprocessed, plans.get_configuration(arguments.c))
+    folder = planned(arguments, raw, preprocessed).unlabeled_folder
     scans = list_unlabeled(source, load_json(str(source / "dataset.json"))) or {}
     images = [[str(file.resolve()) for file in files] for files in scans.values()]
     made_of = {Path(files[0]).name: case for case, files in zip(scans, images, strict=True)}

@@ -39,6 +39,7 @@ from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
 from nnunetv2_crossmatch.evaluation.report import format_benchmark, write_csv, write_json
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, summarize
 from nnunetv2_crossmatch.methods.crossmatch import CrossMatchConstants
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.preprocessing.listing import group_channels, has_training_scans, labeled_scans
 from nnunetv2_crossmatch.utilities.files import write_json as save_json
 
@@ -125,7 +126,7 @@ def carry_out(run: Run, deadline: float) -> dict:
 
 def run_folder(run: Run) -> Path:
     """nnU-Net's results folder of the run."""
-    return Path(nnUNet_results) / run.dataset / f"{run.name}__{run.plans}__{run.configuration}" / f"fold_{run.fold}"
+    return RunFolder.of(run.dataset, run.name, run.plans, run.configuration, run.fold).path
 
 
 def _carry_out(run: Run, folder: Path, deadline: float) -> dict:

@@ -27,13 +27,13 @@ from batchgenerators.utilities.file_and_folder_operations import load_json, save
 from benchmark import STOCK, machine, take_step
 from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from small_plans import shrink
 
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
 from nnunetv2_crossmatch.preprocessing.content import FILE as CONTENT
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
-from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled, unlabeled_folder
+from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 
 DATASET, CONFIGURATION, PLANS = "Dataset900_Scale", "3d_fullres", "nnUNetPlansSmall"
 LABELED, SIDE = 5, 12  # scans, voxels
@@ -64,30 +64,29 @@ def make_dataset(base: Path, unlabeled: int) -> None:
     save_json(plans, str(base / "preprocessed" / DATASET / f"{PLANS}.json"))
 
 
-def folders(base: Path) -> tuple[Path, Path, PlansManager]:
-    preprocessed = base / "preprocessed" / DATASET
-    return base / "raw" / DATASET, preprocessed, PlansManager(str(preprocessed / f"{PLANS}.json"))
+def planned(base: Path) -> Planned:
+    raw = base / "raw" / DATASET
+    dataset = Dataset(raw, base / "preprocessed" / DATASET, load_json(str(raw / "dataset.json")))
+    return Planned(dataset, dataset.plans(PLANS), CONFIGURATION)
 
 
 def prepare(base: Path, processes: int) -> dict:
-    raw, preprocessed, plans = folders(base)
-    before = Manifest.read(unlabeled_folder(preprocessed, plans.get_configuration(CONFIGURATION))).cases
+    before = Manifest.read(planned(base).unlabeled_folder).cases
     start = time.perf_counter()
-    cases = preprocess_unlabeled(raw, preprocessed, plans, CONFIGURATION, processes)
+    cases = preprocess_unlabeled(planned(base), processes)
     return {"scans": len(cases) - len(before), "seconds": time.perf_counter() - start}
 
 
 def check(base: Path, processes: int) -> dict:
-    raw, preprocessed, _ = folders(base)
     start = time.perf_counter()
-    findings = check_dataset(raw, preprocessed, load_json(str(raw / "dataset.json")), processes)
+    findings = check_dataset(planned(base).dataset, processes)
     return {"scans": sum(map(len, findings.content.values())), "seconds": time.perf_counter() - start}
 
 
 def train(base: Path, name: str, steps: int) -> dict:
     """Start a training and take a few steps of its middle; peak resident memory of it and of a loader's worker."""
-    _, preprocessed, plans = folders(base)
-    cls, dataset_json = recursive_find_trainer_class_by_name(name), load_json(str(preprocessed / "dataset.json"))
+    plans, dataset_json = planned(base).plans, planned(base).dataset.json
+    cls = recursive_find_trainer_class_by_name(name)
     start = time.perf_counter()
     with redirect_stdout(StringIO()):  # the log
         trainer = cls({**plans.plans, "continue_training": False}, CONFIGURATION, 0, dataset_json, torch.device("cpu"))

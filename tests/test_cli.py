@@ -7,7 +7,7 @@ import pytest
 
 from nnunetv2_crossmatch import cli
 from nnunetv2_crossmatch.commands.shared import as_fold
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import run
 
 NAMES = [module.__name__.rpartition(".")[2].replace("_", "-") for module in cli.COMMANDS]

@@ -18,9 +18,10 @@ import torch
 from nnunetv2.run import run_training as run_training_module
 
 from nnunetv2_crossmatch import cli
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.sweep import clusters, matrix
 from nnunetv2_crossmatch.sweep.clusters import Local
-from nnunetv2_crossmatch.sweep.runs import Progress, Run, Training, claimed, progress
+from nnunetv2_crossmatch.sweep.runs import Progress, Training, claimed, job_folder, progress
 from nnunetv2_crossmatch.sweep.table import Table, format_table
 from tests.conftest import DATASET
 
@@ -76,13 +77,13 @@ FAKES = {
 }
 
 
-def run_of(trainer: str, fold: int | str = 0) -> Run:
-    return Run(DATASET, "3d_fullres", "nnUNetPlansSmall", trainer, fold)
+def run_of(trainer: str, fold: int | str = 0) -> RunFolder:
+    return RunFolder.of(DATASET, trainer, "nnUNetPlansSmall", "3d_fullres", fold)
 
 
-def epochs(run: Run) -> list[list[str]]:
+def epochs(run: RunFolder) -> list[list[str]]:
     """Of each training log, in order."""
-    logs = sorted(run.folder.glob("training_log_*.txt"), key=lambda file: file.stat().st_mtime)
+    logs = sorted(run.path.glob("training_log_*.txt"), key=lambda file: file.stat().st_mtime)
     return [re.findall(r": Epoch (\d+)", log.read_text()) for log in logs]
 
 
@@ -161,8 +162,8 @@ def test_local_matrix_fails_continues_and_ends(dataset, trainers, main, monkeypa
     failed = next(line for line in out.splitlines() if "failed" in line)
     assert failed.startswith("nnUNetTrainerStumbles fold 0: failed: RuntimeError: the lights went out (")
     log = Path(failed.rpartition("(")[2].rstrip(")"))
-    assert "the lights went out" in log.read_text() and log.is_relative_to(stumbles.job_folder)
-    assert short.done and not stumbles.trained
+    assert "the lights went out" in log.read_text() and log.is_relative_to(job_folder(stumbles))
+    assert short.is_done and not stumbles.is_trained
     assert progress(short)[:2] == (1, 1) and progress(stumbles)[:2] == (1, 2)
 
     compared = main(matrix_of)
@@ -173,13 +174,13 @@ def test_local_matrix_fails_continues_and_ends(dataset, trainers, main, monkeypa
     assert epochs(short) == [["0"]], "what is done is not started again"
     assert progress(stumbles)[:2] == (2, 2)
     for run in (short, stumbles):
-        resources = json.loads((run.folder / "resources.json").read_text())
+        resources = json.loads((run.path / "resources.json").read_text())
         assert resources["device"] == "cpu" and resources["peak_memory_bytes"] > 50e6
 
     before = sorted((dataset / "results").rglob("*"))
     assert main(matrix_of) == compared
     assert main([*LOCAL, "-tr", "nnUNetTrainerShort", "-f", "0", "0"]) is None, "one trainer is not compared"
-    assert set((dataset / "results").rglob("*")) - {r.job_folder / "lock" for r in (short, stumbles)} <= set(before)
+    assert set((dataset / "results").rglob("*")) - {job_folder(r) / "lock" for r in (short, stumbles)} <= set(before)
 
 
 @pytest.mark.parametrize(
@@ -194,8 +195,8 @@ def test_local_matrix_fails_continues_and_ends(dataset, trainers, main, monkeypa
 def test_nnunet_is_told_how_far_the_run_is(dataset, monkeypatch, files, goes_on, validates):
     run, asked = run_of("nnUNetTrainer", "all"), {}
     for file in files:
-        (run.folder / file).parent.mkdir(parents=True, exist_ok=True)
-        (run.folder / file).touch()
+        (run.path / file).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / file).touch()
 
     def run_training(*args, **kwargs):
         asked.update(inspect.signature(nnunet).bind(*args, **kwargs).arguments)
@@ -214,7 +215,7 @@ def test_nnunet_is_told_how_far_the_run_is(dataset, monkeypatch, files, goes_on,
         "only_run_validation": validates,
         "device": torch.device("cpu"),
     }
-    assert not run.done
+    assert not run.is_done
 
 
 def test_ended_local_sweep_ends_its_training(dataset, trainers, main, monkeypatch, capfd):
@@ -222,7 +223,7 @@ def test_ended_local_sweep_ends_its_training(dataset, trainers, main, monkeypatc
 
     def sleep(seconds):
         wait(seconds)
-        if (run.folder / "once").exists():
+        if (run.path / "once").exists():
             assert run in Local([run], "cpu", 1).states(), "it is running, for every other sweep"
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -234,7 +235,7 @@ def test_ended_local_sweep_ends_its_training(dataset, trainers, main, monkeypatc
     assert exit_info.value.code == 130 and "The same line goes on" in out and "Traceback" not in err
     with claimed(run, seconds=30):
         pass
-    assert not run.trained and (run.folder / "checkpoint_latest.pth").exists()
+    assert not run.is_trained and (run.path / "checkpoint_latest.pth").exists()
 
 
 def test_what_another_process_trains_is_neither_started_nor_trained_twice(dataset, main, ctrl_c, capsys):
@@ -255,10 +256,10 @@ def test_what_another_process_trains_is_neither_started_nor_trained_twice(datase
         with pytest.raises(SystemExit):
             main([*LOCAL, "-tr", SMOKE, "-f", "0"])
         assert capsys.readouterr().out.splitlines()[0] == f"{run}: running"
-        assert not list(run.job_folder.glob("*.pkl"))
+        assert not list(job_folder(run).glob("*.pkl"))
         with pytest.raises(RuntimeError, match=f"{SMOKE} fold 0 is being trained by another process"):
             Training(run, "cpu", 1, "")()
-        assert not run.folder.exists()
+        assert not run.path.exists()
     finally:
         end.set()
         other.join()
@@ -319,7 +320,7 @@ def test_slurm_gets_what_was_asked_for_and_no_job_twice(dataset, book, main, ctr
 
     (book / "queue").write_text("0 RUNNING\n1 RUNNING\n3 PENDING\n4 RUNNING\n")
     run = run_of(SMOKE, 1)
-    (run.job_folder / "4_0_log.err").write_text("Traceback\nRuntimeError: out of luck\n\n")
+    (job_folder(run) / "4_0_log.err").write_text("Traceback\nRuntimeError: out of luck\n\n")
     ctrl_c(4, lambda: (book / "queue").write_text("0 RUNNING\n1 RUNNING\n3 PENDING\n"))
     with pytest.raises(SystemExit):
         main(line)
@@ -354,10 +355,10 @@ def test_slurm_job_near_its_time_limit_is_queued_again_and_goes_on(dataset, trai
     first = subprocess.run(["bash", book / "script0"], env=job, capture_output=True, text=True)
     assert first.returncode, "it has been put off"
     assert (book / "scontrol").read_text() == "requeue 0\n"
-    assert not run.trained
+    assert not run.is_trained
     second = subprocess.run(["bash", book / "script0"], env=job, capture_output=True, text=True)
     assert second.returncode == 0, second.stderr
-    assert run.done and epochs(run) == [["0"], ["1"]]
+    assert run.is_done and epochs(run) == [["0"], ["1"]]
     (book / "queue").write_text("")
     assert main([*SLURM, "-tr", run.trainer, "-f", "0"]) is None
     assert len(list(book.glob("script*"))) == 1
@@ -368,7 +369,10 @@ def test_slurm_job_near_its_time_limit_is_queued_again_and_goes_on(dataset, trai
     [
         (["-tr", "nnUNetTrainerNoSuch"], "Could not find requested nnunet trainer nnUNetTrainerNoSuch"),
         (["-c", "3d_lowres"], "-c 3d_lowres: nnUNetPlansSmall has 2d, 3d_fullres"),
-        (["-p", "nnUNetPlansOther"], "nnUNetPlansOther.json. Run nnUNetv2_plan_and_preprocess -d Dataset901_Balls"),
+        (
+            ["-p", "nnUNetPlansOther"],
+            "nnUNetPlansOther.json. RunFolder nnUNetv2_plan_and_preprocess -d Dataset901_Balls",
+        ),
         (["-d", "902"], "Could not find a dataset with the ID 902"),
         (["-f", "4", "5", "all"], "-f all: it holds no case out and cannot be compared with other folds"),
         (["-f", "4", "5", "6"], "-f 5 6: Dataset901_Balls has 5 folds, counted from 0"),
@@ -402,7 +406,7 @@ def test_not_preprocessed(dataset, main, capsys):
     shutil.rmtree(dataset / "preprocessed" / DATASET / "nnUNetPlans_3d_fullres")
     with pytest.raises(SystemExit):
         main([*LOCAL, "-tr", SMOKE, "-f", "0"])
-    assert "Run nnUNetv2_preprocess -d 901 -plans_name nnUNetPlansSmall" in capsys.readouterr().err
+    assert "RunFolder nnUNetv2_preprocess -d 901 -plans_name nnUNetPlansSmall" in capsys.readouterr().err
 
 
 def test_split_is_made_before_the_jobs_and_by_patient(dataset, main, capsys):

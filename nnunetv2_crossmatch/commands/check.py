@@ -2,7 +2,7 @@
 
 import argparse
 
-from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, dataset, report
+from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, find_dataset, report
 
 
 def add(commands) -> None:
@@ -20,4 +20,4 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    report(*dataset(arguments.d), arguments.np, accept=arguments.accept)
+    report(find_dataset(arguments.d), arguments.np, accept=arguments.accept)

@@ -1,10 +1,9 @@
 """nnUNetv2_crossmatch compare."""
 
 import argparse
-import shlex
 from pathlib import Path
 
-from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, dataset
+from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, find_dataset
 
 
 def add(commands) -> None:
@@ -34,30 +33,8 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     import torch
-    from nnunetv2.paths import nnUNet_results
 
-    from nnunetv2_crossmatch.comparison.compare import compare_models
-    from nnunetv2_crossmatch.comparison.report import format_text, write_html, write_json
+    from nnunetv2_crossmatch.comparison.page import compare_to_page
 
-    raw, preprocessed, _ = dataset(arguments.d)
-    results = Path(nnUNet_results) / raw.name
-    comparison = compare_models(
-        raw,
-        preprocessed,
-        results,
-        arguments.p,
-        arguments.c,
-        arguments.tr,
-        arguments.f,
-        arguments.test,
-        torch.device(arguments.device),
-        arguments.np,
-    )
-    name = f"comparison__{arguments.p}__{arguments.c}{'__test' if arguments.test else ''}.html"
-    page = arguments.o or results / name
-    command = ["nnUNetv2_crossmatch", "compare", "-d", raw.name, "-c", arguments.c, "-p", arguments.p]
-    command += ["-tr", *arguments.tr, "-f", *map(str, comparison.folds), *(["--test"] if arguments.test else [])]
-    write_json(comparison, page.with_suffix(".json"))
-    write_html(comparison, raw, shlex.join(command), page)
-    print(format_text(comparison))
-    print(f"Report: {page}")
+    what = find_dataset(arguments.d), arguments.p, arguments.c, arguments.tr, arguments.f, arguments.test
+    print(compare_to_page(*what, torch.device(arguments.device), arguments.np, arguments.o))

@@ -4,7 +4,7 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
-from nnunetv2_crossmatch.commands.shared import add_command, dataset, report
+from nnunetv2_crossmatch.commands.shared import add_command, find_dataset, report
 
 
 def add(commands) -> None:
@@ -43,4 +43,4 @@ def run(arguments: argparse.Namespace) -> None:
     converter = import_module(f"nnunetv2_crossmatch.dataset_conversion.{arguments.kind}")
     conversion = converter.convert(arguments.source, arguments.labeled, **options)
     folder = write_dataset(conversion, arguments.d)
-    report(*dataset(folder.name), default_num_processes)
+    report(find_dataset(folder.name), default_num_processes)

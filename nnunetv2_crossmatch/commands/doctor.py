@@ -16,8 +16,11 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from nnunetv2_crossmatch.doctor import examine
 
-    healthy = True
+    problems = 0
     for finding in examine():
-        print(f"problem  {finding.message}\n         {finding.fix}" if finding.fix else f"ok       {finding.message}")
-        healthy &= finding.fix is None
-    sys.exit(0 if healthy else 2)
+        if finding.fix is None:
+            print(f"ok       {finding.message}")
+        else:
+            print(f"problem  {finding.message}\n         {finding.fix}")
+            problems += 1
+    sys.exit(2 if problems else 0)

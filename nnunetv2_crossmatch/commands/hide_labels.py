@@ -2,7 +2,7 @@
 
 import argparse
 
-from nnunetv2_crossmatch.commands.shared import add_command, dataset, report
+from nnunetv2_crossmatch.commands.shared import add_command, find_dataset, report
 
 
 def add(commands) -> None:
@@ -35,6 +35,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     from nnunetv2_crossmatch.dataset_conversion.hide_labels import hide_labels
 
-    source, _, _ = dataset(arguments.d)
-    folder = hide_labels(source, arguments.o, arguments.labeled, arguments.seed, arguments.group_by)
-    report(*dataset(folder.name), default_num_processes)
+    source = find_dataset(arguments.d)
+    folder = hide_labels(source.raw_folder, arguments.o, arguments.labeled, arguments.seed, arguments.group_by)
+    report(find_dataset(folder.name), default_num_processes)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, dataset, report
+from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, find_dataset, report
 
 
 def add(commands) -> None:
@@ -18,14 +18,16 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from nnunetv2_crossmatch.preprocessing.dataset import Planned
     from nnunetv2_crossmatch.preprocessing.listing import labeled_scans
     from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients
-    from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled, read_plans
+    from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 
-    raw, preprocessed, dataset_json = dataset(arguments.d)
-    plans = read_plans(preprocessed, arguments.p)
-    ensure_splits(preprocessed, list(labeled_scans(raw, dataset_json)), known_patients(raw, preprocessed))
+    dataset = find_dataset(arguments.d)
+    raw, preprocessed = dataset.raw_folder, dataset.preprocessed
+    plans = dataset.plans(arguments.p)
+    ensure_splits(preprocessed, list(labeled_scans(raw, dataset.json)), known_patients(raw, preprocessed))
     for configuration in arguments.c:
-        cases = preprocess_unlabeled(raw, preprocessed, plans, configuration, arguments.np)
-        print(f"{raw.name} {configuration}: {len(cases)} unlabeled cases are ready")
-    report(raw, preprocessed, dataset_json, arguments.np)
+        cases = preprocess_unlabeled(Planned(dataset, plans, configuration), arguments.np)
+        print(f"{dataset.name} {configuration}: {len(cases)} unlabeled cases are ready")
+    report(dataset, arguments.np)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, dataset
+from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, find_dataset
 
 
 def add(commands) -> None:
@@ -32,15 +32,12 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import torch
 
-    from nnunetv2_crossmatch.preprocessing.unlabeled import read_plans
+    from nnunetv2_crossmatch.preprocessing.dataset import Planned
     from nnunetv2_crossmatch.self_training.predict import write_pseudo_labels
 
-    raw, preprocessed, _ = dataset(arguments.d)
+    dataset = find_dataset(arguments.d)
     written_folds = write_pseudo_labels(
-        raw,
-        preprocessed,
-        read_plans(preprocessed, arguments.p),
-        arguments.c,
+        Planned(dataset, dataset.plans(arguments.p), arguments.c),
         arguments.tr,
         arguments.f,
         arguments.threshold,

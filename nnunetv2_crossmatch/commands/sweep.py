@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 
-from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, as_fold, dataset
+from nnunetv2_crossmatch.commands.shared import ARGUMENTS, add_arguments, add_command, as_fold, find_dataset
 
 
 def add(commands) -> None:
@@ -34,7 +34,9 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from nnunetv2_crossmatch import cli
+    import torch
+
+    from nnunetv2_crossmatch.comparison.page import compare_to_page
     from nnunetv2_crossmatch.sweep.clusters import Cluster, Local, Slurm
     from nnunetv2_crossmatch.sweep.matrix import follow, make_runs
 
@@ -53,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     trainers = list(dict.fromkeys(arguments.tr))
     compared = len(trainers) > 1
-    if compared and "all" in arguments.f and not (dataset(arguments.d)[0] / "labelsTs").is_dir():
+    if compared and "all" in arguments.f and not (find_dataset(arguments.d).raw_folder / "labelsTs").is_dir():
         print("No comparison will follow: fold all holds no case out, and there is no labelsTs.")
         compared = False
     endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -72,8 +74,6 @@ def run(arguments: argparse.Namespace) -> None:
     if failed:
         raise RuntimeError(f"{len(failed)} of {len(runs)} failed: {', '.join(map(str, failed))}. See the logs above.")
     if compared:
-        folds = map(str, dict.fromkeys(arguments.f))
-        command = ["compare", "-d", arguments.d, "-c", arguments.c, "-p", arguments.p, "-tr", *trainers, "-f", *folds]
-        if "all" in arguments.f:
-            command += ["--test", "-device", arguments.device]
-        cli.main([*command, *(["--debug"] if "debug" in arguments else [])])
+        folds = list(dict.fromkeys(arguments.f))
+        what = find_dataset(arguments.d), arguments.p, arguments.c, trainers, folds, "all" in folds
+        print(compare_to_page(*what, torch.device(arguments.device), ARGUMENTS["-np"]["default"]))

@@ -9,21 +9,19 @@ import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.file_path_utilities import (
-    convert_identifier_to_trainer_plans_config,
-    convert_trainer_plans_config_to_identifier,
-)
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
 from nnunetv2_crossmatch.comparison import paired
-from nnunetv2_crossmatch.comparison.runs import FINAL, TrainedRun, read_run, train_command, validation_cases
+from nnunetv2_crossmatch.comparison.runs import TrainedRun, read_run, validation_cases
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.nnunet.run_folder import FINAL, RunFolder
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.preprocessing.manifest import source_stamp
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS, known_patients
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import INCOMING, write_json
 
 MADE_OF = "made_of.json"
@@ -66,9 +64,6 @@ class Comparison:
         warnings: what a reader should know besides.
     """
 
-    dataset: str
-    plans: str
-    configuration: str
     folds: list[int | str]
     test: bool
     models: list[Model]
@@ -76,6 +71,11 @@ class Comparison:
     units: list[str]
     differences: dict[str, dict[str, dict[str, paired.Difference]]]
     warnings: list[str]
+
+    @property
+    def of(self) -> RunFolder:
+        """A run of the reference, for the dataset, plans and configuration that all have in common."""
+        return self.models[0].runs[0].folder
 
     @property
     def noun(self) -> str:
@@ -93,7 +93,7 @@ class Comparison:
         return after - before
 
     @property
-    def verdicts(self) -> dict[str, str]:
+    def verdicts(self) -> dict[str, paired.Verdict]:
         return {
             trainer: paired.verdict(classes[FOREGROUND]["dice"], self.noun)
             for trainer, classes in self.differences.items()
@@ -101,9 +101,7 @@ class Comparison:
 
 
 def compare_models(
-    raw_folder: Path,
-    preprocessed_folder: Path,
-    results_folder: Path,
+    dataset: Dataset,
     plans: str,
     configuration: str,
     trainers: Sequence[str],
@@ -115,7 +113,7 @@ def compare_models(
     """Compare trained models with the first one.
 
     Args:
-        results_folder: the dataset's.
+        trainers: the first one is the reference.
         folds: numbers, with ``test`` also "all"; None for all of ``splits_final.json``.
         test: predict ``imagesTs`` (unless that was done with these checkpoints) and evaluate with ``labelsTs``.
         device: for these predictions.
@@ -127,6 +125,7 @@ def compare_models(
     """
     if len(set(trainers)) != len(trainers) or len(trainers) < 2:
         raise ValueError(f"Name two or more different trainers, the reference first, not {' '.join(trainers)}.")
+    raw_folder, preprocessed_folder = dataset.raw_folder, dataset.preprocessed
     if folds is None:
         file = preprocessed_folder / SPLITS
         folds = list(range(len(load_json(str(file))))) if file.exists() else ["all"]
@@ -134,16 +133,12 @@ def compare_models(
     if "all" in folds and not test:
         raise ValueError("Fold all validates the cases that it was trained on. Use --test, or name other folds.")
 
-    names = {
-        trainer: results_folder / convert_trainer_plans_config_to_identifier(trainer, plans, configuration)
-        for trainer in trainers
-    }
     runs: dict[str, list[TrainedRun]] = {trainer: [] for trainer in trainers}
     problems: list[str] = []
-    for trainer, folder in names.items():
+    for trainer in trainers:
         for fold in folds:
             try:
-                runs[trainer].append(read_run(folder, fold))
+                runs[trainer].append(read_run(RunFolder.of(dataset.name, trainer, plans, configuration, fold)))
             except DatasetError as e:
                 problems += e.problems
     if problems:
@@ -156,18 +151,18 @@ def compare_models(
         if not truth_folder.is_dir():
             raise DatasetError([f"{truth_folder} is missing. Put the test scans' masks there, or leave out --test."])
         folders = {
-            trainer: [_predict_test(folder, folds, raw_folder / "imagesTs", device)]
-            for trainer, folder in names.items()
+            trainer: [_predict_test([run.folder for run in of_trainer], raw_folder / "imagesTs", device)]
+            for trainer, of_trainer in runs.items()
         }
     else:
         truth_folder = preprocessed_folder / "gt_segmentations"
         if problems := [
-            f"{run.folder} was not validated after its training: {train_command(run.folder, '--val')}"
+            f"{run.folder.path} was not validated after its training: {run.folder.train_command('--val')}"
             for run in every_run
-            if not run.log.validated or not (run.folder / "validation" / "summary.json").exists()
+            if not run.folder.is_validated
         ]:
             raise DatasetError(problems)
-        folders = {trainer: [run.folder / "validation" for run in runs[trainer]] for trainer in trainers}
+        folders = {trainer: [run.folder.validation for run in runs[trainer]] for trainer in trainers}
 
     ending = load_json(str(raw_folder / "dataset.json"))["file_ending"]
     wanted = [None] if test else [validation[fold] for fold in folds]
@@ -187,9 +182,6 @@ def compare_models(
     patients = known_patients(raw_folder, preprocessed_folder)
     units = [patients.get(case, case) for case in reference.cases]
     return Comparison(
-        raw_folder.name,
-        plans,
-        configuration,
         list(folds),
         test,
         models,
@@ -200,11 +192,12 @@ def compare_models(
     )
 
 
-def _predict_test(model_folder: Path, folds: Sequence[int | str], images: Path, device: torch.device) -> Path:
+def _predict_test(runs: Sequence[RunFolder], images: Path, device: torch.device) -> Path:
     """The folder of the test scans' masks; predicted now unless these checkpoints predicted these images."""
+    model_folder, folds = runs[0].model, [run.fold for run in runs]
     folder = model_folder / f"test_fold_{'_'.join(map(str, folds))}"
     made_of = {
-        "checkpoints": source_stamp([model_folder / f"fold_{fold}" / FINAL for fold in folds]),
+        "checkpoints": source_stamp([run.checkpoint() for run in runs]),
         "images": source_stamp(sorted(images.iterdir())),
     }
     if (folder / MADE_OF).exists() and load_json(str(folder / MADE_OF)) == made_of:
@@ -245,18 +238,18 @@ def _warnings(runs: dict[str, list[TrainedRun]]) -> list[str]:
     first: dict[int | str, TrainedRun] = {}
     for run in every_run:
         warnings += run.warnings
-        if run.fold == "all" and not run.training:
-            warnings.append(f"{run.folder}: nnU-Net does not record the labeled cases of fold all.")
+        if run.folder.fold == "all" and not run.training:
+            warnings.append(f"{run.folder.path}: nnU-Net does not record the labeled cases of fold all.")
         if run.training:
-            other = first.setdefault(run.fold, run)
+            other = first.setdefault(run.folder.fold, run)
             if run.training["unlabeled"] != other.training["unlabeled"]:
-                warnings.append(f"{run.trainer} and {other.trainer} used other unlabeled scans in fold {run.fold}.")
+                pair = f"{run.folder.trainer} and {other.folder.trainer}"
+                warnings.append(f"{pair} used other unlabeled scans in fold {run.folder.fold}.")
     reference, *others_runs = [of_trainer[0] for of_trainer in runs.values()]
     for run in others_runs:
         if changed := _different_plans(reference, run):
-            warnings.append(
-                f"{run.trainer} was trained with other plans than {reference.trainer}: {', '.join(changed)}."
-            )
+            pair = f"{run.folder.trainer} was trained with other plans than {reference.folder.trainer}"
+            warnings.append(f"{pair}: {', '.join(changed)}.")
     if len(devices := {run.device for run in every_run}) > 1:
         warnings.append(f"Hours and memory are of different devices: {', '.join(sorted(devices))}.")
     epochs = {trainer: max(len(run.log.epochs) for run in of_trainer) for trainer, of_trainer in runs.items()}
@@ -269,9 +262,8 @@ def _warnings(runs: dict[str, list[TrainedRun]]) -> list[str]:
 def _different_plans(run: TrainedRun, other: TrainedRun) -> list[str]:
     """Keys of the configuration in which the model folders' plans differ."""
     configurations = []
-    for folder in (run.folder.parent, other.folder.parent):
-        plans = PlansManager(str(folder / "plans.json"))
-        _, _, name = convert_identifier_to_trainer_plans_config(folder.name)
-        configurations.append(plans.get_configuration(name).configuration)
+    for folder in (run.folder, other.folder):
+        plans = PlansManager(str(folder.model / "plans.json"))
+        configurations.append(plans.get_configuration(folder.configuration).configuration)
     one, two = configurations
     return sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))

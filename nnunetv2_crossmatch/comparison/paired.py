@@ -85,22 +85,31 @@ def format_p(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def verdict(difference: Difference, noun: str) -> str:
-    """In a plain sentence, from the foreground's Dice; ``noun`` is what the units are, e.g. "cases".
+@dataclass(frozen=True)
+class Verdict:
+    """Did it help? ``kind`` is "helps", "harms", "no help" or "cannot tell"; ``sentence`` says so in words."""
+
+    kind: str
+    sentence: str
+
+
+def verdict(difference: Difference, noun: str) -> Verdict:
+    """From the foreground's Dice; ``noun`` is what the units are, e.g. "cases".
 
     A difference has to pass both the interval, which few and odd values mislead, and Wilcoxon's test.
     """
     if difference.units < FEWEST:
-        return f"The data cannot tell: {difference.units} {noun} are too few, {FEWEST} are the least."
+        too_few = f"The data cannot tell: {difference.units} {noun} are too few, {FEWEST} are the least."
+        return Verdict("cannot tell", too_few)
     low, mean, high = (100 * value for value in (difference.low, difference.mean, difference.high))
     figures = (
         f"{mean:+.1f} Dice, 95 % interval {low:+.1f} to {high:+.1f}, {difference.wins} of {difference.units} {noun} "
         f"better, {difference.losses} worse (p {format_p(difference.p)})"
     )
     if max(-low, high) < 100 * MARGIN and difference.units >= ENOUGH_TO_EXCLUDE:
-        return f"Does not help: {figures}; a difference of a point can be excluded."
+        return Verdict("no help", f"Does not help: {figures}; a difference of a point can be excluded.")
     if low > 0 and difference.p < 0.05:
-        return f"Helps: {figures}."
+        return Verdict("helps", f"Helps: {figures}.")
     if high < 0 and difference.p < 0.05:
-        return f"Does not help, it harms: {figures}."
-    return f"The data cannot tell: {figures}."
+        return Verdict("harms", f"Does not help, it harms: {figures}.")
+    return Verdict("cannot tell", f"The data cannot tell: {figures}.")

@@ -12,13 +12,14 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 
 from nnunetv2_crossmatch.comparison import figures
 from nnunetv2_crossmatch.comparison.compare import Comparison
-from nnunetv2_crossmatch.comparison.paired import by_unit, class_columns, format_p, scores
-from nnunetv2_crossmatch.comparison.runs import teacher_folder, train_command
+from nnunetv2_crossmatch.comparison.paired import Difference, by_unit, class_columns, format_p, scores
+from nnunetv2_crossmatch.comparison.runs import teacher_folder
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import read_labels
+from nnunetv2_crossmatch.evaluation.summary import Evaluation
 from nnunetv2_crossmatch.preprocessing.listing import group_channels, labeled_scans
-from nnunetv2_crossmatch.self_training.record import versions
 from nnunetv2_crossmatch.utilities.files import write_json as write_whole
+from nnunetv2_crossmatch.utilities.versions import versions
 
 SHOWN = 5  # cases that improved most, and as many that were harmed most
 CAVEAT = (
@@ -53,7 +54,7 @@ def format_text(comparison: Comparison) -> str:
         lines.append(f"{row['trainer']:{width}}{row['hours']} hours on {row['device']}, peak memory {row['memory']}")
     lines.append("")
     lines += [f"warning: {warning}" for warning in comparison.warnings]
-    lines += [f"{trainer}: {sentence}" for trainer, sentence in comparison.verdicts.items()]
+    lines += [f"{trainer}: {verdict.sentence}" for trainer, verdict in comparison.verdicts.items()]
     lines.append(CAVEAT)
     return "\n".join(lines)
 
@@ -102,40 +103,41 @@ def costs(comparison: Comparison) -> list[dict[str, str]]:
 
 def write_json(comparison: Comparison, file: Path) -> None:
     """Verdicts, differences, each case's Dice, costs; null where a number is undefined."""
+    of, models = comparison.of, comparison.models
+    costs = {model.trainer: {"gpu_hours": model.hours, "peak_memory_bytes": model.peak_memory} for model in models}
     content = {
-        "dataset": comparison.dataset,
-        "configuration": comparison.configuration,
-        "plans": comparison.plans,
+        "dataset": of.dataset,
+        "configuration": of.configuration,
+        "plans": of.plans,
         "folds": comparison.folds,
         "cases": "test scans" if comparison.test else "validation cases",
-        "reference": comparison.models[0].trainer,
-        "verdicts": comparison.verdicts,
+        "reference": models[0].trainer,
+        "verdicts": {trainer: asdict(verdict) for trainer, verdict in comparison.verdicts.items()},
         "caveat": CAVEAT,
         "warnings": comparison.warnings,
-        "differences": {
-            trainer: {
-                name: {metric: {k: _known(v) for k, v in asdict(d).items()} for metric, d in metrics.items()}
-                for name, metrics in classes.items()
-            }
-            for trainer, classes in comparison.differences.items()
-        },
-        "costs": {
-            model.trainer: {"gpu_hours": model.hours, "peak_memory_bytes": model.peak_memory}
-            for model in comparison.models
-        },
-        "dice": {
-            model.trainer: {
-                case: {
-                    name: _known(float(model.evaluation.values[i, j, 0]))
-                    for j, name in enumerate(model.evaluation.classes)
-                }
-                for i, case in enumerate(model.evaluation.cases)
-            }
-            for model in comparison.models
-        },
+        "differences": {trainer: _differences(classes) for trainer, classes in comparison.differences.items()},
+        "costs": costs,
+        "dice": {model.trainer: _dice(model.evaluation) for model in models},
         "versions": _versions(comparison),
     }
     write_whole(content, file)
+
+
+def _differences(classes: dict[str, dict[str, Difference]]) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Class -> metric -> each figure of the difference."""
+    return {
+        name: {metric: {key: _known(value) for key, value in asdict(d).items()} for metric, d in metrics.items()}
+        for name, metrics in classes.items()
+    }
+
+
+def _dice(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
+    """Case -> class -> Dice."""
+    dices = evaluation.values[:, :, METRICS.index("dice")].tolist()
+    return {
+        case: dict(zip(evaluation.classes, map(_known, of_case), strict=True))
+        for case, of_case in zip(evaluation.cases, dices, strict=True)
+    }
 
 
 def write_html(comparison: Comparison, raw_folder: Path, command: str, file: Path) -> None:
@@ -204,7 +206,7 @@ def _scans(comparison: Comparison, raw_folder: Path) -> list[dict]:
 def _counts(comparison: Comparison) -> dict[str, str]:
     runs = [run for model in comparison.models for run in model.runs]
     labeled = sorted({run.log.split[0] for run in runs if run.log.split is not None})
-    unlabeled = sorted({run.log.unlabeled for run in runs if run.log.unlabeled is not None})
+    unlabeled = sorted({len(run.training["unlabeled"]) for run in runs if run.training})
     cases = f"{len(comparison.truths)}"
     if comparison.noun == "patients":
         cases += f" of {len(set(comparison.units))} patients"
@@ -221,13 +223,13 @@ def _commands(comparison: Comparison) -> list[str]:
     commands = []
     for run in (run for model in comparison.models for run in model.runs):
         if made_by := run.made_by:
-            commands.append(train_command(teacher_folder(run.folder, made_by)))
+            commands.append(teacher_folder(run.folder, made_by).train_command())
             commands.append(
-                f"nnUNetv2_crossmatch pseudo-label -d {comparison.dataset} -c {made_by['configuration']} "
+                f"nnUNetv2_crossmatch pseudo-label -d {comparison.of.dataset} -c {made_by['configuration']} "
                 f"-tr {made_by['trainer']} -p {made_by['plans']} -f {made_by['fold']} "
                 f"--threshold {made_by['threshold']:g} -chk {made_by['checkpoint']}"
             )
-        commands.append(train_command(run.folder))
+        commands.append(run.folder.train_command())
     return list(dict.fromkeys(commands))
 
 

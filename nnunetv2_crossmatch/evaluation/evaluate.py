@@ -13,7 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.evaluation.case import BadMask, Labels, measure_case
 from nnunetv2_crossmatch.evaluation.summary import Evaluation
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.workers import run_in_workers
 
 

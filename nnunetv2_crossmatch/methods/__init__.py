@@ -77,40 +77,59 @@ class Method(nn.Module, ABC):
 
     Args:
         constants: written to the run's folder. With an ``ema_decay`` among them that is not None the method has
-            a teacher.
+            a teacher; with a ``warmup`` its losses have weight 0 for that share of the training.
         student: the network, to copy; it is trained by nnU-Net's optimizer.
+        patch: size of the patch in voxels, 2 or 3 axes.
         regions: nnU-Net's region-based training: a sigmoid per channel instead of the softmax.
 
     Attributes:
+        supports_regions: whether the method can be trained with regions, which overlap.
         teacher: moving average of the network, which it follows after each step.
-        partner: whom each unlabeled sample is mixed with; its ``draw`` begins a step.
+        partner: the sample that each unlabeled sample is mixed with; its ``draw`` begins a step.
         curves: ratios of the last step, name -> (numerator, denominator), each a scalar or one value per
             class. Summed over an epoch, then divided.
-        progress: share of the training that is done, in [0, 1); set before each step.
+        progress: share of the training that is done, in [0, 1).
         stages: (progress, name) of each stage the training passes through, in order; logged and drawn.
     """
 
+    supports_regions = True
     teacher: EMATeacher
 
-    def __init__(self, constants: Any, student: nn.Module, *, regions: bool = False) -> None:
+    def __init__(self, constants: Any, student: nn.Module, *, patch: tuple[int, ...], regions: bool = False) -> None:
         super().__init__()
         self.constants = constants
         self.regions = regions
         self.has_teacher = getattr(constants, "ema_decay", None) is not None
         if self.has_teacher:
-            self.teacher = EMATeacher(student, constants.ema_decay)
+            self.teacher = EMATeacher(student)
         self.partner = Partner()
         self.curves: dict[str, tuple[Tensor, Tensor]] = {}
         self.progress = 0.0
         self.stages: tuple[tuple[float, str], ...] = ()
 
-    @abstractmethod
+    def begin_step(self, progress: float) -> None:
+        """Called before each step with the share of the training that is done."""
+        self.progress = progress
+        self.curves = {}
+
     def weights(self, progress: float) -> dict[str, float]:
+        """:meth:`weights_after_warmup`, during the warm-up 0.
+
+        All zero skips the unlabeled part of the step: what is left is the supervised step.
+        """
+        weights = self.weights_after_warmup(progress)
+        return weights if progress >= getattr(self.constants, "warmup", 0.0) else dict.fromkeys(weights, 0.0)
+
+    @abstractmethod
+    def weights_after_warmup(self, progress: float) -> dict[str, float]:
         """Weight of each named loss when ``progress`` (0 to 1) of the training is done.
 
-        All zero skips the unlabeled part of the step: what is left is the supervised step. nnU-Net's own
-        loss (``SUPERVISED``) has weight 1 unless it stands here with 0.
+        nnU-Net's own loss (``SUPERVISED``) has weight 1 unless it stands here with 0.
         """
+
+    def ema_decay(self, progress: float) -> float:
+        """Decay of the teacher's moving average when ``progress`` of the training is done, in [0, 1)."""
+        return self.constants.ema_decay
 
     @abstractmethod
     def losses(
@@ -128,4 +147,4 @@ class Method(nn.Module, ABC):
     def after_step(self, network: nn.Module) -> None:
         """Called after each optimizer step with the network."""
         if self.has_teacher:
-            self.teacher.update(network)
+            self.teacher.update(network, self.ema_decay(self.progress))

@@ -91,17 +91,21 @@ class ACTION(Method):
     Args:
         constants: see :class:`ACTIONConstants`.
         student: copied for the teacher. Its encoder names its ``output_channels``.
-        spatial: size of the patch, 2 or 3 axes.
+        patch: size of the patch, 2 or 3 axes.
+        regions: must be False: the contrast is between classes that exclude each other, and regions overlap.
 
     Raises:
         TypeError: a network whose levels cannot be reached.
     """
 
+    supports_regions = False
     constants: ACTIONConstants
     contrasts: tuple[str, ...] = ("anco",)  # losses that need the labeled voxels' features
 
-    def __init__(self, constants: ACTIONConstants, student: nn.Module, spatial: tuple[int, ...]):
-        super().__init__(constants, student)
+    def __init__(
+        self, constants: ACTIONConstants, student: nn.Module, *, patch: tuple[int, ...], regions: bool = False
+    ) -> None:
+        super().__init__(constants, student, patch=patch, regions=regions)
         parts = {"encoder": ("stages",), "decoder": ("stages", "transpconvs", "seg_layers")}
         for half, names in parts.items():
             if missing := [name for name in names if not hasattr(getattr(student, half), name)]:
@@ -111,16 +115,16 @@ class ACTION(Method):
                 )
         c, levels = constants, list(student.encoder.output_channels)  # type: ignore[union-attr,arg-type]
         self.classes: int = student.decoder.num_classes  # type: ignore[union-attr,assignment]
-        self.embedding = EMBEDDING[len(spatial)]
+        self.embedding = EMBEDDING[len(patch)]
         self.global_head = GlobalHead(levels[-1], self.embedding)
         self.global_predictor = mlp(self.embedding, self.embedding)
         self.global_bank = Bank(c.bank, self.embedding)
-        self.local_head = WindowHead(self.classes, spatial, *WINDOW[len(spatial)])
+        self.local_head = WindowHead(self.classes, patch, *WINDOW[len(patch)])
         self.local_predictor = mlp(self.local_head.channels, self.local_head.channels)
         self.local_bank = Bank(c.bank, self.local_head.channels)
         self.represent = VoxelHead(sum(levels), self.embedding)
-        self.teacher_global = EMATeacher(self.global_head, c.ema_decay)
-        self.teacher_local = EMATeacher(self.local_head, c.ema_decay)
+        self.teacher_global = EMATeacher(self.global_head)
+        self.teacher_local = EMATeacher(self.local_head)
         names = (
             "stage i: similarity distillation of the encoder, no supervised loss",
             "stage ii: supervised, similarity distillation of encoder and windows",
@@ -130,7 +134,7 @@ class ACTION(Method):
         ends = (*starts[1:], 1.0)
         self.stages = tuple((start, name) for start, end, name in zip(starts, ends, names, strict=True) if start < end)
 
-    def weights(self, progress: float) -> dict[str, float]:
+    def weights_after_warmup(self, progress: float) -> dict[str, float]:
         c = self.constants
         if progress >= c.stage_i + c.stage_ii:
             return {"unsup": c.lambda_unsup, "anco": c.lambda_anco}
@@ -142,7 +146,6 @@ class ACTION(Method):
     def losses(
         self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch
     ) -> Iterator[dict[str, Tensor]]:
-        self.curves = {}
         weights = self.weights(self.progress)
         strong = strong_view(unlabeled.image, unlabeled.valid)
         if "unsup" in weights:
@@ -153,8 +156,9 @@ class ACTION(Method):
 
     def after_step(self, network: nn.Module) -> None:
         super().after_step(network)
-        self.teacher_global.update(self.global_head)
-        self.teacher_local.update(self.local_head)
+        decay = self.ema_decay(self.progress)
+        self.teacher_global.update(self.global_head, decay)
+        self.teacher_local.update(self.local_head, decay)
 
     def _distil(
         self, network: SplitUNet, unlabeled: UnlabeledBatch, strong: Tensor, *, local: bool

@@ -57,14 +57,16 @@ class ACTIONPlusPlus(ACTION):
     running: Tensor  # (classes, embedding), 0 for a class not seen yet
     centers: Tensor  # (classes, embedding), each class's own
 
-    def __init__(self, constants: ACTIONPlusPlusConstants, student: nn.Module, spatial: tuple[int, ...]):
-        super().__init__(constants, student, spatial)
+    def __init__(
+        self, constants: ACTIONPlusPlusConstants, student: nn.Module, *, patch: tuple[int, ...], regions: bool = False
+    ) -> None:
+        super().__init__(constants, student, patch=patch, regions=regions)
         self.register_buffer("centers", simplex_centers(self.classes, self.embedding))
         self.register_buffer("running", torch.zeros(self.classes, self.embedding))
         self.queue = ClassQueue(self.classes, max(1, constants.queue // self.classes), self.embedding)
 
-    def weights(self, progress: float) -> dict[str, float]:
-        weights = super().weights(progress)
+    def weights_after_warmup(self, progress: float) -> dict[str, float]:
+        weights = super().weights_after_warmup(progress)
         return {**weights, "aaco": self.constants.lambda_aaco} if "anco" in weights else weights
 
     @property

@@ -56,14 +56,15 @@ class BCP(Method):
 
     constants: BCPConstants
 
-    def __init__(self, constants: BCPConstants, student: nn.Module, *, regions: bool = False):
-        super().__init__(constants, student, regions=regions)
-        self.stages = (
-            (0.0, "pre-training: labeled patches pasted into each other"),
-            (constants.pretrain, "self-training: labeled and unlabeled patches pasted into each other"),
-        )[constants.pretrain == 0 :]
+    def __init__(
+        self, constants: BCPConstants, student: nn.Module, *, patch: tuple[int, ...], regions: bool = False
+    ) -> None:
+        super().__init__(constants, student, patch=patch, regions=regions)
+        pretraining = (0.0, "pre-training: labeled patches pasted into each other")
+        self_training = (constants.pretrain, "self-training: labeled and unlabeled patches pasted into each other")
+        self.stages = (pretraining, self_training) if constants.pretrain > 0 else (self_training,)
 
-    def weights(self, progress: float) -> dict[str, float]:
+    def weights_after_warmup(self, progress: float) -> dict[str, float]:
         if progress < self.constants.pretrain:
             return {SUPERVISED: 0.0, "labeled": 1.0}
         return {SUPERVISED: 0.0, "labeled": 1.0, "unlabeled": self.constants.weight}
@@ -72,7 +73,6 @@ class BCP(Method):
         self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch
     ) -> Iterator[dict[str, Tensor]]:
         c, image, batch = self.constants, labeled.image, len(labeled.image)
-        self.curves = {}
         volume = c.edge ** (image.ndim - 2)
         box = draw_boxes(batch, tuple(image.shape[2:]), 1.0, image.device, (volume, volume), (1.0, 1.0))
         # an ignore label is past the last class
@@ -86,9 +86,9 @@ class BCP(Method):
         label = self._teach(network, unlabeled)
         if batch == 1:
             parts = [~box, box]
-        else:  # every second sample the other way
-            swapped = torch.arange(batch, device=box.device).reshape(-1, *[1] * (box.ndim - 1)) % 2 == 1
-            parts = [box == swapped]
+        else:
+            number = torch.arange(batch, device=box.device).reshape(-1, *[1] * (box.ndim - 1))
+            parts = [torch.where(number % 2 == 1, box, ~box)]  # every second sample the other way
         for from_labeled in parts:
             outputs = network.outputs(paste(from_labeled, unlabeled.image, image))
             yield {

@@ -44,14 +44,16 @@ class CPS(Method):
 
     constants: CPSConstants
 
-    def __init__(self, constants: CPSConstants, student: nn.Module, *, regions: bool = False):
-        super().__init__(constants, student, regions=regions)
+    def __init__(
+        self, constants: CPSConstants, student: nn.Module, *, patch: tuple[int, ...], regions: bool = False
+    ) -> None:
+        super().__init__(constants, student, patch=patch, regions=regions)
         self.second = deepcopy(student)
         for module in self.second.modules():  # nnU-Net's initialization of convolutions
             if isinstance(module, CONVOLUTIONS):
                 nn.init.kaiming_normal_(module.weight, a=0.01)
 
-    def weights(self, progress: float) -> dict[str, float]:
+    def weights_after_warmup(self, progress: float) -> dict[str, float]:
         weight = self.constants.weight
         return {"cps": weight * ramp_up(progress), "supervised_second": float(weight > 0)}
 
@@ -64,7 +66,7 @@ class CPS(Method):
 
         logits = second.logits(unlabeled.image)
         second_label = PseudoLabel.of(logits, unlabeled.valid, regions=self.regions)
-        self.curves = {"agreement_second": label.agreement(logits)}
+        self.curves["agreement_second"] = label.agreement(logits)
         yield {"cps": masked_cross_entropy(logits, label.label, label.kept, label.kept)}
         del logits  # not beside the next ones
 

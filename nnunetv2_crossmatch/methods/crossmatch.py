@@ -6,7 +6,7 @@ Strategies and Knowledge Distillation", IEEE JBHI 2024, arXiv 2405.00354.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,37 +68,41 @@ class CrossMatchConstants(Constants):
         self._require("[0, inf)", "lambda_ip", "lambda_kd")
 
 
+class Student(NamedTuple):
+    """A decoding that learns: of which view, through which feature dropout; each is "weak" or "strong"."""
+
+    view: str
+    dropout: str
+
+
 class CrossMatch(Method):
     """One set of weights; its plain decoding of the weak view, or its moving average's, teaches every other stream."""
 
     constants: CrossMatchConstants
 
-    def weights(self, progress: float) -> dict[str, float]:
+    def weights_after_warmup(self, progress: float) -> dict[str, float]:
         c = self.constants
-        on = float(progress >= c.warmup)
-        return {"ip": on * c.lambda_ip, "tkd": on * c.lambda_kd * (1 - c.eta), "dkd": on * c.lambda_kd * c.eta}
+        return {"ip": c.lambda_ip, "tkd": c.lambda_kd * (1 - c.eta), "dkd": c.lambda_kd * c.eta}
 
     def losses(
         self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch | None = None
     ) -> Iterator[dict[str, Tensor]]:
-        """L_ip, L_tkd and L_dkd of arXiv 2405.00354 (equations in the order of the paper's streams)."""
+        """L_ip, L_tkd and L_dkd of arXiv 2405.00354, in the order of the paper's streams."""
         c, weak = self.constants, unlabeled.image
-        batch, _, *spatial = weak.shape
-        self.curves = {}
-        self.partner.draw(batch)
-        *first, (strong2, box2) = (
-            (strong_view(weak, unlabeled.valid), draw_boxes(batch, tuple(spatial), c.p_cutmix, weak.device))
-            for _ in range(c.strong_views)
-        )
+        self.partner.draw(len(weak))
+        if c.strong_views == 2:
+            strong1, box1 = self._draw_strong_view(unlabeled)
+        strong2, box2 = self._draw_strong_view(unlabeled)
         students = self._draw_students()
+        dropouts = list(dict.fromkeys(student.dropout for student in students))
 
         # the weak view: plain (the teacher of all), then through weak and strong feature dropout
         labels = {}
         with network.relay(weak) as features:
             label_n = self._teach(network, features, unlabeled)
-            for dropout in dict.fromkeys(dropout for _, dropout in students):
+            for dropout in dropouts:
                 # the strong view's student learns the weak view's label of the same dropout
-                learns = ("weak", dropout) in students
+                learns = Student("weak", dropout) in students
                 with torch.set_grad_enabled(learns):
                     logits = self._decode_dropped(network, features, dropout)
                 labels[dropout] = self._pseudo_label(logits, unlabeled)
@@ -107,27 +111,34 @@ class CrossMatch(Method):
                 del logits  # holds the features and their gradients
 
         # the first strong view: image perturbation alone
-        for strong1, box1 in first:
+        if c.strong_views == 2:
             target1 = label_n.mix(box1, self.partner, "n")
             mixed = paste(box1, strong1, self.partner.of("strong1", strong1))
-            yield {"ip": self._learn("strong_view", network.logits(mixed), target1) / 2}
+            yield {"ip": self._learn("strong_view", network.logits(mixed), target1) / c.strong_views}
 
         # the second strong view: plain, then both perturbations at once
         target2 = label_n.mix(box2, self.partner, "n")
-        targets = {
-            dropout: label.mix(box2, self.partner, f"dropout_{i}")  # by number: with one student the step before's
-            for i, (dropout, label) in enumerate(labels.items())  # partner may have had the other dropout
-        }
+        targets = {}
+        for i, (dropout, label) in enumerate(labels.items()):
+            # named by number: in a batch of one the partner is the step before's, which may have had the other dropout
+            targets[dropout] = label.mix(box2, self.partner, f"dropout_{i}")
         with network.relay(paste(box2, strong2, self.partner.of("strong2", strong2))) as features:
             yield {"ip": self._learn("strong_view", network.decode(features), target2) / c.strong_views}
 
-            for dropout in (dropout for view, dropout in students if view == "strong"):
-                logits = self._decode_dropped(network, features, dropout)
-                yield {
-                    "tkd": self._learn("strong_view_dropout", logits, target2) / len(students),
-                    "dkd": self._loss(logits, targets[dropout]) * 2 / len(students),
-                }
-                del logits
+            for student in students:
+                if student.view == "strong":
+                    logits = self._decode_dropped(network, features, student.dropout)
+                    yield {
+                        "tkd": self._learn("strong_view_dropout", logits, target2) / len(students),
+                        "dkd": self._loss(logits, targets[student.dropout]) * 2 / len(students),
+                    }
+                    del logits
+
+    def _draw_strong_view(self, unlabeled: UnlabeledBatch) -> tuple[Tensor, Tensor]:
+        """A strong view of the batch, and the box in each sample into which its partner is pasted."""
+        image = unlabeled.image
+        strong = strong_view(image, unlabeled.valid)
+        return strong, draw_boxes(len(image), tuple(image.shape[2:]), self.constants.p_cutmix, image.device)
 
     @torch.no_grad()
     def _teach(self, network: SplitUNet, features: Features, unlabeled: UnlabeledBatch) -> PseudoLabel:
@@ -139,9 +150,9 @@ class CrossMatch(Method):
         self.curves["kept_share"] = label.kept_share(logits.shape[1])
         return label
 
-    def _draw_students(self) -> list[tuple[str, str]]:
-        """(view, feature dropout) of the students of this step."""
-        everyone = list(product(("weak", "strong"), ("weak", "strong")))
+    def _draw_students(self) -> list[Student]:
+        """The students of this step."""
+        everyone = [Student(view, dropout) for view in ("weak", "strong") for dropout in ("weak", "strong")]
         return everyone if self.constants.dropout_students == 4 else [everyone[int(torch.randint(4, ()))]]
 
     def _decode_dropped(self, network: SplitUNet, features: Features, dropout: str) -> Tensor:

@@ -43,9 +43,8 @@ class FixMatch(Method):
 
     constants: FixMatchConstants
 
-    def weights(self, progress: float) -> dict[str, float]:
-        c = self.constants
-        return {"strong": c.weight if progress >= c.warmup else 0.0}
+    def weights_after_warmup(self, progress: float) -> dict[str, float]:
+        return {"strong": self.constants.weight}
 
     def losses(
         self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch
@@ -58,8 +57,6 @@ class FixMatch(Method):
         self.partner.draw(len(weak))
         mixed, target = strong_mix(weak, label, self.partner, c.p_cutmix)
         logits = network.logits(mixed)
-        self.curves = {
-            "kept_share": label.kept_share(logits.shape[1]),
-            "agreement_strong_view": target.agreement(logits),
-        }
+        self.curves["kept_share"] = label.kept_share(logits.shape[1])
+        self.curves["agreement_strong_view"] = target.agreement(logits)
         yield {"strong": masked_cross_entropy(logits, target.label, target.kept, target.valid)}

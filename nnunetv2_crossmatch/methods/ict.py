@@ -40,7 +40,7 @@ class ICT(Method):
 
     constants: ICTConstants
 
-    def weights(self, progress: float) -> dict[str, float]:
+    def weights_after_warmup(self, progress: float) -> dict[str, float]:
         return {"consistency": self.constants.weight * ramp_up(progress)}
 
     def losses(

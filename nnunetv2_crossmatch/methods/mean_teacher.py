@@ -42,9 +42,8 @@ class MeanTeacher(Method):
 
     constants: MeanTeacherConstants
 
-    def weights(self, progress: float) -> dict[str, float]:
-        c = self.constants
-        return {"consistency": c.weight * ramp_up(progress) if progress >= c.warmup else 0.0}
+    def weights_after_warmup(self, progress: float) -> dict[str, float]:
+        return {"consistency": self.constants.weight * ramp_up(progress)}
 
     def losses(
         self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch

@@ -51,5 +51,5 @@ class UAMT(MeanTeacher):
             entropy, largest = -(mean * mean.log()).sum(1, keepdim=True), log(mean.shape[1])
         threshold = (c.threshold + (1 - c.threshold) * ramp_up(self.progress)) * largest
         certain = (entropy < threshold) & unlabeled.valid
-        self.curves = {"kept_share": (certain.sum(), unlabeled.valid.expand_as(certain).sum())}
+        self.curves["kept_share"] = (certain.sum(), unlabeled.valid.expand_as(certain).sum())
         return certain

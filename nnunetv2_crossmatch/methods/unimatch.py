@@ -45,10 +45,8 @@ class UniMatch(Method):
 
     constants: UniMatchConstants
 
-    def weights(self, progress: float) -> dict[str, float]:
-        c = self.constants
-        on = float(progress >= c.warmup)
-        return {"strong": on * c.lambda_strong, "fp": on * c.lambda_fp}
+    def weights_after_warmup(self, progress: float) -> dict[str, float]:
+        return {"strong": self.constants.lambda_strong, "fp": self.constants.lambda_fp}
 
     def losses(
         self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch
@@ -58,7 +56,7 @@ class UniMatch(Method):
             with torch.no_grad():
                 logits = network.decode(features)
             label = PseudoLabel.of(logits, unlabeled.valid, threshold=c.threshold, regions=self.regions)
-            self.curves = {"kept_share": label.kept_share(logits.shape[1])}
+            self.curves["kept_share"] = label.kept_share(logits.shape[1])
             masks = draw_channel_masks(features, c.p_drop)
             yield {"fp": self._learn("dropout", network.decode(drop_channels(features, masks)), label)}
 

@@ -9,31 +9,33 @@ from torch import nn
 class EMATeacher(nn.Module):
     """Copy of a network that follows it and never gets a gradient.
 
-    The decay grows as 1 - 1/(updates + 1) up to ``decay``, so the first update copies the student and
-    the random initialization is forgotten at once.
-
     Args:
         student: copied; the copy keeps no link to it.
-        decay: in [0, 1).
     """
 
     updates: torch.Tensor
 
-    def __init__(self, student: nn.Module, decay: float):
+    def __init__(self, student: nn.Module) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.network = deepcopy(student).requires_grad_(False)
-        self.decay = decay
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def update(self, student: nn.Module) -> None:
-        """teacher = decay * teacher + (1 - decay) * student; buffers are copied."""
-        decay = (1 - 1 / (self.updates + 1)).clamp(max=self.decay)
+    def update(self, student: nn.Module, decay: float) -> None:
+        """teacher = decay * teacher + (1 - decay) * student; buffers are copied.
+
+        The decay is at most 1 - 1/(updates + 1), so the first update copies the student and the random
+        initialization is forgotten at once.
+
+        Args:
+            decay: in [0, 1).
+        """
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        share = (1 / (self.updates + 1)).clamp(min=1 - decay)  # of the student
         self.updates += 1
         # not state_dict(): nnU-Net's blocks list one and the same tensor there under several names
         for mine, theirs in zip(self.network.parameters(), student.parameters(), strict=True):
-            mine.lerp_(theirs, 1 - decay.to(mine.dtype))
+            mine.lerp_(theirs, share.to(mine.dtype))
         for buffer, students in zip(self.network.buffers(), student.buffers(), strict=True):
             buffer.copy_(students)

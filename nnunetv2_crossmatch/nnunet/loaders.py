@@ -1,5 +1,6 @@
 """Unlabeled patches from nnU-Net's own loader, with the geometry of the labeled ones."""
 
+from pathlib import Path
 from typing import TypeAlias
 
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
@@ -10,20 +11,28 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset, nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 Augmenter: TypeAlias = NonDetMultiThreadedAugmenter | SingleThreadedAugmenter
+# of preprocessed cases
+PreprocessedDataset: TypeAlias = nnUNetBaseDataset
+Blosc2Dataset: TypeAlias = nnUNetDatasetBlosc2
 
 GEOMETRY = (SpatialTransform, MirrorTransform, MaskImageTransform, Convert3DTo2DTransform, Convert2DTo3DTransform)
 
 
-class UnlabeledDataset(nnUNetDatasetBlosc2):
+class UnlabeledDataset(Blosc2Dataset):
     """Preprocessed unlabeled cases; the segmentation is 0 inside the scan and -1 outside."""
 
     def load_case(self, identifier):
         data, seg, seg_prev, properties = super().load_case(identifier)
         return data, seg, seg_prev, {**properties, "class_locations": {}}  # nnU-Net's loader asks for them
+
+
+def preprocessed_cases(folder: Path) -> list[str]:
+    """Ids of the cases that nnU-Net has preprocessed into a folder, in whichever of its formats."""
+    return infer_dataset_class(str(folder)).get_identifiers(str(folder))
 
 
 def labeled_loader(augmenter: Augmenter) -> nnUNetDataLoader:

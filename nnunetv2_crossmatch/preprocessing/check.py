@@ -6,10 +6,11 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.preprocessing.content import LABELED, UNLABELED, Content, read_content, update_content
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.preprocessing.leaks import find_leaks
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.outliers import find_outliers
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS, known_patients
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import locked, write_json
 
 ACCEPTED = "accepted_leaks.json"  # in the preprocessed dataset folder: leaks that the user lives with
@@ -35,29 +36,23 @@ class Findings:
             raise DatasetError([*self.bad, *self.leaks, *(accept if self.leaks else [])])
 
 
-def check_dataset(
-    raw_folder: Path | None,
-    preprocessed_folder: Path,
-    dataset_json: dict,
-    num_processes: int,
-    fold: int | str | None = None,
-) -> Findings:
-    """Look at all scans; only new and changed ones are read.
+def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None = None) -> Findings:
+    """Look at all scans; only new and changed ones are read. Without the raw folder what was last seen counts.
 
     Args:
-        raw_folder: None where only the preprocessed folder is at hand; then what was last seen counts.
         fold: the one that is trained; without it all of splits_final.json are checked.
 
     Raises:
         DatasetError: the list of unlabeled scans itself is wrong.
     """
     findings = Findings()
-    if raw_folder is None:
+    preprocessed_folder = dataset.preprocessed
+    if dataset.raw is None:
         findings.content = read_content(preprocessed_folder)
         if not findings.content:
             findings.warnings.append("The raw scans were never checked. Where they are, run nnUNetv2_crossmatch check.")
     else:
-        findings.content, problems = update_content(raw_folder, preprocessed_folder, dataset_json, num_processes)
+        findings.content, problems = update_content(dataset, num_processes)
         for part, of_part in problems.items():
             (findings.bad if part in (LABELED, UNLABELED) else findings.warnings).extend(of_part)
 
@@ -66,13 +61,13 @@ def check_dataset(
     if fold is not None:
         folds = {i: split for i, split in folds.items() if str(i) == str(fold)}
     accepted = _accepted(preprocessed_folder)
-    for leak in find_leaks(findings.content, known_patients(raw_folder, preprocessed_folder), folds):
+    for leak in find_leaks(findings.content, known_patients(dataset.raw, preprocessed_folder), folds):
         stops = leak.is_error and leak.message not in accepted
         (findings.leaks if stops else findings.warnings).append(leak.message)
 
     labeled, unlabeled = (findings.content.get(part) for part in (LABELED, UNLABELED))
     if labeled and unlabeled:
-        channels = dataset_json.get("channel_names") or dataset_json["modality"]
+        channels = dataset.json.get("channel_names") or dataset.json["modality"]
         findings.warnings += find_outliers(labeled, unlabeled, list(channels.values()))
     return findings
 

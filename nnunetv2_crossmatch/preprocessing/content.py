@@ -8,9 +8,11 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError, labeled_and_held_out, survey_unlabeled, why_unusable
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset
+from nnunetv2_crossmatch.preprocessing.listing import labeled_and_held_out, survey_unlabeled, why_unusable
 from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, is_current, source_stamp
 from nnunetv2_crossmatch.preprocessing.scan import BadScan, describe, read_scan
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import locked, write_json
 from nnunetv2_crossmatch.utilities.workers import run_in_workers
 
@@ -27,9 +29,7 @@ def read_content(preprocessed_folder: Path) -> Content:
     return load_json(str(file)) if file.exists() else {}
 
 
-def update_content(
-    raw_folder: Path, preprocessed_folder: Path, dataset_json: dict, num_processes: int
-) -> tuple[Content, dict[str, list[str]]]:
+def update_content(dataset: Dataset, num_processes: int) -> tuple[Content, dict[str, list[str]]]:
     """Look at every raw scan that is new or changed; write ``content.json`` to the preprocessed folder.
 
     Unlabeled scans that were looked at while they were preprocessed are not read again.
@@ -40,10 +40,11 @@ def update_content(
     Raises:
         DatasetError: see :func:`~nnunetv2_crossmatch.preprocessing.listing.survey_unlabeled`.
     """
-    parts = labeled_and_held_out(raw_folder, dataset_json)
+    preprocessed_folder = dataset.preprocessed
+    parts = labeled_and_held_out(dataset.raw_folder, dataset.json)
     seen = _seen(preprocessed_folder)
     unlabeled, unlisted = survey_unlabeled(
-        raw_folder, dataset_json, lambda case: any(case in content.get(UNLABELED, ()) for content in seen)
+        dataset.raw_folder, dataset.json, lambda case: any(case in content.get(UNLABELED, ()) for content in seen)
     )
     if unlabeled:
         parts[UNLABELED] = unlabeled
@@ -52,8 +53,8 @@ def update_content(
         with locked(preprocessed_folder / f".{FILE}.lock"):  # a second process waits and finds all done
             seen = _seen(preprocessed_folder)
             content, unseen, problems = _known(parts, seen)
-            reader = _reader(dataset_json, next(iter(parts[LABELED].values()), None))
-            jobs = {key: (files, reader, dataset_json) for key, files in unseen.items()}
+            reader = _reader(dataset.json, next(iter(parts[LABELED].values()), None))
+            jobs = {key: (files, reader, dataset.json) for key, files in unseen.items()}
             try:
                 with closing(run_in_workers(_look_at, jobs, num_processes, "Looking at the scans")) as done:
                     for (part, case), future in done:

@@ -9,13 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
-
-class DatasetError(ValueError):
-    """What is wrong with a dataset, all of it at once, each line naming the file and the fix."""
-
-    def __init__(self, problems: Iterable[str]):
-        self.problems = list(problems)
-        super().__init__("\n".join(("", *self.problems)))
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 
 
 def list_unlabeled(

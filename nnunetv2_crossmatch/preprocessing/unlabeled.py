@@ -5,63 +5,43 @@ from contextlib import closing
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError, survey_unlabeled
-from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, Manifest, is_current, plans_stamp
+from nnunetv2_crossmatch.preprocessing.dataset import Planned
+from nnunetv2_crossmatch.preprocessing.listing import survey_unlabeled
+from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, Manifest, is_current
 from nnunetv2_crossmatch.preprocessing.scan import BadScan, preprocess_scan
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import locked, remove_leftovers
 from nnunetv2_crossmatch.utilities.workers import run_in_workers
 
 _SECONDS_BETWEEN_MANIFESTS = 10  # what a kill costs at most
 
 
-def unlabeled_folder(preprocessed_folder: Path, configuration: ConfigurationManager) -> Path:
-    """``nnUNet_preprocessed/DatasetXXX_NAME/<data_identifier>_unlabeled``."""
-    return preprocessed_folder / f"{configuration.data_identifier}_unlabeled"
-
-
-def read_plans(preprocessed_folder: Path, identifier: str) -> PlansManager:
-    """Raises ValueError: there are none of that name."""
-    file = preprocessed_folder / f"{identifier}.json"
-    if not file.exists():
-        raise ValueError(
-            f"There is no {file}. Run nnUNetv2_plan_and_preprocess -d {preprocessed_folder.name}, or see -p."
-        )
-    return PlansManager(str(file))
-
-
-def unlabeled_cases_for_training(
-    raw_folder: Path | None,
-    preprocessed_folder: Path,
-    plans: PlansManager,
-    configuration_name: str,
-    num_processes: int,
-) -> list[str]:
+def unlabeled_cases_for_training(planned: Planned, num_processes: int) -> list[str]:
     """Ids of the preprocessed unlabeled cases; preprocesses what is missing while the raw folder is there.
 
     Raises:
         DatasetError: no unlabeled scan anywhere, bad scans, incomplete data or data of other plans.
     """
-    configuration = plans.get_configuration(configuration_name)
-    manifest = Manifest.read(unlabeled_folder(preprocessed_folder, configuration))
-    command = f"nnUNetv2_crossmatch preprocess -d {plans.dataset_name} -c {configuration_name} -p {plans.plans_name}"
-    if manifest.cases and manifest.plans != plans_stamp(plans, configuration):
+    raw_folder = planned.dataset.raw
+    manifest = Manifest.read(planned.unlabeled_folder)
+    command = planned.command("preprocess")
+    if manifest.cases and manifest.plans != planned.stamp:
         raise DatasetError(
-            [f"{manifest.folder} was preprocessed with other plans than {plans.plans_name}. Run: {command}"]
+            [f"{manifest.folder} was preprocessed with other plans than {planned.plans.plans_name}. Run: {command}"]
         )
-    dataset_json = load_json(str(preprocessed_folder / "dataset.json"))
+    dataset_json = _dataset_json(planned)
     listed, problems = (
         (None, []) if raw_folder is None else survey_unlabeled(raw_folder, dataset_json, manifest.is_whole)
     )
     if problems:  # before hours are spent; the command goes on with what can be used
         raise DatasetError(problems)
     if listed is not None:
-        return _bring_up_to_date(listed, problems, manifest, plans, configuration_name, dataset_json, num_processes)
+        return _bring_up_to_date(listed, problems, manifest, planned, num_processes)
     if not manifest.cases:
         raise DatasetError(
             [
-                f"{plans.dataset_name} has no unlabeled scans. Put them in {raw_folder or 'nnUNet_raw/...'}/imagesUn "
+                f"{planned.dataset.name} has no unlabeled scans. Put them in {raw_folder or 'nnUNet_raw/...'}/imagesUn "
                 f"(or list them in unlabeled.json), or train nnUNetTrainer."
             ]
         )
@@ -72,9 +52,7 @@ def unlabeled_cases_for_training(
     return sorted(manifest.cases)
 
 
-def preprocess_unlabeled(
-    raw_folder: Path, preprocessed_folder: Path, plans: PlansManager, configuration_name: str, num_processes: int
-) -> list[str]:
+def preprocess_unlabeled(planned: Planned, num_processes: int) -> list[str]:
     """Bring the preprocessed unlabeled cases of one configuration up to date.
 
     Does what is missing or stale (other plans, other voxels) and removes what is no longer listed. A
@@ -87,24 +65,27 @@ def preprocess_unlabeled(
         DatasetError: names every scan that could not be used, after the others have been done.
         OSError: the disk is full.
     """
-    dataset_json = load_json(str(preprocessed_folder / "dataset.json"))
-    manifest = Manifest.read(unlabeled_folder(preprocessed_folder, plans.get_configuration(configuration_name)))
-    listed, problems = survey_unlabeled(raw_folder, dataset_json, manifest.is_whole)
+    raw_folder = planned.dataset.raw_folder
+    manifest = Manifest.read(planned.unlabeled_folder)
+    listed, problems = survey_unlabeled(raw_folder, _dataset_json(planned), manifest.is_whole)
     if listed is None:
         raise DatasetError([f"{raw_folder} has neither unlabeled.json nor imagesUn."])
-    return _bring_up_to_date(listed, problems, manifest, plans, configuration_name, dataset_json, num_processes)
+    return _bring_up_to_date(listed, problems, manifest, planned, num_processes)
+
+
+def _dataset_json(planned: Planned) -> dict:
+    """As it was when the labeled scans were planned."""
+    return load_json(str(planned.dataset.preprocessed / "dataset.json"))
 
 
 def _bring_up_to_date(
     listed: dict[str, list[Path]],
     problems: list[str],
     manifest: Manifest,
-    plans: PlansManager,
-    configuration_name: str,
-    dataset_json: dict,
+    planned: Planned,
     num_processes: int,
 ) -> list[str]:
-    folder, stamp = manifest.folder, plans_stamp(plans, plans.get_configuration(configuration_name))
+    folder, stamp = manifest.folder, planned.stamp
 
     def is_done(manifest: Manifest) -> bool:
         return (
@@ -131,7 +112,7 @@ def _bring_up_to_date(
             cases = {case: e for case, e in known.items() if case not in listed or is_current(e, listed[case])}
             manifest = Manifest(folder, plans=stamp, complete=False, cases=cases)
             manifest.write()
-            _preprocess_stale(listed, problems, known, manifest, plans, configuration_name, dataset_json, num_processes)
+            _preprocess_stale(listed, problems, known, manifest, planned, num_processes)
     return list(listed)
 
 
@@ -140,20 +121,19 @@ def _preprocess_stale(
     problems: list[str],
     known: dict[str, dict],
     manifest: Manifest,
-    plans: PlansManager,
-    configuration_name: str,
-    dataset_json: dict,
+    planned: Planned,
     num_processes: int,
 ) -> None:
+    of_all = planned.plans.plans, planned.name, _dataset_json(planned)
     jobs = {
-        case: (files, manifest.folder / case, plans.plans, configuration_name, dataset_json, known.get(case))
+        case: (files, manifest.folder / case, *of_all, known.get(case))
         for case, files in listed.items()
         if case not in manifest.cases
     }
     problems = list(problems)
     written = time.monotonic()
     try:
-        description = f"Preprocessing unlabeled {configuration_name}"
+        description = f"Preprocessing unlabeled {planned.name}"
         with closing(run_in_workers(preprocess_scan, jobs, num_processes, description)) as done:
             for case, future in done:
                 try:

@@ -7,14 +7,15 @@ from pathlib import Path
 import blosc2
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetBaseDataset, nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+from nnunetv2_crossmatch.nnunet.loaders import Blosc2Dataset, PreprocessedDataset
 
 # of MixedDataset's fully labeled cases, in every worker that imports this module
 warnings.filterwarnings("ignore", "Warning! No annotated pixels")
 
 
-class PseudoLabeledDataset(nnUNetDatasetBlosc2):
+class PseudoLabeledDataset(Blosc2Dataset):
     """Images of the preprocessed unlabeled cases with the preprocessed pseudo-labels of ``folder``."""
 
     def __init__(self, folder: Path, images: Path, identifiers: list[str]):
@@ -39,7 +40,7 @@ class MixedDataset:
     know none: an empty list makes the loader place their patches anywhere, as it does without an ignore label.
     """
 
-    def __init__(self, datasets: list[nnUNetBaseDataset], label_manager: LabelManager):
+    def __init__(self, datasets: list[PreprocessedDataset], label_manager: LabelManager):
         self._owner = {case: dataset for dataset in datasets for case in dataset.identifiers}
         self._annotated = (-1, *label_manager.all_labels)
         largest = max(len(dataset.identifiers) for dataset in datasets)

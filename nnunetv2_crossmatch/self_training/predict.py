@@ -7,22 +7,23 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.file_path_utilities import get_output_folder
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.nnunet.segmentation import probabilities_in_scan
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
+from nnunetv2_crossmatch.preprocessing.dataset import Planned
 from nnunetv2_crossmatch.preprocessing.listing import are_absent, labeled_scans, list_unlabeled
-from nnunetv2_crossmatch.preprocessing.manifest import Manifest, plans_stamp
+from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.splits import (
     SPLITS,
     ensure_splits,
@@ -30,18 +31,12 @@ from nnunetv2_crossmatch.preprocessing.splits import (
     validation_patients,
     without_patients,
 )
-from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
+from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training
 from nnunetv2_crossmatch.self_training.confidence import confident_labels, confident_shares, with_ignore_label
 from nnunetv2_crossmatch.self_training.picture import draw_picture
-from nnunetv2_crossmatch.self_training.record import (
-    Origin,
-    Record,
-    image_stamp,
-    pseudo_label_folder,
-    sha256_of,
-    versions,
-)
-from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable, locked, remove_leftovers
+from nnunetv2_crossmatch.self_training.record import Origin, Record, image_stamp, pseudo_label_folder
+from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable, locked, remove_leftovers, sha256_of
+from nnunetv2_crossmatch.utilities.versions import versions
 from nnunetv2_crossmatch.utilities.workers import open_pool
 
 PICTURES = "pictures"
@@ -68,10 +63,7 @@ class Written:
 
 
 def write_pseudo_labels(
-    raw_folder: Path,
-    preprocessed_folder: Path,
-    plans: PlansManager,
-    configuration_name: str,
+    planned: Planned,
     trainer: str,
     folds: list[int | str] | None,
     threshold: float,
@@ -100,83 +92,75 @@ def write_pseudo_labels(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"The threshold is a probability, 0 to 1, not {threshold}.")
-    configuration = plans.get_configuration(configuration_name)
-    if configuration.previous_stage_name is not None:
-        raise ValueError(f"{configuration_name} is the second stage of a cascade. Use 2d, 3d_fullres or 3d_lowres.")
+    if planned.configuration.previous_stage_name is not None:
+        raise ValueError(f"{planned.name} is the second stage of a cascade. Use 2d, 3d_fullres or 3d_lowres.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("There is no CUDA device here. Use -device cpu.")
-    dataset_json = load_json(str(raw_folder / "dataset.json"))
+    raw_folder, preprocessed_folder = planned.dataset.raw_folder, planned.dataset.preprocessed
+    dataset_json = planned.dataset.json
     patients = known_patients(raw_folder, preprocessed_folder)
     ensure_splits(preprocessed_folder, list(labeled_scans(raw_folder, dataset_json)), patients)
     splits = load_json(str(preprocessed_folder / SPLITS)) if (preprocessed_folder / SPLITS).exists() else []
     folds = (list(range(len(splits))) or ["all"]) if folds is None else folds
     held_out = {fold: validation_patients(preprocessed_folder, fold, patients) for fold in folds}
-    model_folder = Path(get_output_folder(raw_folder.name, trainer, plans.plans_name, configuration_name))
+    plans_name = planned.plans.plans_name
+    models = {fold: RunFolder.of(planned.dataset.name, trainer, plans_name, planned.name, fold) for fold in folds}
     # nnU-Net's predictor unpickles the checkpoint (weights_only=False), as with every model of its results folder
-    _check_model(model_folder, folds, checkpoint, plans, configuration_name, dataset_json)
+    _check_models(list(models.values()), checkpoint, planned)
 
     validation = {fold: [] if fold == "all" else sorted(splits[int(fold)]["val"]) for fold in folds}
-    warnings = {fold: _check_validation(model_folder, fold, validation[fold], dataset_json) for fold in folds}
+    warnings = {fold: _check_validation(models[fold], validation[fold], dataset_json) for fold in folds}
     for fold in folds:
-        findings = check_dataset(raw_folder, preprocessed_folder, dataset_json, num_processes, fold)
+        findings = check_dataset(planned.dataset, num_processes, fold)
         findings.raise_errors(raw_folder.name)
         warnings[fold] += findings.warnings
 
-    cases = unlabeled_cases_for_training(raw_folder, preprocessed_folder, plans, configuration_name, num_processes)
-    images = Manifest.read(unlabeled_folder(preprocessed_folder, configuration))
+    cases = unlabeled_cases_for_training(planned, num_processes)
+    images = Manifest.read(planned.unlabeled_folder)
     files = list_unlabeled(raw_folder, dataset_json, images.is_whole) or {}
     for fold in folds:
         origin = Origin(
             trainer=trainer,
-            plans=plans.plans_name,
-            configuration=configuration_name,
+            plans=plans_name,
+            configuration=planned.name,
             fold=fold,
             checkpoint=checkpoint,
-            model=sha256_of(model_folder / f"fold_{fold}" / checkpoint),
+            model=sha256_of(models[fold].checkpoint(checkpoint)),
             threshold=threshold,
             labels=with_ignore_label(dataset_json)["labels"],
             validation=validation[fold],
             versions=versions(),
         )
-        folder = pseudo_label_folder(raw_folder, trainer, plans.plans_name, configuration_name, fold)
+        folder = pseudo_label_folder(raw_folder, models[fold])
         # scans that were preprocessed elsewhere need not be here
         used = {case: files.get(case, []) for case in without_patients(cases, patients, held_out[fold])}
         written = Written(folder, held_out=sorted(set(cases) - used.keys()), warnings=warnings[fold])
         with locked(folder / ".lock"):
-            _label_fold(
-                Record.read(folder), origin, used, images, model_folder, device, num_processes, overwrite, written
-            )
+            record = Record.read(folder)
+            _label_fold(record, origin, used, images, models[fold], device, num_processes, overwrite, written)
         yield fold, written
 
 
-def _check_model(
-    model_folder: Path,
-    folds: list[int | str],
-    checkpoint: str,
-    plans: PlansManager,
-    configuration_name: str,
-    dataset_json: dict,
-) -> None:
-    files = {fold: model_folder / f"fold_{fold}" / checkpoint for fold in folds}
-    missing = {fold: file for fold, file in files.items() if not file.exists()}
+def _check_models(models: list[RunFolder], checkpoint: str, planned: Planned) -> None:
+    missing = [
+        f"{model.checkpoint(checkpoint)} is missing. Run: {model.train_command()}"
+        for model in models
+        if not model.checkpoint(checkpoint).exists()
+    ]
     if missing:
-        trainer = model_folder.name.split("__")[0]
-        train = f"nnUNetv2_train {plans.dataset_name} {configuration_name} {{}} -tr {trainer} -p {plans.plans_name}"
-        raise FileNotFoundError(
-            "\n".join(("", *(f"{file} is missing. Run: {train.format(fold)}" for fold, file in missing.items())))
-        )
-    of_model = PlansManager(str(model_folder / "plans.json"))
-    stamps = [plans_stamp(p, p.get_configuration(configuration_name)) for p in (plans, of_model)]
-    if stamps[0] != stamps[1]:
+        raise FileNotFoundError("\n".join(("", *missing)))
+    model_folder = models[0].model
+    of_model = replace(planned, plans=PlansManager(str(model_folder / "plans.json")))
+    if of_model.stamp != planned.stamp:
         raise ValueError(
-            f"{model_folder} was trained with other plans than {plans.plans_name} now are. Train it again."
+            f"{model_folder} was trained with other plans than {planned.plans.plans_name} now are. Train it again."
         )
     of_training = load_json(str(model_folder / "dataset.json"))
-    if any(of_training.get(key) != dataset_json.get(key) for key in ("labels", "regions_class_order")):
+    if any(of_training.get(key) != planned.dataset.json.get(key) for key in ("labels", "regions_class_order")):
         raise ValueError(f"{model_folder} was trained with other labels than dataset.json now has. Train it again.")
 
 
-def _check_validation(model_folder: Path, fold: int | str, split: list[str], dataset_json: dict) -> list[str]:
+def _check_validation(model: RunFolder, split: list[str], dataset_json: dict) -> list[str]:
     """Compare the cases that a model held out with the split, which may have changed since; returns warnings.
 
     nnU-Net's training ends with a prediction of each held-out case and a summary.
@@ -184,7 +168,7 @@ def _check_validation(model_folder: Path, fold: int | str, split: list[str], dat
     Raises:
         ValueError: they differ, so the model has learned what the fold now validates.
     """
-    folder = model_folder / f"fold_{fold}" / "validation"
+    folder, fold = model.validation, model.fold
     ending = dataset_json["file_ending"]
     predicted = {file.name.removesuffix(ending) for file in folder.glob(f"*{ending}")}
     is_whole = (folder / "summary.json").exists()
@@ -203,14 +187,14 @@ def _label_fold(
     origin: Origin,
     files: dict[str, list[Path]],
     images: Manifest,
-    model_folder: Path,
+    model: RunFolder,
     device: torch.device,
     num_processes: int,
     overwrite: bool,
     written: Written,
 ) -> None:
     remove_leftovers(record.folder)
-    ending = load_json(str(model_folder / "dataset.json"))["file_ending"]
+    ending = load_json(str(model.model / "dataset.json"))["file_ending"]
     for case in files:
         file = record.folder / (case + ending)
         if record.is_corrected(case, file) and not overwrite:
@@ -222,7 +206,7 @@ def _label_fold(
     if written.predicted:
         (record.folder / PICTURES).mkdir(exist_ok=True)
         predictor = nnUNetPredictor(device=device, allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(model_folder), (origin.fold,), origin.checkpoint)
+        predictor.initialize_from_trained_model_folder(str(model.model), (origin.fold,), origin.checkpoint)
         dataset = UnlabeledDataset(str(images.folder), list(written.predicted))
         with (
             tempfile.TemporaryDirectory(prefix=INCOMING, dir=record.folder) as incoming,
@@ -289,14 +273,7 @@ def _export(
     """Write ``incoming/CASE/`` (the label) and ``incoming/CASE.png``; the case's entry in the record."""
     plans = PlansManager(plans_json)
     label_manager = plans.get_label_manager(dataset_json)
-    _, probabilities = convert_predicted_logits_to_segmentation_with_correct_shape(
-        logits,
-        plans,
-        plans.get_configuration(origin.configuration),
-        label_manager,
-        properties,
-        return_probabilities=True,
-    )
+    probabilities = probabilities_in_scan(logits, properties, plans, origin.configuration, dataset_json)
     ignore_label = origin.labels["ignore"]
     label, predicted = confident_labels(probabilities, label_manager, origin.threshold, ignore_label)
     shares = confident_shares(label, predicted, label_manager.all_labels)

@@ -6,30 +6,31 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice
-from batchgenerators.utilities.file_and_folder_operations import load_json, write_pickle
-from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
-from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, plans_stamp
-from nnunetv2_crossmatch.preprocessing.splits import SPLITS
-from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
-from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
-from nnunetv2_crossmatch.self_training.record import (
-    FOLDER,
-    RECORD,
-    Origin,
-    Record,
-    image_stamp,
-    is_corrected,
-    sha256_of,
+from nnunetv2_crossmatch.nnunet.segmentation import (
+    SEGMENTATION_SUFFIXES,
+    preprocess_segmentation,
+    save_segmentation,
 )
-from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable, locked, remove_leftovers, write_json
+from nnunetv2_crossmatch.preprocessing.dataset import Planned
+from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest
+from nnunetv2_crossmatch.preprocessing.splits import SPLITS
+from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
+from nnunetv2_crossmatch.self_training.record import FOLDER, RECORD, Origin, Record, image_stamp, is_corrected
+from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.files import (
+    INCOMING,
+    check_writable,
+    locked,
+    remove_leftovers,
+    sha256_of,
+    write_json,
+)
 from nnunetv2_crossmatch.utilities.workers import run_in_workers
 
-_SUFFIXES = ("_seg.b2nd", ".pkl")
 _ELSEWHERE = "Start the training where the raw scans are, then copy the folder again."
 
 
@@ -38,10 +39,7 @@ class BadLabel(ValueError):
 
 
 def pseudo_labels_for_training(
-    raw_folder: Path | None,
-    preprocessed_folder: Path,
-    plans: PlansManager,
-    configuration_name: str,
+    planned: Planned,
     fold: int | str,
     cases: list[str],
     validation: list[str],
@@ -63,19 +61,16 @@ def pseudo_labels_for_training(
         DatasetError: no or several sets of pseudo-labels, cases without one, labels that fit neither their
             scan nor the dataset, or are of several models, or of one that validated other cases.
     """
-    configuration = plans.get_configuration(configuration_name)
-    cache = preprocessed_folder / f"{configuration.data_identifier}_pseudo"
-    command = (
-        f"nnUNetv2_crossmatch pseudo-label -d {plans.dataset_name} -c {configuration_name} -p {plans.plans_name} "
-        f"-f {fold} -tr "
-    )
+    raw_folder, preprocessed_folder = planned.dataset.raw, planned.dataset.preprocessed
+    cache = preprocessed_folder / f"{planned.configuration.data_identifier}_pseudo"
+    command = f"{planned.command('pseudo-label')} -f {fold} -tr "
     # labels that somebody removed from the raw folder are still in the cache
     sets, file = (cache, MANIFEST) if raw_folder is None else (raw_folder / FOLDER, RECORD)
-    of_fold = f"{teacher or '*'}__{plans.plans_name}__{configuration_name}/fold_{fold}"
+    of_fold = f"{teacher or '*'}__{planned.plans.plans_name}__{planned.name}/fold_{fold}"
     sources = sorted(found.parent for found in sets.glob(f"{of_fold}/{file}"))
     if not sources:
         raise DatasetError(
-            [f"Fold {fold} of {plans.dataset_name} has no pseudo-labels. Run: {command}{teacher or 'nnUNetTrainer'}"]
+            [f"Fold {fold} of {planned.dataset.name} has no pseudo-labels. Run: {command}{teacher or 'nnUNetTrainer'}"]
         )
     if len(sources) > 1:
         raise DatasetError(
@@ -86,14 +81,14 @@ def pseudo_labels_for_training(
         )
     source = sources[0]
     target = cache / source.parent.name / source.name
-    stamp = plans_stamp(plans, configuration)
+    stamp = planned.stamp
     dataset_json = with_ignore_label(load_json(str(preprocessed_folder / "dataset.json")))
     if raw_folder is not None:
         entries = _with_files(Record.read(source), dataset_json["file_ending"])
     elif load_json(str(source / MANIFEST))["plans"] == stamp:
         entries = _preprocessed(target, stamp)
     else:
-        raise DatasetError([f"{source} was made with other plans than {plans.plans_name}. {_ELSEWHERE}"])
+        raise DatasetError([f"{source} was made with other plans than {planned.plans.plans_name}. {_ELSEWHERE}"])
     entries = {case: entry for case, entry in entries.items() if case in cases}
     origin = Origin.of(_newest(entries)) if entries else None
     command += (
@@ -105,14 +100,12 @@ def pseudo_labels_for_training(
     if missing or origin is None:
         fix = _ELSEWHERE if raw_folder is None else f"Remove those that are there, then run: {command}"
         raise DatasetError([f"{source} lacks {_some(missing)}, or {file} says not what made them. {fix}"])
-    images = Manifest.read(unlabeled_folder(preprocessed_folder, configuration))
+    images = Manifest.read(planned.unlabeled_folder)
     held_out = [] if fold == "all" else sorted(validation)
     if problems := _unusable(source, entries, images, dataset_json["labels"], held_out):
         raise DatasetError([*problems, f"Run: {command} (it keeps what was corrected by hand; remove that if named)"])
     if raw_folder is not None:
-        _bring_up_to_date(
-            entries, source, target, images.folder, plans, stamp, configuration_name, dataset_json, num_processes
-        )
+        _bring_up_to_date(entries, source, target, planned, dataset_json, num_processes)
     return target, origin, {case: entry["used"] for case, entry in entries.items()}
 
 
@@ -128,7 +121,7 @@ def _preprocessed(target: Path, stamp: str) -> dict[str, dict]:
     return {
         case: entry
         for case, entry in (content["cases"] if content.get("plans") == stamp else {}).items()
-        if all((target / (case + suffix)).exists() for suffix in _SUFFIXES)
+        if all((target / (case + suffix)).exists() for suffix in SEGMENTATION_SUFFIXES)
     }
 
 
@@ -172,13 +165,11 @@ def _bring_up_to_date(
     entries: dict[str, dict],
     source: Path,
     target: Path,
-    images: Path,
-    plans: PlansManager,
-    stamp: str,
-    configuration_name: str,
+    planned: Planned,
     dataset_json: dict,
     num_processes: int,
 ) -> None:
+    stamp = planned.stamp
     if _preprocessed(target, stamp) == entries:  # no lock: the folder may be read-only
         return
     with locked(target / ".lock"):
@@ -191,17 +182,15 @@ def _bring_up_to_date(
             write_json({"plans": stamp, "cases": cases}, target / MANIFEST)
 
         write()
+        of_all = planned.plans.plans, planned.name, dataset_json
         jobs = {
-            case: (
-                source / (case + dataset_json["file_ending"]), images, target, case, plans.plans, configuration_name,
-                dataset_json,
-            )
+            case: (source / (case + dataset_json["file_ending"]), planned.unlabeled_folder, target, case, *of_all)
             for case in entries
             if case not in done
-        }  # fmt: skip
+        }
         problems = []
         try:
-            description = f"Preprocessing pseudo-labels {configuration_name}"
+            description = f"Preprocessing pseudo-labels {planned.name}"
             with closing(run_in_workers(preprocess_pseudo_label, jobs, num_processes, description)) as finished:
                 for case, future in finished:
                     try:
@@ -220,9 +209,7 @@ def preprocess_pseudo_label(
 ) -> None:
     """Write ``target/CASE_seg.b2nd`` (1, z, y, x) and ``CASE.pkl``, each whole or not at all.
 
-    The steps of nnU-Net's ``run_case_npy``: transpose, crop, resample, collect locations of every class. What they
-    were for the image stands in its properties, so that the image itself is not read again; the mask of nonzero
-    voxels is that of the preprocessed image.
+    The mask of nonzero voxels is that of the preprocessed image.
 
     Args:
         images: folder of the preprocessed unlabeled cases.
@@ -233,36 +220,21 @@ def preprocess_pseudo_label(
             dataset does not have.
     """
     plans = PlansManager(plans_json)
-    configuration = plans.get_configuration(configuration_name)
     label_manager = plans.get_label_manager(dataset_json)
     data, mask, _, properties = UnlabeledDataset(str(images), [case]).load_case(case)
     seg = _read(file, plans, properties, [*map(int, label_manager.all_labels), label_manager.ignore_label])
-
-    seg = seg.transpose([0, *(axis + 1 for axis in plans.transpose_forward)])
-    seg = seg[(slice(None), *bounding_box_to_slice(properties["bbox_used_for_cropping"]))]
-    spacing = [properties["spacing"][axis] for axis in plans.transpose_forward]
-    target_spacing = [*spacing[: 3 - len(configuration.spacing)], *configuration.spacing]  # 2d leaves the slices
-    seg = configuration.resampling_fn_seg(seg, data.shape[1:], spacing, target_spacing).astype(np.int16)
-    seg[(seg == 0) & (mask[:] < 0)] = -1
-
-    preprocessor = configuration.preprocessor_class(verbose=False)
-    wanted = label_manager.foreground_regions if label_manager.has_regions else label_manager.foreground_labels
-    # with an ignore label nnU-Net centers patches on annotated voxels of this key
-    annotated = [-1, *label_manager.all_labels]
-    properties["class_locations"] = preprocessor._sample_foreground_locations(seg, [*wanted, annotated])
-    seg = preprocessor.modify_seg_fn(seg, plans, dataset_json, configuration)
-
-    blocks, chunks = comp_blosc2_params(seg.shape, tuple(configuration.patch_size), seg.itemsize)
+    seg, properties = preprocess_segmentation(
+        seg, data.shape[1:], mask[:] < 0, properties, plans, configuration_name, dataset_json
+    )
+    patch = tuple(plans.get_configuration(configuration_name).patch_size)
     with tempfile.TemporaryDirectory(prefix=INCOMING, dir=target) as incoming:
-        temporary = str(Path(incoming) / case)
         try:
-            nnUNetDatasetBlosc2.save_seg(np.ascontiguousarray(seg), temporary + "_seg", chunks, blocks)
-            write_pickle(properties, temporary + ".pkl")
+            save_segmentation(seg, properties, Path(incoming) / case, patch)
         except Exception:
             check_writable(target)
             raise
-        for suffix in _SUFFIXES:
-            os.replace(temporary + suffix, target / (case + suffix))
+        for suffix in SEGMENTATION_SUFFIXES:
+            os.replace(Path(incoming) / (case + suffix), target / (case + suffix))
 
 
 def _read(file: Path, plans: PlansManager, properties: dict, allowed: list[int]) -> np.ndarray:

@@ -1,35 +1,20 @@
 """Where pseudo-labels lie, and what they were made with."""
 
-import hashlib
 from dataclasses import dataclass, field, fields
-from importlib.metadata import version
 from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
-from nnunetv2_crossmatch.utilities.files import write_json
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.utilities.files import sha256_of, write_json
 
 RECORD = "pseudo_labels.json"
 FOLDER = "pseudo_labels"  # in the raw dataset folder; nnU-Net looks only into images* and labels*
 
 
-def pseudo_label_folder(raw_folder: Path, trainer: str, plans: str, configuration: str, fold: int | str) -> Path:
-    """``nnUNet_raw/DatasetXXX_NAME/pseudo_labels/TRAINER__PLANS__CONFIG/fold_K``."""
-    return raw_folder / FOLDER / f"{trainer}__{plans}__{configuration}" / f"fold_{fold}"
-
-
-def sha256_of(file: Path) -> str:
-    """Of the file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as f:
-        while piece := f.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Of what decides a training's result."""
-    return {name: version(name) for name in ("nnunetv2_crossmatch", "nnunetv2", "torch")}
+def pseudo_label_folder(raw_folder: Path, model: RunFolder) -> Path:
+    """What a trained fold labels: ``nnUNet_raw/DatasetXXX_NAME/pseudo_labels/TRAINER__PLANS__CONFIG/fold_K``."""
+    return raw_folder / FOLDER / model.model.name / model.path.name
 
 
 @dataclass

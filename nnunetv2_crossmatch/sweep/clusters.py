@@ -15,7 +15,8 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnunetv2_crossmatch.sweep.runs import Run, Training, is_claimed
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.sweep.runs import Training, is_claimed, job_folder
 from nnunetv2_crossmatch.utilities.files import write_json
 
 YEAR = 365 * 24 * 60  # minutes; submitit wants a limit
@@ -28,23 +29,23 @@ class Cluster(ABC):
     interval: float  # seconds between two looks
     interrupted: str  # what becomes of jobs at Ctrl-C
 
-    def __init__(self, runs: list[Run], device: str, gpus_per_job: int):
+    def __init__(self, runs: list[RunFolder], device: str, gpus_per_job: int):
         self.runs, self.device, self.gpus_per_job = runs, device, gpus_per_job
-        self.jobs: dict[Run, submitit.Job] = {}
+        self.jobs: dict[RunFolder, submitit.Job] = {}
 
     @abstractmethod
-    def states(self) -> dict[Run, str]:
+    def states(self) -> dict[RunFolder, str]:
         """``waiting`` or ``running`` of each run that has a job that has not ended."""
 
     @abstractmethod
-    def start(self, run: Run) -> None:
+    def start(self, run: RunFolder) -> None:
         """Start its job if there is room."""
 
     @abstractmethod
     def close(self) -> None:
         """End what would not go on without this process."""
 
-    def error(self, run: Run) -> str:
+    def error(self, run: RunFolder) -> str:
         """Of a job that has ended: the last line of what it raised, or else of its log, and the log's path."""
         job = self.jobs[run]
         log = job.paths.stderr
@@ -63,7 +64,7 @@ class Local(Cluster):
     interval = 1.0
     interrupted = "The trainings are being ended. The same line goes on with them."
 
-    def __init__(self, runs: list[Run], device: str, gpus_per_job: int):
+    def __init__(self, runs: list[RunFolder], device: str, gpus_per_job: int):
         """Raises ValueError if there are fewer GPUs than a job wants."""
         super().__init__(runs, device, gpus_per_job)
         if device == "cpu":
@@ -74,22 +75,22 @@ class Local(Cluster):
                 raise ValueError(f"--gpus-per-job {gpus_per_job}: this machine shows {len(gpus)} GPUs. See -device.")
             starts = range(0, len(gpus) - gpus_per_job + 1, gpus_per_job)
             self._slots = [",".join(gpus[i : i + gpus_per_job]) for i in starts]
-        self._slot_of: dict[Run, str] = {}
+        self._slot_of: dict[RunFolder, str] = {}
 
-    def states(self) -> dict[Run, str]:
+    def states(self) -> dict[RunFolder, str]:
         return {run: "running" for run in self.runs if self._is_running(run)}
 
-    def _is_running(self, run: Run) -> bool:
+    def _is_running(self, run: RunFolder) -> bool:
         return not self.jobs[run].done() if run in self.jobs else is_claimed(run)  # by a job of another sweep
 
-    def start(self, run: Run) -> None:
+    def start(self, run: RunFolder) -> None:
         busy = {slot for other, slot in self._slot_of.items() if self._is_running(other)}
         free = [slot for slot in self._slots if slot not in busy]
         if not free:
             return
-        executor = submitit.LocalExecutor(run.job_folder)
+        executor = submitit.LocalExecutor(job_folder(run))
         executor.update_parameters(timeout_min=YEAR)
-        with _stderr_to(run.job_folder / "controller.err"):  # at Ctrl-C submitit's process would print a traceback
+        with _stderr_to(job_folder(run) / "controller.err"):  # at Ctrl-C submitit's process would print a traceback
             self.jobs[run] = executor.submit(Training(run, self.device, self.gpus_per_job, free[0]))
         self._slot_of[run] = free[0]
 
@@ -116,7 +117,7 @@ class Slurm(Cluster):
     interval = 30.0
     interrupted = "Jobs on SLURM go on (squeue --me). The same line shows them again and starts what is missing."
 
-    def __init__(self, runs: list[Run], device: str, gpus_per_job: int, partition: str | None, hours: float):
+    def __init__(self, runs: list[RunFolder], device: str, gpus_per_job: int, partition: str | None, hours: float):
         """Raises ValueError without SLURM's commands, RuntimeError if squeue does not answer."""
         super().__init__(runs, device, gpus_per_job)
         if missing := [name for name in ("sbatch", "srun", "squeue") if shutil.which(name) is None]:
@@ -134,11 +135,11 @@ class Slurm(Cluster):
             **({"gpus_per_node": gpus_per_job} if device == "cuda" else {}),
         }
         self._queue = self._read_queue()
-        self._gone: set[Run] = set()
+        self._gone: set[RunFolder] = set()
         for run in runs:
-            file = run.job_folder / "job.json"
+            file = job_folder(run) / "job.json"
             if file.exists() and (job_id := load_json(str(file))["id"]) in self._queue:
-                self.jobs[run] = submitit.SlurmJob(run.job_folder, job_id)
+                self.jobs[run] = submitit.SlurmJob(job_folder(run), job_id)
 
     @staticmethod
     def _read_queue() -> dict[str, str]:
@@ -149,23 +150,23 @@ class Slurm(Cluster):
             raise RuntimeError(f"squeue does not answer: {result.stderr.strip()}")
         return dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
 
-    def states(self) -> dict[Run, str]:
+    def states(self) -> dict[RunFolder, str]:
         with suppress(RuntimeError):  # a controller may be busy; the next look will tell
             self._queue = self._read_queue()
         states = {run: "running" for run in self.runs if run not in self.jobs and is_claimed(run)}  # by a local sweep
         for run, job in self.jobs.items():
             if job.job_id in self._queue:
                 states[run] = "running" if self._queue[job.job_id] in ("RUNNING", "COMPLETING") else "waiting"
-            elif run not in self._gone and not run.done:
+            elif run not in self._gone and not run.is_done:
                 self._gone.add(run)  # until the next look: what it wrote is seen late over a network
                 states[run] = "running"
         return states
 
-    def start(self, run: Run) -> None:
-        executor = submitit.SlurmExecutor(run.job_folder, max_num_timeout=MAX_REQUEUED)
+    def start(self, run: RunFolder) -> None:
+        executor = submitit.SlurmExecutor(job_folder(run), max_num_timeout=MAX_REQUEUED)
         executor.update_parameters(**self._parameters, job_name=f"{run.trainer}_{run.fold}")
         job = executor.submit(Training(run, self.device, self.gpus_per_job))
-        write_json({"id": job.job_id}, run.job_folder / "job.json")
+        write_json({"id": job.job_id}, job_folder(run) / "job.json")
         self.jobs[run] = job
         self._queue[job.job_id] = "PENDING"
 

@@ -1,22 +1,23 @@
 """The runs of a matrix: all that can be wrong with them before they start, and their way from waiting to done."""
 
 import time
-from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_crossmatch.nnunet.loaders import preprocessed_cases
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS, ensure_splits, known_patients
-from nnunetv2_crossmatch.preprocessing.unlabeled import read_plans
 from nnunetv2_crossmatch.sweep.clusters import Cluster
-from nnunetv2_crossmatch.sweep.runs import Run, progress
+from nnunetv2_crossmatch.sweep.runs import progress
 from nnunetv2_crossmatch.sweep.table import Table
 
 
-def make_runs(dataset: str, configuration: str, plans: str, trainers: list[str], folds: list[int | str]) -> list[Run]:
+def make_runs(
+    dataset: str, configuration: str, plans: str, trainers: list[str], folds: list[int | str]
+) -> list[RunFolder]:
     """Every trainer on every fold, fold by fold, so that trainers can be compared as soon as possible.
 
     The split is written if there is none: jobs that start together must not each write one, and stock nnU-Net's
@@ -27,12 +28,11 @@ def make_runs(dataset: str, configuration: str, plans: str, trainers: list[str],
         ValueError: not preprocessed with these plans; no such configuration or fold, or ``all`` beside others.
     """
     nnUNet_results.require()
-    name = maybe_convert_to_dataset_name(dataset)
-    preprocessed = Path(nnUNet_preprocessed) / name
-    manager = read_plans(preprocessed, plans)
+    found = Dataset.find(dataset)
+    manager = found.plans(plans)
     if configuration not in manager.available_configurations:
         raise ValueError(f"-c {configuration}: {plans} has {', '.join(manager.available_configurations)}.")
-    cases = preprocessed / manager.get_configuration(configuration).data_identifier
+    cases = found.preprocessed / manager.get_configuration(configuration).data_identifier
     if not cases.is_dir():
         raise ValueError(f"There is no {cases}. Run nnUNetv2_preprocess -d {dataset} -plans_name {plans}.")
     if "all" in folds and len(set(folds)) > 1:
@@ -40,35 +40,34 @@ def make_runs(dataset: str, configuration: str, plans: str, trainers: list[str],
     for trainer in trainers:
         recursive_find_trainer_class_by_name(trainer)
     if numbers := [fold for fold in folds if isinstance(fold, int)]:
-        raw = Path(nnUNet_raw) / name if nnUNet_raw.is_set() else None
-        identifiers = infer_dataset_class(str(cases)).get_identifiers(str(cases))
-        ensure_splits(preprocessed, identifiers, known_patients(raw, preprocessed))
-        count = len(load_json(str(preprocessed / SPLITS))) if (preprocessed / SPLITS).exists() else 0
+        ensure_splits(found.preprocessed, preprocessed_cases(cases), known_patients(found.raw, found.preprocessed))
+        splits = found.preprocessed / SPLITS
+        count = len(load_json(str(splits))) if splits.exists() else 0
         if wrong := [str(fold) for fold in numbers if fold >= count]:
-            raise ValueError(f"-f {' '.join(wrong)}: {name} has {count} folds, counted from 0.")
+            raise ValueError(f"-f {' '.join(wrong)}: {found.name} has {count} folds, counted from 0.")
     return [
-        Run(name, configuration, plans, trainer, fold)
+        RunFolder.of(found.name, trainer, plans, configuration, fold)
         for fold in dict.fromkeys(folds)
         for trainer in dict.fromkeys(trainers)
     ]
 
 
-def follow(runs: list[Run], cluster: Cluster) -> list[Run]:
+def follow(runs: list[RunFolder], cluster: Cluster) -> list[RunFolder]:
     """Start what is neither done nor running, and show how all stand until all have ended.
 
     Returns:
         the runs that failed.
     """
     table = Table()
-    states = {run: "done" if run.done else "waiting" for run in runs}
+    states = {run: "done" if run.is_done else "waiting" for run in runs}
     epochs = {run: progress(run) for run in runs}
-    errors: dict[Run, str] = {}
+    errors: dict[RunFolder, str] = {}
     while True:
         alive = cluster.states()
         for run in [run for run in runs if states[run] in ("waiting", "running")]:
             if run in alive:
                 states[run] = alive[run]
-            elif run.done:
+            elif run.is_done:
                 states[run] = "done"
             elif run in cluster.jobs:
                 states[run], errors[run] = "failed", cluster.error(run)

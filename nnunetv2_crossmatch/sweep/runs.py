@@ -1,7 +1,6 @@
 """A run: one trainer on one fold. What nnU-Net has written of it, and the job that trains it."""
 
 import os
-import re
 import signal
 import time
 from collections.abc import Iterator
@@ -10,45 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.file_path_utilities import get_output_folder
 from submitit.core.utils import DelayedSubmission
 
-from nnunetv2_crossmatch.comparison.runs import TrainingLog
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.trainers.launch import train
 
 
-@dataclass(frozen=True)
-class Run:
-    """One trainer on one fold; the dataset by its name."""
-
-    dataset: str
-    configuration: str
-    plans: str
-    trainer: str
-    fold: int | str
-
-    def __str__(self) -> str:
-        return f"{self.trainer} fold {self.fold}"
-
-    @property
-    def folder(self) -> Path:
-        """nnU-Net's."""
-        return Path(get_output_folder(self.dataset, self.trainer, self.plans, self.configuration, self.fold))
-
-    @property
-    def job_folder(self) -> Path:
-        """Logs and ids of its jobs; not in nnU-Net's folder, because that has to be of a training."""
-        return Path(nnUNet_results) / self.dataset / "sweep" / self.folder.parent.name / self.folder.name
-
-    @property
-    def trained(self) -> bool:
-        return (self.folder / "checkpoint_final.pth").exists()
-
-    @property
-    def done(self) -> bool:
-        """As the comparison wants it: an older validation does not count."""
-        summary = self.folder / "validation" / "summary.json"
-        return self.trained and summary.exists() and TrainingLog.read(self.folder).validated
+def job_folder(run: RunFolder) -> Path:
+    """Logs and ids of its jobs; not in nnU-Net's folder, because that has to be of a training."""
+    return run.model.parent / "sweep" / run.model.name / run.path.name
 
 
 class Progress(NamedTuple):
@@ -59,18 +28,16 @@ class Progress(NamedTuple):
     seconds: float | None
 
 
-def progress(run: Run) -> Progress:
-    """Read nnU-Net's debug.json and logs."""
-    debug = run.folder / "debug.json"
-    epochs = re.search(r'"num_epochs": "(\d+)"', debug.read_text()) if debug.exists() else None  # perhaps half written
-    total = int(epochs[1]) if epochs else None
-    reached = TrainingLog.read(run.folder).epochs
+def progress(run: RunFolder) -> Progress:
+    """As far as nnU-Net has written it down."""
+    reached = run.log().epochs
     seconds = [epoch["seconds"] for epoch in reached.values() if "seconds" in epoch]
-    return Progress(max(reached) + 1 if reached else None, total, sum(seconds) / len(seconds) if seconds else None)
+    mean = sum(seconds) / len(seconds) if seconds else None
+    return Progress(max(reached) + 1 if reached else None, run.planned_epochs, mean)
 
 
 @contextmanager
-def claimed(run: Run, seconds: float = 0) -> Iterator[None]:
+def claimed(run: RunFolder, seconds: float = 0) -> Iterator[None]:
     """Hold the run; the system gives it back when the process ends, however it ends.
 
     seconds: how long to try, because another process may be looking whether the run is held.
@@ -81,8 +48,8 @@ def claimed(run: Run, seconds: float = 0) -> Iterator[None]:
     """
     import fcntl  # Windows has none
 
-    run.job_folder.mkdir(parents=True, exist_ok=True)
-    file = run.job_folder / "lock"
+    job_folder(run).mkdir(parents=True, exist_ok=True)
+    file = job_folder(run) / "lock"
     end = time.monotonic() + seconds
     with open(file, "w") as stream:
         while True:
@@ -99,7 +66,7 @@ def claimed(run: Run, seconds: float = 0) -> Iterator[None]:
         yield
 
 
-def is_claimed(run: Run) -> bool:
+def is_claimed(run: RunFolder) -> bool:
     """Whether another process trains it."""
     try:
         with claimed(run):
@@ -116,7 +83,7 @@ class Training:
         only, and a GPU may be named by its UUID.)
     """
 
-    run: Run
+    run: RunFolder
     device: str
     num_gpus: int
     gpus: str | None = None
@@ -128,51 +95,18 @@ class Training:
         os.register_at_fork(after_in_child=_default_signals)
         with claimed(self.run, seconds=5):
             self._started.touch()
-            self._train()
+            train(self.run, self.device, self.num_gpus)
 
     @property
     def _started(self) -> Path:
-        return self.run.job_folder / "started"
-
-    def _train(self) -> None:
-        import torch
-        from nnunetv2.run.run_training import run_training
-        from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-        from nnunetv2_crossmatch.trainers.resources import record_resources
-
-        device = torch.device(self.device)
-        if device.type == "cuda":
-            torch.set_num_threads(1)  # as nnUNetv2_train does
-        run = self.run
-        on_train_end = nnUNetTrainer.on_train_end
-
-        def record_and_end(trainer):
-            record_resources(run.folder, device)  # stock trainers record none; validation is no part of it
-            on_train_end(trainer)
-
-        nnUNetTrainer.on_train_end = record_and_end  # in this process; with several GPUs others train
-        try:
-            run_training(
-                run.dataset,
-                run.configuration,
-                run.fold,
-                run.trainer,
-                run.plans,
-                num_gpus=self.num_gpus,
-                continue_training=not run.trained and any(run.folder.glob("checkpoint_*.pth")),
-                only_run_validation=run.trained,
-                device=device,
-            )
-        finally:
-            nnUNetTrainer.on_train_end = on_train_end
+        return job_folder(self.run) / "started"
 
     def checkpoint(self) -> DelayedSubmission | None:
         """What submitit queues when the time is nearly over: the same, which goes on from nnU-Net's checkpoint.
 
         None, and so no more jobs, where this one has saved nothing: the next would come no further.
         """
-        saved = [file.stat().st_mtime for file in self.run.folder.glob("checkpoint_*.pth")]
+        saved = [file.stat().st_mtime for file in self.run.checkpoints]
         return DelayedSubmission(self) if max(saved, default=0) >= self._started.stat().st_mtime else None
 
 

@@ -3,7 +3,8 @@
 import shutil
 import sys
 
-from nnunetv2_crossmatch.sweep.runs import Progress, Run
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.sweep.runs import Progress
 
 TITLES = ("trainer", "fold", "state", "epoch", "s/epoch", "")
 UP, CLEAR = "\x1b[{}F", "\x1b[J"
@@ -13,10 +14,12 @@ class Table:
     """Prints to stdout."""
 
     def __init__(self) -> None:
-        self._states: dict[Run, str] = {}
+        self._states: dict[RunFolder, str] = {}
         self._drawn = 0  # lines
 
-    def show(self, states: dict[Run, str], progress: dict[Run, Progress], errors: dict[Run, str]) -> None:
+    def show(
+        self, states: dict[RunFolder, str], progress: dict[RunFolder, Progress], errors: dict[RunFolder, str]
+    ) -> None:
         size = shutil.get_terminal_size()
         if sys.stdout.isatty() and len(states) + 1 < size.lines:  # what has left the screen cannot be redrawn
             lines = [line[: size.columns] for line in format_table(states, progress, errors)]
@@ -29,7 +32,9 @@ class Table:
         self._states = dict(states)
 
 
-def format_table(states: dict[Run, str], progress: dict[Run, Progress], errors: dict[Run, str]) -> list[str]:
+def format_table(
+    states: dict[RunFolder, str], progress: dict[RunFolder, Progress], errors: dict[RunFolder, str]
+) -> list[str]:
     rows = [TITLES]
     for run, state in states.items():
         epoch, epochs, seconds = progress[run]

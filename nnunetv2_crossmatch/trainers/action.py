@@ -1,7 +1,5 @@
 """ACTION and ACTION++ as nnU-Net trainers."""
 
-from torch import nn
-
 from nnunetv2_crossmatch.methods.action import ACTION, ACTIONConstants
 from nnunetv2_crossmatch.methods.action_plus_plus import ACTIONPlusPlus, ACTIONPlusPlusConstants
 from nnunetv2_crossmatch.trainers.semi_supervised import nnUNetTrainerSemiSupervised
@@ -16,14 +14,6 @@ class nnUNetTrainerACTION(nnUNetTrainerSemiSupervised):
     epochs = 400
     constants = ACTIONConstants()
     method_class: type[ACTION] = ACTION
-
-    def build_method(self, network: nn.Module) -> ACTION:
-        if self.label_manager.has_regions:
-            raise RuntimeError(
-                f"{type(self).__name__} contrasts classes that exclude each other, and regions overlap. "
-                "Train nnUNetTrainerCrossMatch, or plan with labels in place of regions."
-            )
-        return self.method_class(self.constants, network, tuple(self.configuration_manager.patch_size))
 
 
 class nnUNetTrainerACTIONPlusPlus(nnUNetTrainerACTION):

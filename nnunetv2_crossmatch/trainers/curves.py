@@ -1,15 +1,15 @@
 """Curves of the unlabeled part: gathered over an epoch, logged by nnU-Net, drawn beside its progress.png."""
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from torch import Tensor
 
-PREFIX = "unlabeled/"
+from nnunetv2_crossmatch.nnunet.logger import logged_curves
 
 
 class EpochRatios:
@@ -40,38 +40,12 @@ class EpochRatios:
         return ratios
 
 
-def log_curves(logger, curves: Mapping[str, float | list[float]], epoch: int, classes: Sequence[str]) -> None:
-    """Log one value per curve and epoch into nnU-Net's ``MetaLogger``.
-
-    Its local logger refuses keys it was not made with, and draws only as many epochs as its shortest list
-    has: a curve that begins late is filled with nan up to here, one that pauses gets nan. Its others (W&B) get a
-    curve per class, named by the class: ``MetaLogger.log`` would count from 1, but the background is among ours.
-    """
-    store = logger.local_logger.my_fantastic_logging
-    known = {key.removeprefix(PREFIX) for key in store if key.startswith(PREFIX)}
-    for name in sorted(known | curves.keys()):
-        values = store.setdefault(PREFIX + name, [])
-        values.extend([float("nan")] * (epoch - len(values)))
-        logger.local_logger.log(PREFIX + name, curves.get(name, float("nan")), epoch)
-    for name, value in curves.items():
-        if isinstance(value, list):
-            scalars = {f"{name}/{label}": of_class for label, of_class in zip(classes, value, strict=True)}
-        else:
-            scalars = {name: value}
-        for key, other in product(scalars, logger.loggers):
-            other.log(PREFIX + key, scalars[key], epoch)
-
-
-def plot_curves(logger, file: Path, classes: list[str], stages: Sequence[tuple[float, str]] = ()) -> None:
+def plot_curves(logger: MetaLogger, file: Path, classes: list[str], stages: Sequence[tuple[float, str]] = ()) -> None:
     """Draw every logged curve into ``file`` (PNG), one panel for each kind.
 
     ``stages`` are (epoch, name) of each stage's beginning: a vertical line in every panel, named in the first.
     """
-    store = {
-        key.removeprefix(PREFIX): values
-        for key, values in logger.local_logger.my_fantastic_logging.items()
-        if key.startswith(PREFIX)
-    }
+    store = logged_curves(logger)
     panels = {
         "loss": [name for name in store if name.startswith("loss_")],
         "share of voxels that count, per predicted class": ["kept_share"],

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
+
+from nnunetv2_crossmatch.preprocessing.dataset import Planned
 
 HIDDEN_LABELS = "labelsUn"  # in the raw dataset folder
 SCANS = 4  # enough for a curve; preprocessed again with their labels, and held in memory
@@ -22,17 +23,12 @@ class HiddenLabels:
         self._labels = labels
 
     @classmethod
-    def read(
-        cls,
-        raw_folder: Path,
-        files: dict[str, list[Path]],
-        plans: PlansManager,
-        configuration: ConfigurationManager,
-        dataset_json: dict,
-        device: torch.device,
-    ) -> "HiddenLabels":
+    def read(cls, planned: Planned, files: dict[str, list[Path]], device: torch.device) -> "HiddenLabels":
         """Take the first ``SCANS`` of ``files`` (case: its channels) that have a label; none is no error."""
-        labels = {case: raw_folder / HIDDEN_LABELS / (case + dataset_json["file_ending"]) for case in files}
+        plans, configuration, dataset_json = planned.plans, planned.configuration, planned.dataset.json
+        labels = {
+            case: planned.dataset.raw_folder / HIDDEN_LABELS / (case + dataset_json["file_ending"]) for case in files
+        }
         chosen = [case for case, label in labels.items() if label.exists()][:SCANS]
         preprocessor = configuration.preprocessor_class(verbose=False)
         patches, manager = [], plans.get_label_manager(dataset_json)

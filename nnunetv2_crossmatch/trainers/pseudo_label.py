@@ -6,13 +6,12 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.configuration import default_num_processes
 
-from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
 from nnunetv2_crossmatch.self_training.dataset import MixedDataset, PseudoLabeledDataset
 from nnunetv2_crossmatch.self_training.preprocess import pseudo_labels_for_training
-from nnunetv2_crossmatch.self_training.record import RECORD, sha256_of
+from nnunetv2_crossmatch.self_training.record import RECORD
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
-from nnunetv2_crossmatch.utilities.files import write_json
+from nnunetv2_crossmatch.utilities.files import sha256_of, write_json
 
 
 class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
@@ -41,15 +40,7 @@ class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
     def _prepare_pseudo_labels(self) -> tuple[Path, dict]:
         """Folder of the preprocessed labels; their origin, and "files": SHA-256 of each."""
         folder, origin, files = pseudo_labels_for_training(
-            self.raw_folder,
-            Path(self.preprocessed_dataset_folder_base),
-            self.plans_manager,
-            self.configuration_name,
-            self.fold,
-            self._cases,
-            self.do_split()[1],
-            self.teacher,
-            default_num_processes,
+            self.planned, self.fold, self._cases, self.do_split()[1], self.teacher, default_num_processes
         )
         self.print_to_log_file(f"pseudo-labels of {_short(asdict(origin))}: {folder}")
         model = Path(self.output_folder_base).parent / folder.parent.name / folder.name / origin.checkpoint
@@ -68,8 +59,7 @@ class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
 
     def get_tr_and_val_datasets(self):
         labeled, validation = super().get_tr_and_val_datasets()
-        images = unlabeled_folder(Path(self.preprocessed_dataset_folder_base), self.configuration_manager)
-        pseudo_labeled = PseudoLabeledDataset(self._pseudo_labels, images, list(self._cases))
+        pseudo_labeled = PseudoLabeledDataset(self._pseudo_labels, self.planned.unlabeled_folder, list(self._cases))
         return (
             MixedDataset([labeled, pseudo_labeled], self.label_manager),
             MixedDataset([validation], self.label_manager),

@@ -1,7 +1,8 @@
 """The one place where nnU-Net and a method meet."""
 
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -20,13 +21,14 @@ from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Met
 from nnunetv2_crossmatch.networks.distributed import average_gradients
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
 from nnunetv2_crossmatch.nnunet.loaders import Augmenter, UnlabeledDataset, augment, labeled_loader, unlabeled_loader
+from nnunetv2_crossmatch.nnunet.logger import log_curves
+from nnunetv2_crossmatch.nnunet.training_log import CURVES
 from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
-from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_folder
 from nnunetv2_crossmatch.trainers.checkpoints import CheckpointError
-from nnunetv2_crossmatch.trainers.curves import EpochRatios, log_curves, plot_curves
+from nnunetv2_crossmatch.trainers.curves import EpochRatios, plot_curves
 from nnunetv2_crossmatch.trainers.hidden_labels import HIDDEN_LABELS, HiddenLabels
+from nnunetv2_crossmatch.trainers.records import write_method
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
-from nnunetv2_crossmatch.utilities.files import write_json
 
 GRADIENT_CLIP = 12  # nnU-Net's, a literal in its train_step
 MAX_SKIPPED = 50  # steps in a row; mixed precision skips one or two dozen until it has found its scale
@@ -39,18 +41,20 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     network stays nnU-Net's own object, so the trained model is a stock nnU-Net model.
     """
 
-    method_class: Callable[..., Method]
+    method_class: type[Method]
     constants: Constants
     epochs = 150
 
     method: Method  # -> initialize
     dataloader_unlabeled: Augmenter  # -> get_dataloaders
 
-    def build_method(self, network: nn.Module) -> Method:
-        """The method, given nnU-Net's network (to copy a teacher from; it is trained by nnU-Net's optimizer)."""
-        return self.method_class(self.constants, network, regions=self.label_manager.has_regions)
-
     def initialize(self):
+        regions = self.label_manager.has_regions
+        if regions and not self.method_class.supports_regions:
+            raise RuntimeError(
+                f"{type(self).__name__} needs classes that exclude each other, and regions overlap. "
+                "Train nnUNetTrainerCrossMatch, or plan with labels in place of regions."
+            )
         super().initialize()
         self._ratios = EpochRatios()
         self._step_in_epoch = 0
@@ -59,7 +63,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         self._hidden_labels: HiddenLabels | None = None
         network = self._plain_network
         self._split_network = SplitUNet(network, self._autocast)
-        self.method = self.build_method(network).to(self.device)
+        patch = tuple(self.configuration_manager.patch_size)
+        self.method = self.method_class(self.constants, network, patch=patch, regions=regions).to(self.device)
         self._own_parameters = [p for p in self.method.parameters() if p.requires_grad]
         if self._own_parameters:
             like_networks = {k: v for k, v in self.optimizer.param_groups[0].items() if k != "params"}
@@ -92,21 +97,20 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         super().on_train_start()
         if self.local_rank == 0:
             self._hidden_labels = self._read_hidden_labels()
-            constants = {"method": type(self.method).__name__, **asdict(self.method.constants)}
-            write_json(constants, Path(self.output_folder) / "method.json")
-            self.logger.update_config({"method": constants})
+            constants = asdict(self.method.constants)
+            method = write_method(Path(self.output_folder), type(self.method).__name__, constants)
+            self.logger.update_config({"method": method})
 
     def _read_hidden_labels(self) -> HiddenLabels | None:
         """For a curve, no more: what is wrong with them does not end a training."""
-        raw = self.raw_folder
+        planned = self.planned
+        raw = planned.dataset.raw
         if raw is None or not (raw / HIDDEN_LABELS).is_dir():
             return None
         try:
             listed = list_unlabeled(raw, self.dataset_json) or {}
             files = {case: listed[case] for case in self._unlabeled_cases}
-            return HiddenLabels.read(
-                raw, files, self.plans_manager, self.configuration_manager, self.dataset_json, self.device
-            )
+            return HiddenLabels.read(planned, files, self.device)
         except Exception as e:  # readers have their own
             self.print_to_log_file(f"warning: no curve of the pseudo-labels' Dice, {raw / HIDDEN_LABELS}: {e}")
             return None
@@ -126,8 +130,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         unlabeled_workers = max(1, workers // 3) if workers else 0
         with _environment(nnUNet_n_proc_DA=str(max(1, workers - unlabeled_workers) if workers else 0)):
             train, val = super().get_dataloaders()
-        folder = unlabeled_folder(Path(self.preprocessed_dataset_folder_base), self.configuration_manager)
-        dataset = UnlabeledDataset(str(folder), self._unlabeled_cases)
+        dataset = UnlabeledDataset(str(self.planned.unlabeled_folder), self._unlabeled_cases)
         loader = unlabeled_loader(labeled_loader(train), dataset, self.label_manager)
         self.dataloader_unlabeled = augment(loader, unlabeled_workers, pin_memory=self.device.type == "cuda")
         return train, val
@@ -148,7 +151,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         progress = (self.current_epoch * steps + self._step_in_epoch) / (self.num_epochs * steps)
         self._step_in_epoch += 1
         self._announce_stage(progress)
-        self.method.progress = progress
+        self.method.begin_step(progress)
         weights = self.method.weights(progress)
         supervised = bool(weights.pop(SUPERVISED, 1.0))
         labeled = self._labeled_batch(batch)
@@ -270,7 +273,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         if self.local_rank == 0 and self._hidden_labels:
             curves["pseudo_label_dice"] = self._dice_of_hidden_labels(self._hidden_labels)
         log_curves(self.logger, curves, self.current_epoch, self._classes)
-        self.print_to_log_file("unlabeled", {name: np.round(value, 4).tolist() for name, value in curves.items()})
+        rounded = {name: np.round(value, 4).tolist() for name, value in curves.items()}
+        self.print_to_log_file(CURVES + json.dumps(rounded))
         shares = curves.get("kept_share")
         if isinstance(shares, list):
             foreground = dict(zip(self._classes, shares, strict=True))

@@ -14,7 +14,9 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_crossmatch.nnunet.logger import convert_values
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.listing import has_training_scans
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.splits import (
@@ -23,15 +25,12 @@ from nnunetv2_crossmatch.preprocessing.splits import (
     validation_patients,
     without_patients,
 )
-from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training, unlabeled_folder
-from nnunetv2_crossmatch.self_training.record import versions
+from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, complete_checkpoint, plain, read_checkpoint
-from nnunetv2_crossmatch.trainers.resources import record_resources
-from nnunetv2_crossmatch.utilities.files import write_json
+from nnunetv2_crossmatch.trainers.records import record_resources, write_training
+from nnunetv2_crossmatch.utilities.versions import versions
 
 WARNINGS_IN_LOG = 10
-# in the fold's folder: "versions" of packages, "labeled", "validation": cases, "unlabeled": {case: hash of voxels}
-TRAINING = "training.json"
 
 
 class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
@@ -67,11 +66,18 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         self.save_every = 10
         self._seed = int(np.random.randint(2**31))
 
+    @classmethod
+    def has_stock_network(cls) -> bool:
+        """Whether the network is the one that stock nnU-Net would build from the plans."""
+        return cls.build_network_architecture is nnUNetTrainer.build_network_architecture
+
     @property
-    def raw_folder(self) -> Path | None:
-        """The dataset's raw folder, None where it is not at hand; perhaps only test scans are."""
+    def planned(self) -> Planned:
+        """What is trained; without a raw folder where that is not at hand (perhaps only test scans are)."""
         raw = Path(nnUNet_raw) / self.plans_manager.dataset_name if nnUNet_raw.is_set() else None
-        return raw if raw is not None and has_training_scans(raw) else None
+        raw = raw if raw is not None and has_training_scans(raw) else None
+        dataset = Dataset(raw, Path(self.preprocessed_dataset_folder_base), self.dataset_json)
+        return Planned(dataset, self.plans_manager, self.configuration_name)
 
     def get_dataloaders(self):
         train, val = super().get_dataloaders()
@@ -124,8 +130,8 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         """nnU-Net's checkpoint plus :meth:`training_state`, written beside and renamed."""
         if self.local_rank != 0 or self.disable_checkpointing:
             return super().save_checkpoint(filename)
-        log = self.logger.local_logger.my_fantastic_logging
-        log.update(plain(log))  # as a training that goes on from the file has it: its averages are the same to the bit
+        # as a training that goes on from the file has it: its averages are the same to the bit
+        convert_values(self.logger, plain)
         unfinished = Path(filename + ".tmp")
         try:
             super().save_checkpoint(str(unfinished))
@@ -149,39 +155,30 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
 
     def _prepare_unlabeled(self) -> list[str]:
         """Splits and unlabeled cases, made now if no command made them; every complaint comes from here."""
-        raw = self.raw_folder
-        preprocessed = Path(self.preprocessed_dataset_folder_base)
-        patients = known_patients(raw, preprocessed)
+        planned = self.planned
+        preprocessed = planned.dataset.preprocessed
+        patients = known_patients(planned.dataset.raw, preprocessed)
         ensure_splits(preprocessed, self.dataset_class.get_identifiers(self.preprocessed_dataset_folder), patients)
         held_out = validation_patients(preprocessed, self.fold, patients)
-        cases = unlabeled_cases_for_training(
-            raw, preprocessed, self.plans_manager, self.configuration_name, default_num_processes
-        )
+        cases = unlabeled_cases_for_training(planned, default_num_processes)
         used = without_patients(cases, patients, held_out)
         if not used:
             raise ValueError(f"Every unlabeled scan is of a patient that fold {self.fold} validates. Train fold all.")
-        self._check(raw, preprocessed)
+        self._check(planned.dataset)
         self.print_to_log_file(
             f"{len(used)} unlabeled cases; {len(cases) - len(used)} more belong to patients of the validation set"
         )
         if self.local_rank == 0:
             labeled, validation = (sorted(part) for part in self.do_split())
-            known = Manifest.read(unlabeled_folder(preprocessed, self.configuration_manager)).cases
-            content = {
-                "versions": versions(),
-                "labeled": labeled,
-                "validation": validation,
-                "unlabeled": {case: known[case]["sha256"] for case in used},
-            }
-            write_json(content, Path(self.output_folder) / TRAINING)
+            known = Manifest.read(planned.unlabeled_folder).cases
+            hashes = {case: known[case]["sha256"] for case in used}
+            write_training(Path(self.output_folder), versions(), labeled, validation, hashes)
         return used
 
-    def _check(self, raw: Path | None, preprocessed: Path) -> None:
-        findings = check_dataset(raw, preprocessed, self.dataset_json, default_num_processes, self.fold)
-        findings.raise_errors(self.plans_manager.dataset_name)
+    def _check(self, dataset: Dataset) -> None:
+        findings = check_dataset(dataset, default_num_processes, self.fold)
+        findings.raise_errors(dataset.name)
         for warning in findings.warnings[:WARNINGS_IN_LOG]:
             self.print_to_log_file("warning:", warning)
         if (more := len(findings.warnings) - WARNINGS_IN_LOG) > 0:
-            self.print_to_log_file(
-                f"{more} more warnings: nnUNetv2_crossmatch check -d {self.plans_manager.dataset_name}"
-            )
+            self.print_to_log_file(f"{more} more warnings: nnUNetv2_crossmatch check -d {dataset.name}")

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, by one process at a time."""
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -82,3 +83,12 @@ def check_writable(folder: Path) -> None:
             os.fsync(stream.fileno())  # a quota on a network disk
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(folder)) from e
+
+
+def sha256_of(file: Path) -> str:
+    """Of the file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as f:
+        while piece := f.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from nnunetv2_crossmatch.cli import main
+from nnunetv2_crossmatch.nnunet.training_log import CURVES
 from tests.comparison.test_runs import epoch, finished
 from tests.conftest import ball, write_image
 
@@ -50,7 +51,7 @@ def trained(tmp_path, monkeypatch) -> Path:
         for fold in (0, 1):
             lines = ["This split has 4 training and 4 validation cases."]
             for number in range(3):
-                curve = "unlabeled {'pseudo_label_dice': 0.5}" if trainer == OURS else ""
+                curve = CURVES + '{"pseudo_label_dice": 0.5}' if trainer == OURS else ""
                 lines += epoch(number, 0.1 * number, seconds, curve)
             own = {"resources": {"peak_memory_bytes": 3 * 2**30, "device": "H200", "processes": 1}}
             own["method"] = {"method": "CrossMatch", "threshold": 0.95}
@@ -112,7 +113,7 @@ def test_the_verdict_and_the_numbers_are_those_of_the_masks(trained, capsys):
     )
     assert found["costs"][STOCK] == {"gpu_hours": pytest.approx(0.6), "peak_memory_bytes": None}
     assert found["costs"][OURS] == {"gpu_hours": pytest.approx(1.2), "peak_memory_bytes": 3 * 2**30}
-    assert found["verdicts"][OURS] in printed and "7 of 8 cases better, 1 worse" in printed
+    assert found["verdicts"][OURS]["sentence"] in printed and "7 of 8 cases better, 1 worse" in printed
     assert "1.20 hours on H200, peak memory 3.0 GiB" in printed and "not recorded" in printed
 
 

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_crossmatch.comparison.runs import TrainedRun, TrainingLog, read_run, validation_cases
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.comparison.runs import TrainedRun, read_run, validation_cases
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.nnunet.training_log import CURVES, TrainingLog
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 
 STAMP = "2026-01-01 00:00:00.000000: "
 
@@ -36,8 +38,8 @@ def test_epochs_that_were_trained_twice_count_once_and_a_new_beginning_forgets_t
     write_log(tmp_path, "2026_9_30_12_00_00", *epoch(0, 0.9, 100), *epoch(1, 0.8, 100), *epoch(2, 0.7, 100))
     split = "This split has 4 training and 1 validation cases."
     write_log(tmp_path, "2026_11_9_12_00_00", split, *epoch(0, 0.25, 10), *epoch(1, 0.5, 20))
-    curve = "unlabeled {'pseudo_label_dice': 0.5, 'kept_share': [0.1, nan], 'loss_dominance': nan, 'norm': -inf}"
-    cut_off = "unlabeled {'pseudo_la"
+    curve = CURVES + '{"pseudo_label_dice": 0.5, "kept_share": [0.1, NaN], "loss_dominance": NaN, "norm": -Infinity}'
+    cut_off = CURVES + '{"pseudo_la'
     lines = ["24 unlabeled cases; 0 more", *epoch(1, 1e-05, 36, curve, cut_off), "Training done."]
     write_log(tmp_path, "2026_11_10_1_00_00", *lines)
     log = TrainingLog.read(tmp_path)
@@ -46,7 +48,7 @@ def test_epochs_that_were_trained_twice_count_once_and_a_new_beginning_forgets_t
     assert log.curve("dice")[1] == pytest.approx([0.5, 2e-05])
     assert log.curve("unlabeled/pseudo_label_dice") == ([1], [0.5])
     assert log.curve("unlabeled/norm")[1] == [float("-inf")]
-    assert (log.split, log.unlabeled, log.validated) == ((4, 1), 24, False)
+    assert (log.split, log.validated) == ((4, 1), False)
     write_log(tmp_path, "2026_12_1_1_00_00", split.replace("4", "5"), "Validation complete")
     log = TrainingLog.read(tmp_path)
     assert log.validated and log.split == (4, 1)  # of the training, whatever today's split is
@@ -59,18 +61,19 @@ def test_hours_count_every_process_and_the_runs_that_made_the_pseudo_labels(tmp_
     resources = {"peak_memory_bytes": 5, "device": "cpu", "processes": 2}
     student = tmp_path / "D" / "student__P__2d"
     folder = finished(student, 0, *epoch(0, 0.5, 1800), pseudo_labels=made_with, resources=resources)
-    run = read_run(student, 0)
+    run = read_run(RunFolder(folder))
     assert (run.hours, run.peak_memory, run.device, run.warnings) == (2.0, 5, "cpu", ())
     teacher.write_text("trained again")
-    assert read_run(student, 0).hours == 1.0 and "its hours are not counted" in read_run(student, 0).warnings[0]
+    run = read_run(RunFolder(folder))
+    assert run.hours == 1.0 and "its hours are not counted" in run.warnings[0]
     of_itself = {**made_with, "trainer": "student", "model": hashlib.sha256(b"").hexdigest()}
     (folder / "pseudo_labels.json").write_text(json.dumps(of_itself))
-    assert "is not there any more" in read_run(student, 0).warnings[0]
+    assert "is not there any more" in read_run(RunFolder(folder)).warnings[0]
 
 
 def test_the_device_of_stock_nnunet_is_that_of_its_debug_json(tmp_path):
     finished(tmp_path / "D" / "stock__P__2d", 0, *epoch(0, 0.5, 3600), debug={"is_ddp": "True", "gpu_name": "A100"})
-    run = read_run(tmp_path / "D" / "stock__P__2d", 0)
+    run = read_run(RunFolder(tmp_path / "D" / "stock__P__2d" / "fold_0"))
     assert (run.device, run.hours, run.peak_memory) == ("A100", 1.0, None)
     assert "several GPUs" in run.warnings[0]
 
@@ -78,11 +81,11 @@ def test_the_device_of_stock_nnunet_is_that_of_its_debug_json(tmp_path):
 def test_an_unfinished_run_is_named_with_the_command_that_ends_it(tmp_path):
     model = tmp_path / "Dataset001_A" / "nnUNetTrainerX__P__2d"
     with pytest.raises(DatasetError, match=r"fold_1.*nnUNetv2_train Dataset001_A 2d 1 -tr nnUNetTrainerX -p P$"):
-        read_run(model, 1)
+        read_run(RunFolder(model / "fold_1"))
     (model / "fold_1").mkdir(parents=True)
     (model / "fold_1" / "checkpoint_latest.pth").touch()
     with pytest.raises(DatasetError, match="-p P --c$"):
-        read_run(model, 1)
+        read_run(RunFolder(model / "fold_1"))
 
 
 def test_runs_of_other_labeled_cases_are_refused(tmp_path):
@@ -92,7 +95,7 @@ def test_runs_of_other_labeled_cases_are_refused(tmp_path):
 
     def model(name: str, fold: int | str = 0, **training) -> TrainedRun:
         records = {"training": training} if training else {}
-        return read_run(finished(tmp_path / "D" / f"{name}__P__2d", fold, *lines, **records).parent, fold)
+        return read_run(RunFolder(finished(tmp_path / "D" / f"{name}__P__2d", fold, *lines, **records)))
 
     stock, ours = model("stock"), model("ours", labeled=["b", "a"], validation=["c"])
     assert validation_cases([stock, ours], tmp_path) == {0: ["c"]}

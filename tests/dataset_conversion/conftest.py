@@ -9,10 +9,9 @@ import h5py
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.dataset_conversion.common import Conversion, write_dataset
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 from tests.conftest import ball, run, use_folders
 
@@ -77,6 +76,5 @@ def round_trip(conversion: Conversion, configuration: str = "3d_fullres") -> tup
     folder = write_dataset(conversion, 950)
     command = "nnUNetv2_plan_and_preprocess -d 950 --verify_dataset_integrity -np 1 -npfp 1 -c"
     run(*command.split(), configuration, nnUNet_n_proc_DA="1")
-    preprocessed = folder.parents[1] / "preprocessed" / folder.name
-    plans = PlansManager(load_json(str(preprocessed / "nnUNetPlans.json")))
-    return folder, preprocess_unlabeled(folder, preprocessed, plans, configuration, 1)
+    dataset = Dataset.find("950")
+    return folder, preprocess_unlabeled(Planned(dataset, dataset.plans("nnUNetPlans"), configuration), 1)

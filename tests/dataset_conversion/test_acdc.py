@@ -7,7 +7,7 @@ import SimpleITK as sitk
 from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.dataset_conversion import acdc
 from nnunetv2_crossmatch.dataset_conversion.common import write_dataset
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import REAL, real
 from tests.dataset_conversion.conftest import (
     array,

@@ -5,7 +5,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunetv2_crossmatch.dataset_conversion.common import Case, Conversion, below, on_grid, read_image, write_dataset
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.dataset_conversion.conftest import array, names, scan, write
 
 

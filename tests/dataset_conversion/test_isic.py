@@ -6,7 +6,7 @@ from skimage import io
 
 from nnunetv2_crossmatch.dataset_conversion import isic
 from nnunetv2_crossmatch.dataset_conversion.common import listed, write_dataset
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import REAL, real
 from tests.dataset_conversion.conftest import counts, names, round_trip, sha256, unlabeled_list
 

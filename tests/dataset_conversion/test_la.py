@@ -5,7 +5,7 @@ import SimpleITK as sitk
 from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.dataset_conversion import la
 from nnunetv2_crossmatch.dataset_conversion.common import listed, write_dataset
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import REAL, real
 from tests.dataset_conversion.conftest import (
     array,

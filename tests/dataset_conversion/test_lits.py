@@ -3,7 +3,7 @@ import pytest
 
 from nnunetv2_crossmatch.dataset_conversion import lits
 from nnunetv2_crossmatch.dataset_conversion.common import write_dataset
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.dataset_conversion.conftest import array, counts, names, round_trip, scan, sha256, unlabeled_list, write
 
 

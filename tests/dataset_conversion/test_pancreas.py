@@ -7,7 +7,7 @@ import SimpleITK as sitk
 
 from nnunetv2_crossmatch.dataset_conversion import pancreas
 from nnunetv2_crossmatch.dataset_conversion.common import write_dataset
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.dataset_conversion.conftest import array, counts, names, round_trip, sha256, write_h5
 
 SPACING = (0.7, 0.7, 1.0)

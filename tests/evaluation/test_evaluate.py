@@ -12,7 +12,7 @@ from medpy.metric import binary
 
 from nnunetv2_crossmatch.evaluation import evaluate
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders, read_labels
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 
 HIPPOCAMPUS = Path(__file__).parents[3] / "shared" / "data" / "Hippocampus" / "labelsTr"
 DATASET = {

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
-from nnunetv2_crossmatch.data import views
 from scipy.stats import chisquare
 from torch import nn
 
@@ -15,6 +14,7 @@ from nnunetv2_crossmatch.methods.action import ACTION, ACTIONConstants
 from nnunetv2_crossmatch.methods.action_plus_plus import ACTIONPlusPlus, ACTIONPlusPlusConstants
 from nnunetv2_crossmatch.networks import voxels
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+from nnunetv2_crossmatch.views import strong_view
 from tests.losses.test_regional_contrast import slow as slow_contrast
 from tests.losses.test_similarity_distillation import slow
 
@@ -72,11 +72,11 @@ def batches(batch: int = 2, seed: int = 1, classes=(0, 1, 2)) -> tuple[Unlabeled
 
 def make(network: nn.Module, progress: float, cls=ACTION, constants=CONSTANTS) -> ACTION:
     torch.manual_seed(3)
-    method = cls(constants, network, SPATIAL)
+    method = cls(constants, network, patch=SPATIAL)
     with torch.no_grad():  # a teacher and a student that differ
         for p in method.teacher.parameters():
             p.add_(0.1 * torch.randn_like(p))
-    method.progress = progress
+    method.begin_step(progress)
     return method
 
 
@@ -164,7 +164,7 @@ def test_stage_iii_equals_the_definitions_voxel_by_voxel(network, monkeypatch, d
 
 def test_the_mixed_view_follows_the_teachers_label_and_half_of_it_is_pasted(network, monkeypatch):
     method, (unlabeled, labeled) = make(network, STAGE_III), batches(batch=2)
-    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image)
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image)
     step(method, network, unlabeled, labeled)
     method.partner.draw(2)
     image, label, confidence, _ = method._mix(SplitUNet(network), unlabeled, unlabeled.image)
@@ -261,7 +261,6 @@ def test_a_class_that_no_pseudo_label_has_works(network):
     method, (unlabeled, labeled) = make(network, STAGE_III), batches()
     with torch.no_grad():
         method.teacher.network.decoder.seg_layers[-1].bias[1] = -100.0
-    method.curves = {}
     _, label, _, _ = method._mix(SplitUNet(network), unlabeled, unlabeled.image)
     assert not (label == 1).any()
     assert all(math.isfinite(value) for value in step(method, network, unlabeled, labeled).values())
@@ -316,7 +315,7 @@ def test_absent_classes_one_class_and_one_sample_work_in_every_stage(network, cl
         constants = replace(constants, valid=1.0)  # and no unlabeled voxel joins in
     method = make(network, STAGE_I, cls, constants)
     for progress in (STAGE_I, STAGE_I, STAGE_II, STAGE_II, STAGE_III, STAGE_III):
-        method.progress = progress
+        method.begin_step(progress)
         network.zero_grad()
         values = step(method, network, *batches(batch, classes=classes))
         method.after_step(network)
@@ -339,7 +338,7 @@ def test_distillation_starts_with_an_empty_bank_and_enqueues_after_the_loss(netw
 @pytest.mark.parametrize("seed", [0, 1])
 def test_stages_i_and_ii_equal_the_definitions(network, monkeypatch, seed):
     """Weak view to the teacher, strong view through head and predictor to the student, KL against the bank."""
-    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image.sin())
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image.sin())
     method, (unlabeled, labeled) = make(network, STAGE_II), batches(seed=seed)
     step(method, network, unlabeled, labeled)  # fills the banks
     bank_global, bank_local = (b.entries[: b.count].clone() for b in (method.global_bank, method.local_bank))
@@ -398,7 +397,7 @@ def test_of_each_patch_one_window_enters_the_bank_drawn_by_its_valid_share(netwo
 
 
 def test_the_student_of_stage_iii_sees_the_strong_view(network, monkeypatch):
-    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image.sin())
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image.sin())
     unlabeled, labeled = batches()
     monkeypatch.setattr(action, "draw_boxes", lambda *args, **kwargs: torch.zeros_like(unlabeled.valid))
     method, seen = make(network, STAGE_III), []
@@ -429,7 +428,7 @@ def test_a_step_that_overflows_leaves_no_trace_in_banks_queue_and_means(network,
 
 def test_padded_voxels_do_not_count_in_the_pseudo_label_loss(network, monkeypatch):
     """Whatever the padded columns predict."""
-    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image)
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image)
     unlabeled, labeled = batches()
     forward_levels = SplitUNet.forward_levels
     values = []
@@ -504,7 +503,7 @@ def test_a_network_without_levels_is_refused_before_training(network):
     network.decoder.seg_layers, network.decoder.heads = None, network.decoder.seg_layers
     del network.decoder.seg_layers
     with pytest.raises(TypeError, match="PlainConvUNet's decoder has no seg_layers"):
-        ACTION(CONSTANTS, network, SPATIAL)
+        ACTION(CONSTANTS, network, patch=SPATIAL)
     del network.encoder.stages
     with pytest.raises(TypeError, match="PlainConvUNet's encoder has no stages"):
-        ACTION(CONSTANTS, network, SPATIAL)
+        ACTION(CONSTANTS, network, patch=SPATIAL)

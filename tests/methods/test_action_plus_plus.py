@@ -21,7 +21,7 @@ def make(network, progress=STAGE_III, constants=CONSTANTS) -> ACTIONPlusPlus:
 def test_the_temperature_is_one_period_of_a_cosine_over_stage_iii():
     method = make(unet())
     for done in (0.0, 0.1, 0.25, 0.5, 0.9, 1.0):
-        method.progress = 0.5 + 0.5 * done
+        method.begin_step(0.5 + 0.5 * done)
         assert method.temperature == pytest.approx(0.1 + 0.5 * (1 + math.cos(2 * math.pi * done)) * 0.9)
     assert make(unet(), 0.5).temperature == 1.0
     assert make(unet(), 0.75).temperature == pytest.approx(0.1)
@@ -72,7 +72,7 @@ def test_each_class_gets_the_center_that_suits_its_mean_once_a_step(monkeypatch)
         lambda *a, **kwargs: (seen.append(a[4].clone()), original(*a, **kwargs))[1],
     )
     for progress in (0.0, STAGE_III, STAGE_III):  # nothing is assigned before stage iii
-        method.progress = progress
+        method.begin_step(progress)
         step(method, network, *batches())
         method.after_step(network)
     assert torch.equal(seen[0], start) and torch.equal(seen[1], start[order])

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nnunetv2_crossmatch.data import pseudo_label
 from torch import nn
 
 from nnunetv2_crossmatch.methods import SUPERVISED, bcp, ramp_up
@@ -17,6 +16,7 @@ from nnunetv2_crossmatch.methods.mean_teacher import MeanTeacher, MeanTeacherCon
 from nnunetv2_crossmatch.methods.uamt import UAMT, UAMTConstants
 from nnunetv2_crossmatch.methods.unimatch import UniMatch, UniMatchConstants
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+from nnunetv2_crossmatch.views import target
 from tests.methods.test_action import SPATIAL, batches, unet
 
 ALL = [
@@ -33,12 +33,12 @@ BY_CLASS = dict(ALL)
 
 def make(cls, network, progress: float = 0.5, regions: bool = False, **changed):
     """With a teacher, or a second network, unlike the network."""
-    method = cls(replace(BY_CLASS[cls], **changed), network, regions=regions)
+    method = cls(replace(BY_CLASS[cls], **changed), network, patch=SPATIAL, regions=regions)
     torch.manual_seed(3)
     with torch.no_grad():
         for p in method.teacher.parameters() if method.has_teacher else ():
             p.add_(0.1 * torch.randn_like(p))
-    method.progress = progress
+    method.begin_step(progress)
     return method
 
 
@@ -124,15 +124,15 @@ def network() -> nn.Module:
 def plain_views(monkeypatch) -> list[torch.Tensor]:
     """Strong views that can be told, and the boxes that were pasted into them."""
     boxes = []
-    draw = pseudo_label.draw_boxes
+    draw = target.draw_boxes
 
     def draw_boxes(*args, **kwargs):
         boxes.append(draw(*args, **kwargs))
         return boxes[-1]
 
-    monkeypatch.setattr(pseudo_label, "draw_boxes", draw_boxes)
+    monkeypatch.setattr(target, "draw_boxes", draw_boxes)
     monkeypatch.setattr(bcp, "draw_boxes", draw_boxes)
-    monkeypatch.setattr(pseudo_label, "strong_view", lambda image, valid: image.sin())
+    monkeypatch.setattr(target, "strong_view", lambda image, valid: image.sin())
     return boxes
 
 
@@ -147,7 +147,7 @@ def test_mean_teacher_agrees_with_what_its_teacher_says_of_a_noisy_view(network,
     expected = mse(predict(network, unlabeled.image, regions), target, unlabeled.valid)
     assert value == pytest.approx(expected, rel=1e-4)
     assert method.weights(0.5) == {"consistency": pytest.approx(0.1 * math.exp(-1.25))}
-    assert MeanTeacher(MeanTeacherConstants(), network).weights(0.033)["consistency"] == 0
+    assert MeanTeacher(MeanTeacherConstants(), network, patch=SPATIAL).weights(0.033)["consistency"] == 0
 
 
 @pytest.mark.parametrize("regions", [False, True])
@@ -243,7 +243,7 @@ def test_fixmatch_ignores_what_is_not_confident_and_counts_it_in_the_mean(networ
     agreed = (hard(p, 0.0, regions)[0] == mixed(label)) & valid
     assert [int(v) for v in method.curves["agreement_strong_view"]] == [agreed.sum(), valid.expand_as(agreed).sum()]
     assert value == pytest.approx(expected, rel=1e-4)
-    assert FixMatch(FixMatchConstants(), network).weights(0.14) == {"strong": 0.0}
+    assert FixMatch(FixMatchConstants(), network, patch=SPATIAL).weights(0.14) == {"strong": 0.0}
 
 
 @pytest.mark.parametrize("regions", [False, True])
@@ -263,7 +263,7 @@ def test_unimatch_two_strong_views_and_dropped_features(network, plain_views, re
         expected += dice(predict(network, image, regions), y, k)
     assert values["strong"] == pytest.approx(expected, rel=1e-4)
     assert method.weights(0.0) == {"strong": 0.25, "fp": 0.5}
-    assert UniMatch(UniMatchConstants(), network).weights(0.14) == {"strong": 0.0, "fp": 0.0}
+    assert UniMatch(UniMatchConstants(), network, patch=SPATIAL).weights(0.14) == {"strong": 0.0, "fp": 0.0}
 
 
 def test_unimatch_drops_features_of_the_weak_view(network, monkeypatch):
@@ -330,7 +330,7 @@ def test_bcp_begins_with_labeled_pairs(network, plain_views):
 def test_one_sample_and_nothing_valid_give_finite_gradients_and_none_for_a_teacher(network, cls, regions):
     method = make(cls, network, regions=regions)
     for progress, batch, any_valid in ((0.0, 1, True), (0.5, 1, True), (0.9, 3, True), (0.9, 2, False)):
-        method.progress = progress
+        method.begin_step(progress)
         unlabeled, labeled = inputs(regions, batch)
         if not any_valid:
             unlabeled.valid[:] = False
@@ -383,7 +383,7 @@ def test_a_single_sample_gets_the_previous_steps_view_in_its_box(network, plain_
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(SplitUNet, "logits", lambda self, image: spied.append(image) or decode(self, image))
             number = iter((1.0, 2.0))
-            patch.setattr(pseudo_label, "strong_view", lambda image, valid, n=number: image.sin() * next(n))
+            patch.setattr(target, "strong_view", lambda image, valid, n=number: image.sin() * next(n))
             step(method, network, unlabeled, labeled)
         views.append(spied[-2:])
     for n in (0, 1):

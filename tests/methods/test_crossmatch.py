@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nnunetv2_crossmatch.data import views
 from torch import nn
 
 from nnunetv2_crossmatch.methods import UnlabeledBatch, crossmatch
-from nnunetv2_crossmatch.methods.crossmatch import CrossMatch, CrossMatchConstants
+from nnunetv2_crossmatch.methods.crossmatch import CrossMatch, CrossMatchConstants, Student
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet, drop_channels
+from nnunetv2_crossmatch.views import strong_view
 from nnunetv2_crossmatch.views.mixing import paste
 from nnunetv2_crossmatch.views.strong_view import apply_strong
-from tests.methods.test_action import unet
+from tests.methods.test_action import SPATIAL, unet
 
 CONSTANTS = CrossMatchConstants(
     threshold=0.4,
@@ -51,7 +51,7 @@ def record(monkeypatch) -> dict[str, list]:
         return draw
 
     for name in drawn:
-        module = views if name == "draw_strong" else crossmatch
+        module = strong_view if name == "draw_strong" else crossmatch
         monkeypatch.setattr(module, name, recording(name, getattr(module, name)))
     return drawn
 
@@ -122,7 +122,7 @@ def slow_losses(network, unlabeled, drawn, shift, constants) -> dict[str, torch.
 def test_losses_and_gradients_equal_the_definitions(network, record, changed):
     constants = replace(CONSTANTS, **changed)
     torch.manual_seed(5)
-    method, unlabeled = CrossMatch(constants, network), unlabeled_batch()
+    method, unlabeled = CrossMatch(constants, network, patch=SPATIAL), unlabeled_batch()
     values = step(method, network, unlabeled)
     gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
     network.zero_grad()
@@ -147,18 +147,18 @@ def test_the_teacher_gets_no_gradient(network):
             has_graph.append(logits.requires_grad)
             return logits
 
-    for losses in CrossMatch(CONSTANTS, network).losses(Spy(network), unlabeled_batch()):
+    for losses in CrossMatch(CONSTANTS, network, patch=SPATIAL).losses(Spy(network), unlabeled_batch()):
         sum(losses.values()).backward()
     assert has_graph == [False] + [True] * 6
 
 
 def test_labels_follow_their_image_through_cutmix(network, monkeypatch):
     """A network-free check: what is pasted into image, label and confidence is the same partner's same box."""
-    method = CrossMatch(replace(CONSTANTS, threshold=0.0), network)
+    method = CrossMatch(replace(CONSTANTS, threshold=0.0), network, patch=SPATIAL)
     unlabeled = unlabeled_batch(batch=4)
     seen = []
     # the "pseudo-label" of a voxel is the sign of its image, so the composites have to agree everywhere
-    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image)
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image)
     monkeypatch.setattr(
         method,
         "_pseudo_label",
@@ -198,8 +198,8 @@ def test_labels_follow_their_image_through_cutmix(network, monkeypatch):
 def test_a_single_sample_is_mixed_with_the_previous_steps(network, monkeypatch):
     everything = torch.ones(1, 1, 16, 16, dtype=torch.bool)
     monkeypatch.setattr(crossmatch, "draw_boxes", lambda *args: everything)
-    monkeypatch.setattr(views, "apply_strong", lambda image, parameters: image)
-    method = CrossMatch(CONSTANTS, network)
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image)
+    method = CrossMatch(CONSTANTS, network, patch=SPATIAL)
     inputs = []
 
     class Spy(SplitUNet):
@@ -227,14 +227,14 @@ def test_one_student_drawn_at_random_has_the_expectation_of_all_four(network, mo
     monkeypatch.setattr(crossmatch, "draw_channel_masks", lambda features, p: masks[p])
 
     def gradients(constants, students):
-        method = CrossMatch(constants, network)
+        method = CrossMatch(constants, network, patch=SPATIAL)
         monkeypatch.setattr(method, "_draw_students", lambda: students)
         network.zero_grad()
         torch.manual_seed(5)  # the same boxes and views each time
         values = step(method, network, unlabeled)
         return values, [p.grad.clone() for p in network.parameters() if p.grad is not None]
 
-    everyone = CrossMatch(full, network)._draw_students()
+    everyone = CrossMatch(full, network, patch=SPATIAL)._draw_students()
     values, expected = gradients(full, everyone)
     ones = [gradients(fast, [student]) for student in everyone]
     mean = {name: sum(one.get(name, 0.0) for one, _ in ones) / 4 for name in values}
@@ -242,7 +242,7 @@ def test_one_student_drawn_at_random_has_the_expectation_of_all_four(network, mo
     for i, gradient in enumerate(expected):
         torch.testing.assert_close(sum(own[i] for _, own in ones) / 4, gradient, rtol=1e-3, atol=1e-6)
 
-    drawn = Counter(tuple(CrossMatch(fast, network)._draw_students()) for _ in range(400))
+    drawn = Counter(tuple(CrossMatch(fast, network, patch=SPATIAL)._draw_students()) for _ in range(400))
     assert drawn.keys() == {(student,) for student in everyone}
     assert all(60 < count < 140 for count in drawn.values())
 
@@ -251,12 +251,12 @@ def test_one_student_at_batch_size_1_learns_the_previous_steps_label(network, mo
     """Also where that step had the other feature dropout, or a student of the weak view."""
     everything = torch.ones(1, 1, 16, 16, dtype=torch.bool)
     monkeypatch.setattr(crossmatch, "draw_boxes", lambda *args: everything)
-    method = CrossMatch(replace(CONSTANTS, strong_views=1, dropout_students=1), network)
+    method = CrossMatch(replace(CONSTANTS, strong_views=1, dropout_students=1), network, patch=SPATIAL)
     labels, targets = [], []
     label_of, loss_of = method._pseudo_label, method._loss
     monkeypatch.setattr(method, "_pseudo_label", lambda *args: labels.append(label_of(*args)) or labels[-1])
     monkeypatch.setattr(method, "_loss", lambda logits, target: targets.append(target) or loss_of(logits, target))
-    for i, student in enumerate([("weak", "strong"), ("strong", "weak")]):
+    for i, student in enumerate([Student("weak", "strong"), Student("strong", "weak")]):
         monkeypatch.setattr(method, "_draw_students", lambda student=student: [student])
         step(method, network, unlabeled_batch(batch=1, seed=i))
     _, dropped_before, _, dropped_now = labels
@@ -265,19 +265,19 @@ def test_one_student_at_batch_size_1_learns_the_previous_steps_label(network, mo
 
 
 def test_warm_up_then_full_weights():
-    method = CrossMatch(replace(CONSTANTS, warmup=0.1), nn.Identity())
+    method = CrossMatch(replace(CONSTANTS, warmup=0.1), nn.Identity(), patch=SPATIAL)
     assert set(method.weights(0.0999).values()) == {0.0}
     assert method.weights(0.1) == pytest.approx({"ip": 1.0, "tkd": 1.4, "dkd": 0.6})
 
 
 def test_nothing_confident_is_a_step_without_gradient(network):
-    values = step(CrossMatch(replace(CONSTANTS, threshold=1.0), network), network, unlabeled_batch())
+    values = step(CrossMatch(replace(CONSTANTS, threshold=1.0), network, patch=SPATIAL), network, unlabeled_batch())
     assert set(values.values()) == {0.0}
     assert all((p.grad == 0).all() for p in network.parameters() if p.grad is not None)
 
 
 def test_curves_count_kept_voxels_per_class_and_agreement(network):
-    method, unlabeled = CrossMatch(CONSTANTS, network), unlabeled_batch()
+    method, unlabeled = CrossMatch(CONSTANTS, network, patch=SPATIAL), unlabeled_batch()
     with torch.no_grad():
         p = network(unlabeled.image)[0].softmax(1)
     confidence, label = p.max(1, keepdim=True)
@@ -293,7 +293,7 @@ def test_curves_count_kept_voxels_per_class_and_agreement(network):
 
 
 def test_an_ema_teacher_labels_in_the_networks_place(network):
-    method = CrossMatch(replace(CONSTANTS, ema_decay=0.5), network)
+    method = CrossMatch(replace(CONSTANTS, ema_decay=0.5), network, patch=SPATIAL)
     with torch.no_grad():
         for p in network.parameters():
             p.add_(torch.randn_like(p))
@@ -328,7 +328,10 @@ def test_a_constant_out_of_range_is_refused_with_its_value(name, value):
 
 
 def test_regions_are_binary_per_channel(network):
-    method, unlabeled = CrossMatch(replace(CONSTANTS, threshold=0.6), network, regions=True), unlabeled_batch()
+    method, unlabeled = (
+        CrossMatch(replace(CONSTANTS, threshold=0.6), network, patch=SPATIAL, regions=True),
+        unlabeled_batch(),
+    )
     with torch.no_grad():
         p = network(unlabeled.image)[0].sigmoid()
     pseudo = method._pseudo_label(p.logit(), unlabeled)

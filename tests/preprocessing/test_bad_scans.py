@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nnunetv2_crossmatch.cli import main
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import DATASET, make_raw_dataset
 from tests.preprocessing.bad_scans import IMAGE, NATURAL, NIBABEL, NO_FILES, SIMPLEITK, TIFF, Maker, nifti, photo, tif
 

@@ -11,9 +11,10 @@ from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.preprocessing import content as content_module
 from nnunetv2_crossmatch.preprocessing.check import accept_leaks, check_dataset
 from nnunetv2_crossmatch.preprocessing.content import update_content
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.preprocessing.leaks import find_leaks
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.scan import describe
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import DATASET, REAL, make_raw_dataset, real, use_folders
 
 
@@ -34,7 +35,7 @@ def dataset_json(raw: Path) -> dict:
 
 
 def look(raw: Path, preprocessed: Path):
-    return update_content(raw, preprocessed, dataset_json(raw), 1)
+    return update_content(Dataset(raw, preprocessed, dataset_json(raw)), 1)
 
 
 def save_again(source: Path, target: Path) -> None:
@@ -102,33 +103,34 @@ def test_a_scan_saved_anew_is_recognized_and_can_be_accepted(raw, preprocessed, 
 def test_the_preprocessed_folder_alone_is_enough(raw, preprocessed):
     save_again(raw / "imagesTs" / "test1_0000.nii.gz", raw / "imagesUn" / "other_0000.nii.gz")
     look(raw, preprocessed)
-    findings = check_dataset(None, preprocessed, dataset_json(raw), 1)
+    findings = check_dataset(Dataset(None, preprocessed, dataset_json(raw)), 1)
     assert "unlabeled/other" in findings.leaks[0]
     (preprocessed / "content.json").unlink()
-    findings = check_dataset(None, preprocessed, dataset_json(raw), 1)
+    findings = check_dataset(Dataset(None, preprocessed, dataset_json(raw)), 1)
     assert findings.leaks == [] and "never checked" in findings.warnings[0]
 
 
 def test_bad_scans_are_errors_in_training_and_warnings_among_test_scans(raw, preprocessed):
     for part, case in (("Tr", "case1"), ("Un", "scan1"), ("Ts", "test1")):
         (raw / f"images{part}" / f"{case}_0000.nii.gz").write_bytes(b"no image")
-    findings = check_dataset(raw, preprocessed, dataset_json(raw), 1)
+    findings = check_dataset(Dataset(raw, preprocessed, dataset_json(raw)), 1)
     named = [[Path(line.split(" cannot be read")[0]).name for line in f] for f in (findings.bad, findings.warnings)]
     assert named == [["case1_0000.nii.gz", "scan1_0000.nii.gz"], ["test1_0000.nii.gz"]]
     accept_leaks(preprocessed, findings.leaks)
-    assert check_dataset(raw, preprocessed, dataset_json(raw), 1).bad, "only leaks can be accepted"
+    assert check_dataset(Dataset(raw, preprocessed, dataset_json(raw)), 1).bad, "only leaks can be accepted"
 
 
 def test_a_labeled_scan_that_is_gone_is_named(raw, preprocessed):
     described = dataset_json(raw)
     described["dataset"] = {"case9": {"images": ["/nowhere/case9.nii.gz"], "label": "/nowhere/label.nii.gz"}}
-    assert "/nowhere/case9.nii.gz (case9) does not exist" in check_dataset(raw, preprocessed, described, 1).bad[0]
+    findings = check_dataset(Dataset(raw, preprocessed, described), 1)
+    assert "/nowhere/case9.nii.gz (case9) does not exist" in findings.bad[0]
 
 
 def test_a_scan_in_another_orientation_is_recognized(raw, preprocessed):
     image = sitk.ReadImage(str(raw / "imagesTs" / "test0_0000.nii.gz"))
     sitk.WriteImage(sitk.DICOMOrient(image, "RSP"), str(raw / "imagesUn" / "turned_0000.nii.gz"))
-    (leak,) = check_dataset(raw, preprocessed, dataset_json(raw), 1).leaks
+    (leak,) = check_dataset(Dataset(raw, preprocessed, dataset_json(raw)), 1).leaks
     assert "imagesTs/test0 = unlabeled/turned" in leak
 
 
@@ -185,4 +187,4 @@ def test_without_a_reader_the_error_says_so(raw, preprocessed):
     (raw / "unlabeled.json").write_text('{"s": {"images": ["scan.xyz"]}}')
     described = {**dataset_json(raw), "dataset": {}}
     with pytest.raises(DatasetError, match="xyz"):
-        check_dataset(raw, preprocessed, {**described, "file_ending": ".xyz"}, 1)
+        check_dataset(Dataset(raw, preprocessed, {**described, "file_ending": ".xyz"}), 1)

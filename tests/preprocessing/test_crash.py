@@ -12,8 +12,9 @@ import pytest
 
 from nnunetv2_crossmatch.preprocessing import check, scan, unlabeled
 from nnunetv2_crossmatch.preprocessing.content import update_content
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, Manifest
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import write_json
 from tests.conftest import small_files, write_image
 from tests.preprocessing.test_unlabeled import Place
@@ -99,9 +100,9 @@ def test_a_disk_that_is_full_for_the_content_is_named(place):
     before = {f.name for f in place.preprocessed.iterdir()}
     file = place.preprocessed / "content.json"
     with small_files(2000), pytest.raises(OSError, match=f"File too large: '{file}'"):
-        update_content(place.raw, place.preprocessed, dataset_json, 1)
+        update_content(Dataset(place.raw, place.preprocessed, dataset_json), 1)
     assert {f.name for f in place.preprocessed.iterdir()} - before == {".content.json.lock"}
-    assert update_content(place.raw, place.preprocessed, dataset_json, 1)[0]["unlabeled"].keys() == set(CASES)
+    assert update_content(Dataset(place.raw, place.preprocessed, dataset_json), 1)[0]["unlabeled"].keys() == set(CASES)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError, group_channels, labeled_scans, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.listing import group_channels, labeled_scans, list_unlabeled
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import make_raw_dataset
 
 

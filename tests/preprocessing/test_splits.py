@@ -2,8 +2,8 @@ import pytest
 from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients, validation_patients
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 
 
 def test_without_patients_the_file_is_nnunets_own_byte_for_byte(tmp_path):

@@ -11,8 +11,9 @@ import SimpleITK as sitk
 from batchgenerators.utilities.file_and_folder_operations import load_json, load_pickle
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled, unlabeled_cases_for_training
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import DATASET, write_image
 
 
@@ -29,10 +30,14 @@ class Place:
         return PlansManager(str(self.preprocessed / "nnUNetPlansSmall.json"))
 
     def preprocess(self, num_processes: int = 1) -> list[str]:
-        return preprocess_unlabeled(self.raw, self.preprocessed, self.plans, "3d_fullres", num_processes)
+        return preprocess_unlabeled(self.planned(), num_processes)
 
     def for_training(self, raw=True) -> list[str]:
-        return unlabeled_cases_for_training(self.raw if raw else None, self.preprocessed, self.plans, "3d_fullres", 1)
+        return unlabeled_cases_for_training(self.planned(raw), 1)
+
+    def planned(self, raw=True) -> Planned:
+        dataset_json = load_json(str(self.preprocessed / "dataset.json"))
+        return Planned(Dataset(self.raw if raw else None, self.preprocessed, dataset_json), self.plans, "3d_fullres")
 
     def times(self) -> dict[str, int]:
         return {f.name: f.stat().st_mtime_ns for f in self.folder.glob("*.b2nd")}

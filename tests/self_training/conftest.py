@@ -11,6 +11,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json, save
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.splits import ensure_splits
 from nnunetv2_crossmatch.self_training import predict
 from nnunetv2_crossmatch.self_training.predict import Written, write_pseudo_labels
@@ -28,6 +29,13 @@ class Place:
     @property
     def plans(self) -> PlansManager:
         return PlansManager(str(self.preprocessed / "nnUNetPlansSmall.json"))
+
+    def planned(
+        self, raw: bool = True, plans: PlansManager | None = None, configuration: str = "3d_fullres"
+    ) -> Planned:
+        folder = self.raw if raw else None
+        dataset_json = load_json(str((folder or self.preprocessed) / "dataset.json"))
+        return Planned(Dataset(folder, self.preprocessed, dataset_json), plans or self.plans, configuration)
 
     def change_dataset_json(self, **changes) -> None:
         for folder in (self.raw, self.preprocessed):
@@ -60,10 +68,7 @@ class Place:
     def write(self, folds=(0,), threshold=0.6, trainer="nnUNetTrainer", **options) -> dict[int | str, Written]:
         return dict(
             write_pseudo_labels(
-                self.raw,
-                self.preprocessed,
-                self.plans,
-                "3d_fullres",
+                self.planned(),
                 trainer,
                 None if folds is None else list(folds),
                 threshold,

@@ -10,9 +10,9 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.self_training import predict
 from nnunetv2_crossmatch.self_training.record import Origin
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import small_files
 
 CASES = [f"scan{i}" for i in range(4)]

@@ -9,12 +9,12 @@ import SimpleITK as sitk
 from batchgenerators.utilities.file_and_folder_operations import load_json, load_pickle
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
 from nnunetv2_crossmatch.self_training.preprocess import preprocess_pseudo_label, pseudo_labels_for_training
 from nnunetv2_crossmatch.self_training.record import image_stamp
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import small_files
 
 CASES = [f"scan{i}" for i in range(4)]
@@ -22,10 +22,7 @@ CASES = [f"scan{i}" for i in range(4)]
 
 def prepare(place, raw=True, cases=None, validation=None, teacher=None, fold=0, plans=None):
     return pseudo_labels_for_training(
-        place.raw if raw else None,
-        place.preprocessed,
-        plans or place.plans,
-        "3d_fullres",
+        place.planned(raw, plans),
         fold,
         cases or CASES,
         place.validation() if validation is None else validation,
@@ -54,7 +51,7 @@ def test_arrays_and_locations_are_what_nnunets_preprocessor_makes(place, configu
     spacing = [1.3, 0.8] if configuration == "2d" else [1.5, 1.3, 0.8]
     plans["configurations"][configuration].update(spacing=spacing, data_identifier="other")
     manager = PlansManager(plans)
-    preprocess_unlabeled(place.raw, place.preprocessed, manager, configuration, 1)
+    preprocess_unlabeled(place.planned(plans=manager, configuration=configuration), 1)
     label = place.labels / "fold_0" / "scan0.nii.gz"
     dataset_json = with_ignore_label(load_json(str(place.raw / "dataset.json")))
     target = place.preprocessed / "target"
@@ -104,7 +101,7 @@ def test_labels_of_a_scan_that_changed_are_refused_until_it_is_labeled_again(pla
     image = sitk.ReadImage(file)
     image.SetSpacing((1.0, 1.0, 1.5))
     sitk.WriteImage(image, file)
-    preprocess_unlabeled(place.raw, place.preprocessed, place.plans, "3d_fullres", 1)
+    preprocess_unlabeled(place.planned(), 1)
     for raw in (True, False):
         with pytest.raises(DatasetError, match="2 of 4 .* are of scans that have changed since: scan2, scan3"):
             prepare(place, raw=raw)
@@ -217,7 +214,7 @@ def test_a_correction_saved_in_another_orientation_is_refused(place, reader):
     plans = place.plans.plans
     plans["image_reader_writer"] = reader
     manager = PlansManager(plans)
-    preprocess_unlabeled(place.raw, place.preprocessed, manager, "3d_fullres", 1)
+    preprocess_unlabeled(place.planned(plans=manager), 1)
     entries = place.record()
     for case, entry in Manifest.read(place.preprocessed / "nnUNetPlans_3d_fullres_unlabeled").cases.items():
         entries[case]["image"] = image_stamp(entry)

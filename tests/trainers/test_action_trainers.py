@@ -7,9 +7,9 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_crossmatch.nnunet.logger import PREFIX
 from nnunetv2_crossmatch.trainers import nnUNetTrainerACTION_smoke, nnUNetTrainerACTIONPlusPlus_smoke
 from nnunetv2_crossmatch.trainers.checkpoints import OURS
-from nnunetv2_crossmatch.trainers.curves import PREFIX
 from tests.trainers.test_semi_supervised import annotate_all, ignore, regions, residual, start, weights
 
 SMALL = {"queries": 8, "negatives": 8, "valid": 0.0, "confident": 0.0, "hard": 1.0}
@@ -77,7 +77,7 @@ def test_weight_0_everywhere_is_the_supervised_step_exactly(make_trainer):
 
 def test_the_labeled_part_of_stage_iii_is_nnunets_own_forward_and_loss(make_trainer):
     trainer = start(make_trainer(Smoke))
-    trainer.method.progress = 0.9
+    trainer.method.begin_step(0.9)
     batch = next(trainer.dataloader_train)
     unlabeled = next(trainer.dataloader_unlabeled)
     trainer.dataloader_unlabeled = iter([unlabeled])

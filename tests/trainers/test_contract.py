@@ -18,9 +18,9 @@ from torch.utils._pytree import tree_flatten
 
 from nnunetv2_crossmatch.methods import SUPERVISED
 from nnunetv2_crossmatch.networks.ema import EMATeacher
+from nnunetv2_crossmatch.nnunet.logger import PREFIX
 from nnunetv2_crossmatch.trainers import METHODS
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, read_checkpoint
-from nnunetv2_crossmatch.trainers.curves import PREFIX
 from tests.conftest import DATASET
 from tests.trainers.test_semi_supervised import start, weights
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
-from nnunetv2_crossmatch.trainers.curves import PREFIX, EpochRatios, log_curves, plot_curves
+from nnunetv2_crossmatch.nnunet.logger import PREFIX, log_curves
+from nnunetv2_crossmatch.trainers.curves import EpochRatios, plot_curves
 
 CPU = torch.device("cpu")
 CLASSES = ["0", "1"]

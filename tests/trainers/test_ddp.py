@@ -17,7 +17,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_crossmatch.networks.distributed import average_gradients, gather_rows
-from nnunetv2_crossmatch.trainers.curves import PREFIX
+from nnunetv2_crossmatch.nnunet.logger import PREFIX
 from tests.conftest import DATASET
 from tests.trainers.test_action_trainers import SmokePlusPlus
 from tests.trainers.test_contract import EAGER, ONLINE, changed

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunetv2_crossmatch.trainers.curves import PREFIX
+from nnunetv2_crossmatch.nnunet.logger import PREFIX
 from nnunetv2_crossmatch.trainers.hidden_labels import SCANS, HiddenLabels
 from tests.conftest import DATASET, ball, write_image
 
@@ -34,15 +34,14 @@ def hidden(dataset):
 def test_dice_is_that_of_the_patches_together(hidden, make_trainer, configuration):
     trainer = make_trainer("nnUNetTrainerCrossMatch_smoke", configuration)
     files = {f"scan{i}": [hidden / "imagesUn" / f"scan{i}_0000.nii.gz"] for i in range(SCANS)}
-    plans, of_configuration = trainer.plans_manager, trainer.configuration_manager
-    labels = HiddenLabels.read(hidden, files, plans, of_configuration, trainer.dataset_json, torch.device("cpu"))
+    labels = HiddenLabels.read(trainer.planned, files, torch.device("cpu"))
     assert len(labels) == SCANS
     network = Ring().train()
     found = labels.dice(network)
     assert network.training
     predicted, truth = [], []
     for image, label in labels._patches:
-        assert tuple(label.shape) == tuple(of_configuration.patch_size)
+        assert tuple(label.shape) == tuple(trainer.configuration_manager.patch_size)
         bright = image[0].numpy()
         predicted.append(np.select([(bright > 2) & (bright > 1.25), bright > 0.5], [2, 1]))
         truth.append(label.numpy())
@@ -59,9 +58,7 @@ def test_image_and_label_are_cut_at_the_same_place(hidden, make_trainer):
     """The generator makes label 2 brightest, so the image tells where the label has to be."""
     trainer = make_trainer("nnUNetTrainerCrossMatch_smoke")
     files = {"scan1": [hidden / "imagesUn" / "scan1_0000.nii.gz"]}
-    ((image, label),) = HiddenLabels.read(
-        hidden, files, trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json, torch.device("cpu")
-    )._patches
+    ((image, label),) = HiddenLabels.read(trainer.planned, files, torch.device("cpu"))._patches
     means = [image[0][label == c].mean() for c in (0, 1, 2)]
     assert means[0] + 0.5 < means[1] < means[2] - 0.5
 

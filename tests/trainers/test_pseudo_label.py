@@ -13,15 +13,17 @@ import torch.multiprocessing as mp
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.cli import main
-from nnunetv2_crossmatch.preprocessing.listing import DatasetError
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.splits import ensure_splits
-from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled, unlabeled_folder
+from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
-from nnunetv2_crossmatch.self_training.record import Origin, Record, image_stamp, pseudo_label_folder, sha256_of
+from nnunetv2_crossmatch.self_training.record import Origin, Record, image_stamp, pseudo_label_folder
+from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.files import sha256_of
 from tests.conftest import DATASET, ball, write_image
 from tests.trainers.test_ddp import assert_same_on_both, finish, start
 
@@ -36,15 +38,16 @@ def write_labels(
     dataset_json = {**json.loads((preprocessed / "dataset.json").read_text()), **dataset_changes}
     (preprocessed / "dataset.json").write_text(json.dumps(dataset_json))
     labels = with_ignore_label(dataset_json)["labels"]
-    manager = PlansManager(str(preprocessed / f"{plans}.json"))
+    of_dataset = Dataset(raw, preprocessed, dataset_json)
+    planned = Planned(of_dataset, of_dataset.plans(plans), configuration)
     ensure_splits(preprocessed, [f"case{i}" for i in range(5)], {})
-    preprocess_unlabeled(raw, preprocessed, manager, configuration, 1)
-    images = Manifest.read(unlabeled_folder(preprocessed, manager.get_configuration(configuration)))
+    preprocess_unlabeled(planned, 1)
+    images = Manifest.read(planned.unlabeled_folder)
     validation = [] if fold == "all" else json.loads((preprocessed / "splits_final.json").read_text())[fold]["val"]
     made_with = Origin(
         trainer, plans, configuration, fold, "checkpoint_final.pth", "model", 0.9, labels, validation, {"torch": "0"}
     )
-    record = Record(pseudo_label_folder(raw, trainer, plans, configuration, fold))
+    record = Record(pseudo_label_folder(raw, RunFolder.of(DATASET, trainer, plans, configuration, fold)))
     rng = np.random.default_rng(0)
     for case, entry in images.cases.items():
         label = ball(rng)[1]

@@ -9,12 +9,12 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_crossmatch.nnunet.logger import PREFIX
 from nnunetv2_crossmatch.trainers import (
     nnUNetTrainerCrossMatch_smoke,
     nnUNetTrainerCrossMatchEMA_smoke,
     semi_supervised,
 )
-from nnunetv2_crossmatch.trainers.curves import PREFIX
 
 
 class Smoke(nnUNetTrainerCrossMatch_smoke):

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from nnunetv2_crossmatch.data import mixing
 
+from nnunetv2_crossmatch.views import mixing
 from nnunetv2_crossmatch.views.mixing import Partner, draw_boxes, paste
 
 CPU = torch.device("cpu")

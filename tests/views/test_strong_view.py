@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from nnunetv2_crossmatch.data import views
 from scipy.ndimage import gaussian_filter
 
+from nnunetv2_crossmatch.views import strong_view
 from nnunetv2_crossmatch.views.strong_view import StrongParameters, apply_strong, draw_strong, gaussian_blur
 
 CPU = torch.device("cpu")
@@ -17,7 +17,9 @@ def test_blur_equals_scipy_per_sample(spatial):
     assert torch.equal(blurred[0], image[0])
     for sample, s in ((1, 0.7), (2, 2.0)):
         for channel in range(2):
-            expected = gaussian_filter(image[sample, channel].numpy(), s, mode="nearest", radius=views._BLUR_RADIUS)
+            expected = gaussian_filter(
+                image[sample, channel].numpy(), s, mode="nearest", radius=strong_view._BLUR_RADIUS
+            )
             np.testing.assert_allclose(blurred[sample, channel].numpy(), expected, atol=1e-10)
 
 
@@ -36,18 +38,18 @@ def test_parameters_stay_in_their_ranges_and_differ_by_sample_and_channel():
     torch.manual_seed(0)
     drawn = draw_strong(4000, 2, CPU)
     changed = (drawn.gamma != 1).any(1)
-    assert changed.float().mean().item() == pytest.approx(views.P_INTENSITY, abs=0.03)
-    assert (drawn.sigma > 0).float().mean().item() == pytest.approx(views.P_BLUR, abs=0.03)
+    assert changed.float().mean().item() == pytest.approx(strong_view.P_INTENSITY, abs=0.03)
+    assert (drawn.sigma > 0).float().mean().item() == pytest.approx(strong_view.P_BLUR, abs=0.03)
     for values, (low, high) in (
-        (drawn.gamma.log(), views.LOG_GAMMA),
-        (drawn.contrast, views.CONTRAST),
-        (drawn.brightness, views.BRIGHTNESS),
+        (drawn.gamma.log(), strong_view.LOG_GAMMA),
+        (drawn.contrast, strong_view.CONTRAST),
+        (drawn.brightness, strong_view.BRIGHTNESS),
     ):
         touched = values[changed]
         assert touched.min() >= low - 1e-6 and touched.max() <= high + 1e-6
         assert (touched[:, 0] != touched[:, 1]).all()
     assert (drawn.contrast[~changed] == 1).all() and (drawn.brightness[~changed] == 1).all()
-    assert drawn.sigma.max() <= views.BLUR_SIGMA[1]
+    assert drawn.sigma.max() <= strong_view.BLUR_SIGMA[1]
 
 
 def test_an_untouched_sample_comes_back_unchanged():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from nnunetv2_crossmatch.trainers import resources
-from nnunetv2_crossmatch.trainers.resources import record_resources
+from nnunetv2_crossmatch.trainers.records import record_resources
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,88 @@
+"""A dataset where nnU-Net keeps it, and one configuration of its plans."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunetv2_crossmatch.preprocessing.manifest import plans_stamp
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One dataset's folders.
+
+    raw: ``nnUNet_raw/DatasetXXX_NAME``; None where only the preprocessed folder is at hand.
+    preprocessed: ``nnUNet_preprocessed/DatasetXXX_NAME``; need not exist yet.
+    json: ``dataset.json``.
+    """
+
+    raw: Path | None
+    preprocessed: Path
+    json: dict
+
+    @classmethod
+    def find(cls, name_or_id: str) -> "Dataset":
+        """A dataset by its name or id, as in nnU-Net's commands.
+
+        Raises:
+            RuntimeError: nnU-Net's: there is none.
+            FileNotFoundError: a folder without dataset.json.
+        """
+        name = maybe_convert_to_dataset_name(name_or_id)
+        raw = Path(nnUNet_raw) / name if nnUNet_raw.is_set() else None
+        preprocessed = Path(nnUNet_preprocessed) / name
+        for folder in (raw, preprocessed):
+            if folder is not None and (folder / "dataset.json").exists():
+                return cls(raw if folder == raw else None, preprocessed, load_json(str(folder / "dataset.json")))
+        raise FileNotFoundError(
+            f"Neither {raw or 'nnUNet_raw, which is not set,'} nor {preprocessed} has a dataset.json."
+        )
+
+    @property
+    def name(self) -> str:
+        return self.preprocessed.name
+
+    @property
+    def raw_folder(self) -> Path:
+        """Raises ValueError where it is not at hand."""
+        if self.raw is None:
+            raise ValueError(f"The raw scans of {self.name} are not here. Set nnUNet_raw to where they are.")
+        return self.raw
+
+    def plans(self, identifier: str) -> PlansManager:
+        """Raises ValueError: there are none of that name."""
+        file = self.preprocessed / f"{identifier}.json"
+        if not file.exists():
+            raise ValueError(f"There is no {file}. Run nnUNetv2_plan_and_preprocess -d {self.name}, or see -p.")
+        return PlansManager(str(file))
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A dataset with one configuration of one of its plans; ``name`` is the configuration's, e.g. 3d_fullres."""
+
+    dataset: Dataset
+    plans: PlansManager
+    name: str
+
+    @property
+    def configuration(self) -> ConfigurationManager:
+        return self.plans.get_configuration(self.name)
+
+    @property
+    def unlabeled_folder(self) -> Path:
+        """``nnUNet_preprocessed/DatasetXXX_NAME/<data_identifier>_unlabeled``."""
+        return self.dataset.preprocessed / f"{self.configuration.data_identifier}_unlabeled"
+
+    @property
+    def stamp(self) -> str:
+        """See :func:`plans_stamp`."""
+        return plans_stamp(self.plans, self.configuration)
+
+    def command(self, name: str) -> str:
+        """A command of this package for it."""
+        return f"nnUNetv2_crossmatch {name} -d {self.dataset.name} -c {self.name} -p {self.plans.plans_name}"

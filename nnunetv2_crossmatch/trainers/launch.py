@@ -1,0 +1,36 @@
+"""Train a run in this process, as ``nnUNetv2_train`` does."""
+
+import torch
+from nnunetv2.run.run_training import run_training
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.trainers.records import record_resources
+
+
+def train(run: RunFolder, device_type: str, num_gpus: int) -> None:
+    """Train it or continue its training, then validate it; one that is trained is only validated."""
+    device = torch.device(device_type)
+    if device.type == "cuda":
+        torch.set_num_threads(1)  # as nnUNetv2_train does
+    on_train_end = nnUNetTrainer.on_train_end
+
+    def record_and_end(trainer: nnUNetTrainer) -> None:
+        record_resources(run.path, device)  # stock trainers record none; validation is no part of it
+        on_train_end(trainer)
+
+    nnUNetTrainer.on_train_end = record_and_end  # in this process; with several GPUs others train
+    try:
+        run_training(
+            run.dataset,
+            run.configuration,
+            run.fold,
+            run.trainer,
+            run.plans,
+            num_gpus=num_gpus,
+            continue_training=not run.is_trained and bool(run.checkpoints),
+            only_run_validation=run.is_trained,
+            device=device,
+        )
+    finally:
+        nnUNetTrainer.on_train_end = on_train_end
