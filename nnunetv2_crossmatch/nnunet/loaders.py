@@ -32,7 +32,7 @@ class UnlabeledDataset(Blosc2Dataset):
 
 def preprocessed_cases(folder: Path) -> list[str]:
     """Ids of the cases that nnU-Net has preprocessed into a folder, in whichever of its formats."""
-    return infer_dataset_class(str(folder)).get_identifiers(str(folder))
+    return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
 
 
 def labeled_loader(augmenter: Augmenter) -> nnUNetDataLoader:

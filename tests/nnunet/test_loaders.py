@@ -20,7 +20,7 @@ OTHERS = {
     "ContrastTransform",
     "SimulateLowResolutionTransform",
     "GammaTransform",
-    "RemoveLabelTansform",
+    "RemoveLabelTransform",
     "DownsampleSegForDSTransform",
 }
 
