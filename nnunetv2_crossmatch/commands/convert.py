@@ -4,10 +4,10 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
-from nnunetv2_crossmatch.commands.shared import add_command, find_dataset, report
+from nnunetv2_crossmatch.commands.shared import Commands, add_command, find_dataset, report
 
 
-def add(commands) -> None:
+def add(commands: Commands) -> None:
     command = add_command(
         commands,
         "convert",

@@ -5,10 +5,10 @@ import os
 import signal
 import sys
 
-from nnunetv2_crossmatch.commands.shared import ARGUMENTS, add_arguments, add_command, as_fold, find_dataset
+from nnunetv2_crossmatch.commands.shared import ARGUMENTS, Commands, add_arguments, add_command, as_fold, find_dataset
 
 
-def add(commands) -> None:
+def add(commands: Commands) -> None:
     command = add_command(
         commands,
         "sweep",
