@@ -2,9 +2,7 @@
 
 import argparse
 import sys
-from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -72,7 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _shtab() -> ModuleType | None:
     """The package that writes completions, if it is installed."""
-    return import_module("shtab") if find_spec("shtab") else None
+    try:
+        import shtab
+    except ModuleNotFoundError:
+        return None
+    return shtab
 
 
 class _NoCompletion(argparse.Action):

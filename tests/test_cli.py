@@ -1,6 +1,7 @@
 import argparse
 import os
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -102,7 +103,7 @@ def test_bash_completes_commands_options_and_files(tmp_path):
 
 
 def test_what_an_extra_brings_is_named_where_it_is_missing(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "shtab", None)
     with pytest.raises(SystemExit):
         cli.main(["--print-completion", "bash"])
     assert 'pip install "nnunetv2-crossmatch[completion]"' in capsys.readouterr().err
