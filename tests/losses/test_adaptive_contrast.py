@@ -1,11 +1,10 @@
 import itertools
-import math
 
 import pytest
 import torch
 
 from nnunetv2_crossmatch.losses.adaptive_contrast import adaptive_contrast, assign_centers, simplex_centers
-from tests.losses.test_similarity_distillation import cosine
+from tests.losses.slow import slow_adaptive_contrast
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 14, 16])
@@ -35,25 +34,6 @@ def test_the_assignment_is_the_best_of_all_permutations():
     assert total(assigned.tolist()) == pytest.approx(max(total(p) for p in itertools.permutations(range(5))))
 
 
-def slow(queries, present, entries, known, centers, temperature, center_weight) -> float:
-    total = 0.0
-    everything = [e for c in range(len(entries)) for e in entries[c][known[c]]]
-    for c in range(len(queries)):
-        if not present[c]:
-            continue
-        losses = []
-        for q in queries[c]:
-
-            def exp(v, q=q):
-                return math.exp(cosine(q, v) / temperature)
-
-            own = [-math.log(exp(p) / sum(map(exp, everything))) for p in entries[c][known[c]]]
-            center = -math.log(exp(centers[c]) / sum(map(exp, centers)))
-            losses.append((sum(own) / len(own) if own else 0.0) + center_weight * center)
-        total += sum(losses) / len(losses)
-    return total / max(1, int(present.sum()))
-
-
 @pytest.mark.parametrize("filled", [(7, 7, 7), (7, 2, 0), (0, 0, 0)])
 @pytest.mark.parametrize("present", [(1, 1, 1), (0, 1, 0), (0, 0, 0)])
 def test_equals_the_slow_version_whatever_is_filled_and_present(filled, present):
@@ -63,7 +43,9 @@ def test_equals_the_slow_version_whatever_is_filled_and_present(filled, present)
     known, present = torch.arange(7) < torch.tensor(filled)[:, None], torch.tensor(present, dtype=torch.bool)
     centers = simplex_centers(3, 8).double().requires_grad_()
     loss = adaptive_contrast(queries, present, entries, known, centers, temperature=0.3, center_weight=0.2)
-    assert loss.item() == pytest.approx(slow(queries, present, entries, known, centers, 0.3, 0.2), abs=1e-6)
+    assert loss.item() == pytest.approx(
+        slow_adaptive_contrast(queries, present, entries, known, centers, 0.3, 0.2), abs=1e-6
+    )
     loss.backward()
     assert entries.grad is None and centers.grad is None
     assert queries.grad.isfinite().all()

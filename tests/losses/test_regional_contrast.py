@@ -4,21 +4,7 @@ import pytest
 import torch
 
 from nnunetv2_crossmatch.losses.regional_contrast import negative_classes, regional_contrast
-from tests.losses.test_similarity_distillation import cosine
-
-
-def slow(queries, hard, positives, negatives, present, temperature) -> float:
-    total = 0.0
-    for c in range(len(queries)):
-        if not hard[c]:
-            continue
-        losses = []
-        for q in queries[c]:
-            positive = math.exp(cosine(q, positives[c]) / temperature)
-            others = sum(math.exp(cosine(q, n) / temperature) for n in negatives[c])
-            losses.append(-math.log(positive / (positive + others)))
-        total += sum(losses) / len(losses)
-    return total / max(1, int(present.sum()))
+from tests.losses.slow import cosine, slow_regional_contrast
 
 
 def example(seed: int = 0):
@@ -31,7 +17,9 @@ def test_equals_the_slow_version(hard):
     queries, positives, negatives = example()
     hard, present = torch.tensor(hard, dtype=torch.bool), torch.tensor([True, True, True, False])
     loss = regional_contrast(queries, hard, positives, negatives, present, temperature=0.5)
-    assert loss.item() == pytest.approx(slow(queries, hard, positives, negatives, present, 0.5), abs=1e-9)
+    assert loss.item() == pytest.approx(
+        slow_regional_contrast(queries, hard, positives, negatives, present, 0.5), abs=1e-9
+    )
 
 
 def test_only_the_queries_of_classes_with_hard_voxels_get_a_gradient():

@@ -1,26 +1,10 @@
-import math
-
 import pytest
 import torch
 
 from nnunetv2_crossmatch.losses.similarity_distillation import similarity_distillation
+from tests.losses.slow import slow_similarity_distillation
 
 TEMPERATURES = {"student_temperature": 0.1, "teacher_temperature": 0.05}
-
-
-def cosine(a, b) -> float:
-    return (a @ b / (a.norm() * b.norm()).clamp(min=1e-12)).item()
-
-
-def slow(student, teacher, entries, tau_s=0.1, tau_t=0.05) -> list[float]:
-    losses, center = [], sum(entries) / len(entries)
-    student, teacher, entries = student - center, teacher - center, entries - center
-    for s, t in zip(student, teacher, strict=True):
-        p_s = [math.exp(cosine(s, e) / tau_s) for e in entries]
-        p_t = [math.exp(cosine(t, e) / tau_t) for e in entries]
-        p_s, p_t = ([p / sum(ps) for p in ps] for ps in (p_s, p_t))
-        losses.append(sum(t * math.log(t / s) for t, s in zip(p_t, p_s, strict=True) if t > 0))
-    return losses
 
 
 @pytest.mark.parametrize("filled", [1, 5, 12])
@@ -28,7 +12,7 @@ def test_equals_the_slow_version_over_the_filled_entries(filled):
     torch.manual_seed(0)
     student, teacher, entries = (torch.randn(n, 8, dtype=torch.float64) for n in (3, 3, 12))
     loss = similarity_distillation(student, teacher, entries, torch.arange(12) < filled, **TEMPERATURES)
-    assert loss.tolist() == pytest.approx(slow(student, teacher, entries[:filled]), abs=1e-9)
+    assert loss.tolist() == pytest.approx(slow_similarity_distillation(student, teacher, entries[:filled]), abs=1e-9)
 
 
 def test_only_the_student_gets_a_gradient_and_an_empty_bank_gives_none():

@@ -5,91 +5,35 @@ from dataclasses import replace
 
 import pytest
 import torch
-from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from scipy.stats import chisquare
 from torch import nn
 
-from nnunetv2_crossmatch.methods import SUPERVISED, LabeledBatch, UnlabeledBatch, action
+from nnunetv2_crossmatch.methods import SUPERVISED, UnlabeledBatch, action
 from nnunetv2_crossmatch.methods.action import ACTION, ACTIONConstants
 from nnunetv2_crossmatch.methods.action_plus_plus import ACTIONPlusPlus, ACTIONPlusPlusConstants
 from nnunetv2_crossmatch.networks import voxels
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 from nnunetv2_crossmatch.views import strong_view
-from tests.losses.test_regional_contrast import slow as slow_contrast
-from tests.losses.test_similarity_distillation import slow
-
-SMALL = {"queries": 6, "negatives": 7, "bank": 4, "valid": 0.35, "confident": 0.4, "hard": 0.4}
-CONSTANTS = ACTIONConstants(**SMALL)
-PLUS_PLUS = ACTIONPlusPlusConstants(**SMALL, queue=36)
-STAGE_I, STAGE_II, STAGE_III = 0.0, 0.3, 0.6
-SPATIAL = (16, 24)
-
-
-def unet(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return PlainConvUNet(
-        1,
-        n_stages=3,
-        features_per_stage=[4, 6, 8],
-        conv_op=nn.Conv2d,
-        kernel_sizes=3,
-        strides=[1, 2, 2],
-        n_conv_per_stage=1,
-        num_classes=3,
-        n_conv_per_stage_decoder=1,
-        conv_bias=True,
-        norm_op=nn.InstanceNorm2d,
-        norm_op_kwargs={"affine": True},
-        nonlin=nn.LeakyReLU,
-        deep_supervision=True,
-    )
-
-
-@pytest.fixture
-def network() -> nn.Module:
-    return unet()
+from tests.losses.slow import slow_regional_contrast, slow_similarity_distillation
+from tests.methods.conftest import (
+    CONSTANTS,
+    PLUS_PLUS,
+    SMALL,
+    SPATIAL,
+    STAGE_I,
+    STAGE_II,
+    STAGE_III,
+    at,
+    batches,
+    step,
+)
+from tests.methods.conftest import make_action as make
 
 
 def slow_distillation(student, teacher, entries) -> list[float]:
     c = CONSTANTS
     everything = (t.double() for t in (student, teacher, entries))
-    return slow(*everything, c.student_temperature, c.teacher_temperature)
-
-
-def batches(batch: int = 2, seed: int = 1, classes=(0, 1, 2)) -> tuple[UnlabeledBatch, LabeledBatch]:
-    generator = torch.Generator().manual_seed(seed)
-    valid = torch.ones(batch, 1, *SPATIAL, dtype=torch.bool)
-    valid[..., :2] = False
-    image, other = torch.randn(2, batch, 1, *SPATIAL, generator=generator)
-    label = torch.tensor(classes)[torch.randint(0, len(classes), (batch, 1, *SPATIAL), generator=generator)]
-    label[:, :, :3] = 3  # nnU-Net's ignore label, past the last class
-
-    def loss(outputs):
-        return nn.functional.cross_entropy(outputs[0], label[:, 0], ignore_index=3)
-
-    return UnlabeledBatch(image, valid), LabeledBatch(other, label, label != 3, loss)
-
-
-def make(network: nn.Module, progress: float, cls=ACTION, constants=CONSTANTS) -> ACTION:
-    torch.manual_seed(3)
-    method = cls(constants, network, patch=SPATIAL)
-    with torch.no_grad():  # a teacher and a student that differ
-        for p in method.teacher.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    method.begin_step(progress)
-    return method
-
-
-def step(method: ACTION, network: nn.Module, unlabeled, labeled) -> dict[str, float]:
-    weights, values = {SUPERVISED: 1.0, **method.weights(method.progress)}, {}
-    for losses in method.losses(SplitUNet(network), unlabeled, labeled):
-        sum(weights[name] * loss for name, loss in losses.items()).backward()
-        values |= {name: loss.item() for name, loss in losses.items()}
-    return values
-
-
-def at(levels, sample, y, x) -> torch.Tensor:
-    return torch.cat([v[sample, :, y // (16 // v.shape[2]), x // (16 // v.shape[2])] for v in levels])
+    return slow_similarity_distillation(*everything, c.student_temperature, c.teacher_temperature)
 
 
 @pytest.fixture
@@ -148,7 +92,7 @@ def test_stage_iii_equals_the_definitions_voxel_by_voxel(network, monkeypatch, d
                 assert min((n - m).abs().max() for v in range(3) if v != c for m in members[v]) < 1e-5
         hard = torch.tensor([bool(h) for h in hard_ones])
         assert hard.any()
-        expected = slow_contrast(queries.double(), hard, means.double(), others.double(), present, 0.5)
+        expected = slow_regional_contrast(queries.double(), hard, means.double(), others.double(), present, 0.5)
         supervised = labeled.loss([graphs[1][1].log()]).item()
     assert values["anco"] == pytest.approx(expected, rel=1e-4)
     assert values[SUPERVISED] == pytest.approx(supervised, rel=1e-5)

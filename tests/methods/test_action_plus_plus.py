@@ -6,16 +6,14 @@ import torch
 
 from nnunetv2_crossmatch.losses.adaptive_contrast import simplex_centers
 from nnunetv2_crossmatch.methods import action, action_plus_plus
-from nnunetv2_crossmatch.methods.action_plus_plus import ACTIONPlusPlus, ACTIONPlusPlusConstants
-from tests.losses.test_adaptive_contrast import slow
-from tests.methods import test_action
-from tests.methods.test_action import SMALL, STAGE_III, batches, step, unet
-
-CONSTANTS = ACTIONPlusPlusConstants(**SMALL, queue=36)
+from nnunetv2_crossmatch.methods.action_plus_plus import ACTIONPlusPlus
+from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+from tests.losses.slow import slow_adaptive_contrast
+from tests.methods.conftest import PLUS_PLUS, STAGE_III, at, batches, make_action, step, unet
 
 
-def make(network, progress=STAGE_III, constants=CONSTANTS) -> ACTIONPlusPlus:
-    return test_action.make(network, progress, ACTIONPlusPlus, constants)
+def make(network, progress=STAGE_III, constants=PLUS_PLUS) -> ACTIONPlusPlus:
+    return make_action(network, progress, ACTIONPlusPlus, constants)
 
 
 def test_the_temperature_is_one_period_of_a_cosine_over_stage_iii():
@@ -41,7 +39,7 @@ def test_l_aaco_equals_the_definition_with_queue_means_and_assignment(monkeypatc
     values = [step(method, network, unlabeled, labeled)["aaco"] for _ in range(3)]
     for value, (queries, present, entries, known, centers, temperature) in zip(values, seen, strict=True):
         everything = [t.double() for t in (queries, entries, centers)]
-        expected = slow(everything[0], present, everything[1], known, everything[2], temperature, 0.2)
+        expected = slow_adaptive_contrast(everything[0], present, everything[1], known, everything[2], temperature, 0.2)
         assert value == pytest.approx(expected, rel=1e-4)
     assert [int(known.sum()) for _, _, _, known, _, _ in seen] == [0, 18, 36]  # enqueued after the loss
     torch.testing.assert_close(method.queue.entries[:, :6], seen[2][0])
@@ -62,7 +60,7 @@ def test_both_contrasts_have_the_temperature_of_the_moment(monkeypatch):
 
 def test_each_class_gets_the_center_that_suits_its_mean_once_a_step(monkeypatch):
     network, seen = unet(), []
-    method = make(network, constants=replace(CONSTANTS, mean_rate=1e-6))
+    method = make(network, constants=replace(PLUS_PLUS, mean_rate=1e-6))
     start, order = method.centers.clone(), torch.tensor([2, 0, 1])
     method.running.copy_(start[order])
     original = action_plus_plus.adaptive_contrast
@@ -80,15 +78,15 @@ def test_each_class_gets_the_center_that_suits_its_mean_once_a_step(monkeypatch)
 
 def test_running_means_are_of_labeled_voxels_and_forget_at_their_rate():
     network = unet()
-    method = make(network, constants=replace(CONSTANTS, mean_rate=0.25))
+    method = make(network, constants=replace(PLUS_PLUS, mean_rate=0.25))
     expected = torch.zeros(3, 512)
     for seed, classes in enumerate([(0, 1), (0, 2), (0, 2)]):
         unlabeled, labeled = batches(seed=seed, classes=classes)
         step(method, network, unlabeled, labeled)
         with torch.no_grad():
-            _, levels = test_action.SplitUNet(network).forward_levels(labeled.image)
+            _, levels = SplitUNet(network).forward_levels(labeled.image)
             for c in classes:
-                voxels = [test_action.at(levels, i, y, x) for i, _, y, x in (labeled.label == c).nonzero().tolist()]
+                voxels = [at(levels, i, y, x) for i, _, y, x in (labeled.label == c).nonzero().tolist()]
                 mean = method.represent(torch.stack(voxels)).mean(0)
                 mean = mean / mean.norm()
                 expected[c] = mean if not expected[c].any() else 0.75 * expected[c] + 0.25 * mean
@@ -104,4 +102,4 @@ def test_weights_add_l_aaco_to_stage_iii_alone():
 @pytest.mark.parametrize(("name", "value"), [("lowest_temperature", 0.0), ("mean_rate", 0.0), ("queue", 0)])
 def test_a_constant_out_of_range_is_refused_with_its_value(name, value):
     with pytest.raises(ValueError, match=f"{name} must .*{value}"):
-        replace(CONSTANTS, **{name: value})
+        replace(PLUS_PLUS, **{name: value})

@@ -17,7 +17,7 @@ from nnunetv2_crossmatch.methods.uamt import UAMT, UAMTConstants
 from nnunetv2_crossmatch.methods.unimatch import UniMatch, UniMatchConstants
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 from nnunetv2_crossmatch.views import target
-from tests.methods.test_action import SPATIAL, batches, unet
+from tests.methods.conftest import SPATIAL, batches, step
 
 ALL = [
     (MeanTeacher, MeanTeacherConstants(warmup=0.0)),
@@ -40,17 +40,6 @@ def make(cls, network, progress: float = 0.5, regions: bool = False, **changed):
             p.add_(0.1 * torch.randn_like(p))
     method.begin_step(progress)
     return method
-
-
-def step(method, network, unlabeled, labeled) -> dict[str, float]:
-    """Weighted gradients, and the sum of each loss."""
-    weights, values = {SUPERVISED: 1.0, **method.weights(method.progress)}, {}
-    for losses in method.losses(SplitUNet(network), unlabeled, labeled):
-        sum(weights[name] * loss for name, loss in losses.items()).backward()
-        for name, loss in losses.items():
-            values[name] = values.get(name, 0.0) + loss.item()
-        losses.clear()
-    return values
 
 
 def weights_of(network: nn.Module) -> list[torch.Tensor]:
@@ -113,11 +102,6 @@ def dice(p, label, kept) -> float:
         q, y = p[:, c][mask], (label[:, c] if label.shape == p.shape else (label == c)[:, 0])[mask].float()
         losses.append(1 - (2 * (q * y).sum() + 1e-5) / ((q**2).sum() + y.sum() + 1e-5))
     return float(sum(losses)) / 3
-
-
-@pytest.fixture
-def network() -> nn.Module:
-    return unet()
 
 
 @pytest.fixture

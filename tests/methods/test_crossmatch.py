@@ -13,7 +13,7 @@ from nnunetv2_crossmatch.networks.split_unet import SplitUNet, drop_channels
 from nnunetv2_crossmatch.views import strong_view
 from nnunetv2_crossmatch.views.mixing import paste
 from nnunetv2_crossmatch.views.strong_view import apply_strong
-from tests.methods.test_action import SPATIAL, unet
+from tests.methods.conftest import SPATIAL
 
 CONSTANTS = CrossMatchConstants(
     threshold=0.4,
@@ -24,11 +24,6 @@ CONSTANTS = CrossMatchConstants(
     lambda_kd=2.0,
     ema_decay=None,
 )
-
-
-@pytest.fixture
-def network() -> nn.Module:
-    return unet()
 
 
 def unlabeled_batch(batch: int = 3, seed: int = 1) -> UnlabeledBatch:
