@@ -1,1 +1,35 @@
 """Benchmarks and plain folders of scans as semi-supervised nnU-Net datasets, one file each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Converter:
+    """A benchmark; the file of its name has ``convert(source, labeled, **options) -> Conversion``.
+
+    Attributes:
+        published: numbers of labeled scans (or patients) with published results.
+        dataset_id: of the benchmark's first dataset where scripts make one; its numbers of labels are added to it.
+        configuration: of nnU-Net, the one that the papers' networks correspond to.
+        options: of this converter alone, name -> arguments of argparse's ``add_argument``.
+    """
+
+    published: tuple[int, ...]
+    dataset_id: int
+    configuration: str = "3d_fullres"
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+_DUPLICATES = {"action": "store_true", "help": "keep scans 25 and 70, which are the same as scan 2"}
+_TEST = {"type": int, "default": 0, "metavar": "N", "help": "hold out N scans for testing"}
+
+CONVERTERS = {
+    "la": Converter((4, 8, 16), 700),
+    "acdc": Converter((1, 3, 7), 720, "2d"),
+    "pancreas": Converter((6, 12), 740, options={"duplicates": _DUPLICATES}),
+    "isic": Converter((103, 207, 415), 300, "2d"),
+    "lits": Converter((1, 5, 10), 760),
+    "nifti": Converter((), 780, options={"test": _TEST}),
+}

@@ -18,6 +18,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+from nnunetv2_crossmatch.dataset_conversion import CONVERTERS
 from nnunetv2_crossmatch.dataset_conversion.common import (
     Case,
     Conversion,
@@ -33,7 +34,7 @@ from nnunetv2_crossmatch.utilities.errors import DatasetError
 
 SPACING = (1.5, 1.5, 10.0)  # mm, x y z, nominal; not in the h5 files
 LABELED = (99, 38, 50, 21, 49, 58, 100)
-PUBLISHED = (1, 3, 7)
+PUBLISHED = CONVERTERS["acdc"].published
 VALIDATION = (2, 19, 28, 30, 39, 45, 78, 82, 85, 87)
 TEST = (1, 7, 8, 11, 13, 22, 24, 33, 52, 59, 64, 65, 66, 68, 75, 80, 81, 83, 84, 93)
 TRAIN = tuple(number for number in range(1, 101) if number not in (*VALIDATION, *TEST))

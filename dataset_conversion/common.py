@@ -28,6 +28,7 @@ from nnunetv2_crossmatch.utilities.files import check_writable, locked
 LISTS = Path(__file__).parent / "lists"
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 T = TypeVar("T")
+Grid = TypeVar("Grid", sitk.Image, sitk.ImageFileReader, sitk.Image | sitk.ImageFileReader)
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def _mapped(label: sitk.Image, stored: Mapping[int, int], case: str) -> sitk.Ima
     return image
 
 
-def _read(case: Case, what: str, read: Callable[[], sitk.Image | sitk.ImageFileReader]):
+def _read(case: Case, what: str, read: Callable[[], Grid]) -> Grid:
     try:
         return read()
     except (RuntimeError, OSError, KeyError) as e:  # SimpleITK's, h5py's and a missing h5 key

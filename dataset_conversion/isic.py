@@ -19,6 +19,7 @@ from pathlib import Path
 import SimpleITK as sitk
 from skimage import io
 
+from nnunetv2_crossmatch.dataset_conversion import CONVERTERS
 from nnunetv2_crossmatch.dataset_conversion.common import (
     Case,
     Conversion,
@@ -33,7 +34,7 @@ from nnunetv2_crossmatch.dataset_conversion.common import (
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 
 IMAGES = 2594
-PUBLISHED = (103, 207, 415)
+PUBLISHED = CONVERTERS["isic"].published
 SEED = 0
 MASK_NAME = re.compile(r"(ISIC_\d{7})(?:_segmentation)?\.png")
 

@@ -1,1 +1,5 @@
 """Semi-supervised medical image segmentation inside nnU-Net."""
+
+from importlib.metadata import version
+
+__version__ = version(__name__)

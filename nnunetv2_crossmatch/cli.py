@@ -4,8 +4,8 @@ import argparse
 import sys
 from importlib.metadata import version
 from pathlib import Path
-
-import shtab
+from types import ModuleType
+from typing import NoReturn
 
 from nnunetv2_crossmatch.commands import (
     check,
@@ -21,6 +21,7 @@ from nnunetv2_crossmatch.commands import (
 )
 
 COMMANDS = (preprocess, check, convert, hide_labels, pseudo_label, sweep, compare, evaluate, export, doctor)
+COMPLETION = "print what makes a shell complete these commands"
 COMPLAINTS = (ValueError, OSError, RuntimeError, AssertionError)  # ours and nnU-Net's own; they say what is wrong
 
 
@@ -46,20 +47,39 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('nnunetv2_crossmatch')}")
-    shtab.add_argument_to(parser, help="print what makes a shell complete these commands")
+    shtab = _shtab()
+    if shtab is None:
+        parser.add_argument("--print-completion", action=_NoCompletion, metavar="SHELL", help=COMPLETION)
+    else:
+        shtab.add_argument_to(parser, help=COMPLETION)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for module in COMMANDS:
         module.add(commands)
-    for command in commands.choices.values():
-        for action in command._actions:
-            if action.type is Path:
-                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    if shtab is not None:
+        for command in commands.choices.values():
+            for action in command._actions:
+                if action.type is Path:
+                    action.complete = shtab.FILE  # type: ignore[attr-defined]
     for one in (parser, *commands.choices.values()):
         # before the command or after it, so the latter's default must not overwrite the former
         one.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
         )
     return parser
+
+
+def _shtab() -> ModuleType | None:
+    """The package that writes completions, if it is installed."""
+    try:
+        import shtab
+    except ModuleNotFoundError:
+        return None
+    return shtab
+
+
+class _NoCompletion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        parser.error('--print-completion needs shtab: pip install "nnunetv2-crossmatch[completion]"')
 
 
 def explain(error: Exception) -> str:

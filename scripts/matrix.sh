@@ -42,7 +42,7 @@ run_row() { # name, folder for everything that the row leaves
     fi
     "$venv/bin/python" -m pytest -n 2 --dist loadfile -k "not ($skip)" tests/trainers/test_registration.py \
         tests/trainers/test_checkpoints.py tests/preprocessing/test_unlabeled.py tests/methods tests/losses \
-        tests/networks tests/data tests/comparison tests/test_cli.py tests/test_end_to_end.py
+        tests/networks tests/views tests/nnunet tests/comparison tests/test_cli.py tests/test_end_to_end.py
 }
 
 [ $# -gt 0 ] || set -- oldest newest broken-torchvision editable-nnunet

@@ -10,10 +10,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import SimpleITK as sitk
 import torch
+from picture import draw
 
 BIN = Path(sys.executable).parent
 PLANS = "nnUNetPlansSmall"
@@ -119,28 +119,6 @@ def held_out(dataset: Path, target: Path, most: int = 10) -> Path:
     return target
 
 
-def overlay(target: Path, names: dict[str, float], file: Path) -> None:
-    """The slice with most foreground of one held-out scan: image, truth and both predictions."""
-    label_file = sorted((target / "labels").iterdir())[0]
-    image_file = target / "images" / label_file.name.replace(".nii", "_0000.nii")
-    image = sitk.GetArrayFromImage(sitk.ReadImage(str(image_file)))
-    masks = {"truth": target / "labels" / label_file.name}
-    masks |= {f"{name} (mean Dice {score:.3f})": target / name / label_file.name for name, score in names.items()}
-    arrays = {title: sitk.GetArrayFromImage(sitk.ReadImage(str(f))) for title, f in masks.items()}
-    z = int((arrays["truth"] > 0).sum((1, 2)).argmax())
-    figure, axes = plt.subplots(1, 1 + len(arrays), figsize=(4 * (1 + len(arrays)), 4.4))
-    axes[0].set_title("image")
-    for axis, (title, mask) in zip(axes, {"image": np.zeros_like(image), **arrays}.items(), strict=True):
-        axis.imshow(image[z], cmap="gray")
-        axis.imshow(
-            np.ma.masked_equal(mask[z], 0), cmap="autumn", alpha=0.5, vmin=1, vmax=max(2, arrays["truth"].max())
-        )
-        axis.set_title(title, fontsize=9)
-        axis.axis("off")
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("quickstart"))
@@ -229,11 +207,11 @@ def main() -> None:
             "2",
         )
         scores[trainer] = json.loads((target / trainer / "summary.json").read_text())["foreground_mean"]["Dice"]
-    overlay(target, scores, base / "overlay.png")
+    draw(target, list(reversed(scores)), base / "scan.png")  # plain nnU-Net first
     print(f"\nmean foreground Dice of {len(list((target / 'labels').iterdir()))} held-out scans, one run each:")
     for trainer, score in scores.items():
         print(f"  {trainer:35} {score:.4f}")
-    print(f"picture: {base / 'overlay.png'}")
+    print(f"picture: {base / 'scan.png'}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.cli import main as crossmatch
+from nnunetv2_crossmatch.dataset_conversion import CONVERTERS
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
 from nnunetv2_crossmatch.evaluation.report import format_benchmark, write_csv, write_json
@@ -54,16 +55,13 @@ class Benchmark:
 
 
 BENCHMARKS = {
-    **{f"la-{n}": Benchmark(700 + n, ("la", "--labeled", str(n)), "3d_fullres") for n in (4, 8, 16)},
-    **{f"acdc-{n}": Benchmark(720 + n, ("acdc", "--labeled", str(n)), "2d") for n in (1, 3, 7)},
-    **{f"pancreas-{n}": Benchmark(740 + n, ("pancreas", "--labeled", str(n)), "3d_fullres") for n in (6, 12)},
-    **{f"lits-{n}": Benchmark(760 + n, ("lits", "--labeled", str(n)), "3d_fullres") for n in (1, 5, 10)},
-    **{f"isic-{n}": Benchmark(300 + n, ("isic", "--labeled", str(n)), "2d") for n in (103, 207, 415)},
-    **{
-        f"hippocampus-{n}": Benchmark(780 + n, ("nifti", "--labeled", str(n), "--test", "40"), "3d_fullres")
-        for n in (4, 10)
-    },
+    f"{name}-{n}": Benchmark(converter.dataset_id + n, (name, "--labeled", str(n)), converter.configuration)
+    for name, converter in CONVERTERS.items()
+    for n in converter.published
 }
+for n in (4, 10):
+    options = ("nifti", "--labeled", str(n), "--test", "40")
+    BENCHMARKS[f"hippocampus-{n}"] = Benchmark(CONVERTERS["nifti"].dataset_id + n, options, "3d_fullres")
 ABLATION: dict[str, dict] = {
     "without_ip": {"lambda_ip": 0.0},
     "without_tkd": {"lambda_kd": 0.3, "eta": 1.0},  # L_dkd keeps its weight

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that has to pass: a fresh virtual environment with the built package, ruff, mypy, the import contract, tests.
+# Everything that has to pass: a fresh virtual environment with the built package, ruff, mypy, deptry, import contracts, tests.
 #   scripts/test.sh [pytest arguments]      the environment stays in $TEST_VENV if that is set
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,5 +13,6 @@ fi
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
+"$venv/bin/deptry" .
 "$venv/bin/lint-imports"
 "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"

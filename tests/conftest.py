@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -166,3 +167,14 @@ def small_files(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def wandb(monkeypatch) -> SimpleNamespace:
+    """As the package that nnU-Net logs to if it is told so; it notes what it gets."""
+    run = SimpleNamespace(step=0, config={}, summary={}, logged=[])
+    run.log = lambda values, step: run.logged.append((step, values))
+    fake = SimpleNamespace(run=run, init=lambda **options: run)
+    monkeypatch.setattr("nnunetv2.training.logging.nnunet_logger.wandb", fake)
+    monkeypatch.setenv("nnUNet_wandb_enabled", "1")
+    return fake

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from nnunetv2_crossmatch.commands.shared import add_arguments, add_command, find_dataset
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset
 
 
-def add(commands) -> None:
+def add(commands: Commands) -> None:
     command = add_command(
         commands,
         "compare",

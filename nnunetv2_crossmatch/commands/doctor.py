@@ -3,10 +3,10 @@
 import argparse
 import sys
 
-from nnunetv2_crossmatch.commands.shared import add_command
+from nnunetv2_crossmatch.commands.shared import Commands, add_command
 
 
-def add(commands) -> None:
+def add(commands: Commands) -> None:
     command = add_command(
         commands, "doctor", "say which nnU-Net, torch and trainers are in effect, and how to fix what is wrong"
     )

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from nnunetv2_crossmatch.commands.shared import add_arguments, add_command
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command
 
 
-def add(commands) -> None:
+def add(commands: Commands) -> None:
     command = add_command(
         commands,
         "export",

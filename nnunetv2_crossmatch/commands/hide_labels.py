@@ -2,10 +2,10 @@
 
 import argparse
 
-from nnunetv2_crossmatch.commands.shared import add_command, find_dataset, report
+from nnunetv2_crossmatch.commands.shared import Commands, add_command, find_dataset, report
 
 
-def add(commands) -> None:
+def add(commands: Commands) -> None:
     command = add_command(
         commands,
         "hide-labels",

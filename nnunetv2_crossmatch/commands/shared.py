@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from nnunetv2_crossmatch.preprocessing.dataset import Dataset
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def as_fold(value: str) -> int | str:
@@ -28,7 +31,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # named and meant as in nnU-Net's comm
 }
 
 
-def add_command(commands, name: str, help: str, example: str = "") -> argparse.ArgumentParser:
+def add_command(commands: Commands, name: str, help: str, example: str = "") -> argparse.ArgumentParser:
     """A sub-command; its help ends with the example, which names the arguments only."""
     return commands.add_parser(
         name,

@@ -4,11 +4,12 @@ import argparse
 import os
 import signal
 import sys
+from importlib.util import find_spec
 
-from nnunetv2_crossmatch.commands.shared import ARGUMENTS, add_arguments, add_command, as_fold, find_dataset
+from nnunetv2_crossmatch.commands.shared import ARGUMENTS, Commands, add_arguments, add_command, as_fold, find_dataset
 
 
-def add(commands) -> None:
+def add(commands: Commands) -> None:
     command = add_command(
         commands,
         "sweep",
@@ -34,6 +35,8 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if find_spec("submitit") is None:
+        raise ValueError('sweep needs submitit: pip install "nnunetv2-crossmatch[sweep]"')
     import torch
 
     from nnunetv2_crossmatch.comparison.page import compare_to_page

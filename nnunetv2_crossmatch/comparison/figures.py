@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, hsv_to_rgb, to_hex
 from matplotlib.figure import Figure
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
 from nnunetv2_crossmatch.comparison.compare import Comparison, Model
@@ -175,7 +176,7 @@ def _overlay(plot: Axes, gray: NDArray, mask: NDArray, classes: dict[str, tuple[
     plot.set_axis_off()
 
 
-def read_scan(comparison: Comparison, case: str, image: Path, reader) -> Scan:
+def read_scan(comparison: Comparison, case: str, image: Path, reader: BaseReaderWriter) -> Scan:
     """Image, truth and predictions of a case; titles with the case's mean Dice."""
     data, properties = reader.read_images([str(image)])
     masks = {"truth": reader.read_seg(str(comparison.truths[case]))[0][0]}

@@ -20,7 +20,7 @@ def similarity_distillation(
     Unlike there, the cosine is that of the directions seen from the mean of the known entries. nnU-Net's
     InstanceNorm gives a channel nearly the same mean in every image, so seen from the origin all pooled
     embeddings point nearly one way (cosines above 0.97 before training), and there is hardly a gradient. What it
-    is worth was measured, see the README.
+    is worth was measured, see scripts/README.md.
 
     Args:
         student: (rows, channels).

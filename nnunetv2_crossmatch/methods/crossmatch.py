@@ -23,7 +23,7 @@ from nnunetv2_crossmatch.views.target import PseudoLabel, probabilities
 class CrossMatchConstants(Constants):
     """Constants of the loss L = L_nnU-Net + lambda_ip L_ip + lambda_kd [(1 - eta) L_tkd + eta L_dkd].
 
-    "Chosen" means: on Hippocampus with 4 labeled cases, by hidden labels of unlabeled ones, see the README.
+    "Chosen" means: on Hippocampus with 4 labeled cases, by hidden labels of unlabeled ones, see scripts/README.md.
     The strong view and CutMix's boxes have theirs in views/strong_view.py and views/mixing.py.
 
     threshold: confidence from which a voxel of a pseudo-label counts, in [0, 1]. Paper 0.95 on ACDC, 0.85

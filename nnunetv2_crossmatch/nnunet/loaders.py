@@ -1,7 +1,7 @@
 """Unlabeled patches from nnU-Net's own loader, with the geometry of the labeled ones."""
 
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
@@ -14,6 +14,8 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetBaseDataset, nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+# data, segmentation, that of a cascade's first stage, properties
+LoadedCase: TypeAlias = tuple[Any, Any, Any, dict[str, Any]]
 Augmenter: TypeAlias = NonDetMultiThreadedAugmenter | SingleThreadedAugmenter
 # of preprocessed cases
 PreprocessedDataset: TypeAlias = nnUNetBaseDataset
@@ -25,14 +27,14 @@ GEOMETRY = (SpatialTransform, MirrorTransform, MaskImageTransform, Convert3DTo2D
 class UnlabeledDataset(Blosc2Dataset):
     """Preprocessed unlabeled cases; the segmentation is 0 inside the scan and -1 outside."""
 
-    def load_case(self, identifier):
+    def load_case(self, identifier: str) -> LoadedCase:
         data, seg, seg_prev, properties = super().load_case(identifier)
         return data, seg, seg_prev, {**properties, "class_locations": {}}  # nnU-Net's loader asks for them
 
 
 def preprocessed_cases(folder: Path) -> list[str]:
     """Ids of the cases that nnU-Net has preprocessed into a folder, in whichever of its formats."""
-    return infer_dataset_class(str(folder)).get_identifiers(str(folder))
+    return sorted(infer_dataset_class(str(folder)).get_identifiers(str(folder)))
 
 
 def labeled_loader(augmenter: Augmenter) -> nnUNetDataLoader:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -53,7 +54,7 @@ def preprocess_scan(
     entry: dict = {}
 
     class CheckingPreprocessor(configuration.preprocessor_class):  # type: ignore[name-defined]
-        def run_case(self, image_files, seg_file, *args, **kwargs):
+        def run_case(self, image_files: list[str], seg_file: str | None, *args: Any, **kwargs: Any) -> Any:
             data, properties = read_scan(files, plans.image_reader_writer_class(), dataset_json)
             entry.update(describe(data, properties["spacing"]))
             if known is not None and all(known[key] == entry[key] for key in ("sha256", "spacing")):

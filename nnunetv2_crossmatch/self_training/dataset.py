@@ -9,7 +9,7 @@ import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_crossmatch.nnunet.loaders import Blosc2Dataset, PreprocessedDataset
+from nnunetv2_crossmatch.nnunet.loaders import Blosc2Dataset, LoadedCase, PreprocessedDataset
 
 # of MixedDataset's fully labeled cases, in every worker that imports this module
 warnings.filterwarnings("ignore", "Warning! No annotated pixels")
@@ -22,7 +22,7 @@ class PseudoLabeledDataset(Blosc2Dataset):
         super().__init__(str(folder), identifiers)
         self.images = images
 
-    def load_case(self, identifier):
+    def load_case(self, identifier: str) -> LoadedCase:
         data, seg = (
             blosc2.open(urlpath=str(file), mode="r", dparams={"nthreads": 1}, **self.mmap_kwargs)
             for file in (self.images / f"{identifier}.b2nd", Path(self.source_folder) / f"{identifier}_seg.b2nd")
@@ -56,7 +56,7 @@ class MixedDataset:
             dtype=object,
         )
 
-    def load_case(self, identifier):
+    def load_case(self, identifier: str) -> LoadedCase:
         data, seg, seg_prev, properties = self._owner[identifier].load_case(identifier)
         locations = {self._annotated: [], **properties["class_locations"]}
         return data, seg, seg_prev, {**properties, "class_locations": locations}

@@ -22,7 +22,7 @@ class nnUNetTrainerCrossMatchEMA(nnUNetTrainerCrossMatch):
 class nnUNetTrainerCrossMatchFast(nnUNetTrainerCrossMatch):
     """At half the cost: one strong view and one of the four feature-dropout students a step, with the moving average.
 
-    With the network as its own teacher it was worse than supervised training, see the README.
+    With the network as its own teacher it was worse than supervised training, see scripts/README.md.
     """
 
     constants = replace(nnUNetTrainerCrossMatchEMA.constants, strong_views=1, dropout_students=1)

@@ -23,12 +23,12 @@ class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
 
     teacher: str | None = None
 
-    def initialize(self):
+    def initialize(self) -> None:
         # dataset_json goes into the checkpoint and stays as it is
         self.label_manager = self.plans_manager.get_label_manager(with_ignore_label(self.dataset_json))
         super().initialize()
 
-    def on_train_start(self):
+    def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
         self._cases = self._prepare_unlabeled()
@@ -57,7 +57,7 @@ class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
             )
         write_json(made_with, file)
 
-    def get_tr_and_val_datasets(self):
+    def get_tr_and_val_datasets(self) -> tuple[MixedDataset, MixedDataset]:
         labeled, validation = super().get_tr_and_val_datasets()
         pseudo_labeled = PseudoLabeledDataset(self._pseudo_labels, self.planned.unlabeled_folder, list(self._cases))
         return (

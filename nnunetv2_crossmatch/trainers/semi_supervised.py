@@ -48,7 +48,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     method: Method  # -> initialize
     dataloader_unlabeled: Augmenter  # -> get_dataloaders
 
-    def initialize(self):
+    def initialize(self) -> None:
         regions = self.label_manager.has_regions
         if regions and not self.method_class.supports_regions:
             raise RuntimeError(
@@ -90,7 +90,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     def _autocast(self) -> AbstractContextManager:
         return autocast("cuda") if self.device.type == "cuda" else nullcontext()
 
-    def on_train_start(self):
+    def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
         self._unlabeled_cases = self._prepare_unlabeled()  # under DDP the first process works, the others wait
@@ -124,7 +124,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             self.print_to_log_file(f"warning: the curve of the pseudo-labels' Dice ends here: {e}")
             return float("nan")
 
-    def get_dataloaders(self):
+    def get_dataloaders(self) -> tuple[Augmenter, Augmenter]:
         workers = get_allowed_n_proc_DA()
         # the unlabeled loader (geometry alone, cheap) takes a third of nnU-Net's worker budget, one at least
         unlabeled_workers = max(1, workers // 3) if workers else 0
@@ -135,12 +135,12 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         self.dataloader_unlabeled = augment(loader, unlabeled_workers, pin_memory=self.device.type == "cuda")
         return train, val
 
-    def on_train_end(self):
+    def on_train_end(self) -> None:
         super().on_train_end()
         if isinstance(self.dataloader_unlabeled, NonDetMultiThreadedAugmenter):
             self.dataloader_unlabeled._finish()
 
-    def on_train_epoch_start(self):
+    def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self._step_in_epoch = 0
         self.method.partner.forget()
@@ -267,7 +267,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     def _unscaled(self, norm: Tensor) -> Tensor:
         return norm if self.grad_scaler is None else norm / self.grad_scaler._get_scale_async()
 
-    def on_train_epoch_end(self, train_outputs: list[dict]):
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
         curves = self._ratios.pop()
         if self.local_rank == 0 and self._hidden_labels:
@@ -292,7 +292,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         labels = self.label_manager
         return [str(label) for label in (labels.foreground_regions if labels.has_regions else labels.all_labels)]
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         super().on_epoch_end()
         if self.local_rank == 0:
             stages = [(start * self.num_epochs, name.partition(":")[0]) for start, name in self.method.stages]

@@ -14,6 +14,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_crossmatch.nnunet.loaders import Augmenter
 from nnunetv2_crossmatch.nnunet.logger import convert_values
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
@@ -53,7 +54,7 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         fold: int,
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ):
+    ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_cascaded:
             raise RuntimeError(
@@ -79,7 +80,7 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         dataset = Dataset(raw, Path(self.preprocessed_dataset_folder_base), self.dataset_json)
         return Planned(dataset, self.plans_manager, self.configuration_name)
 
-    def get_dataloaders(self):
+    def get_dataloaders(self) -> tuple[Augmenter, Augmenter]:
         train, val = super().get_dataloaders()
         if isinstance(train, SingleThreadedAugmenter):
             for transform in train.data_loader.transforms.transforms:
@@ -88,13 +89,13 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
                     blur.benchmark = False  # it picks its algorithm by the clock
         return train, val
 
-    def on_train_start(self):
+    def on_train_start(self) -> None:
         super().on_train_start()
         if self.local_rank == 0:
             for unfinished in Path(self.output_folder).glob("checkpoint_*.tmp"):  # of a process that was killed
                 unfinished.unlink()
 
-    def on_epoch_start(self):
+    def on_epoch_start(self) -> None:
         super().on_epoch_start()
         for_python, for_numpy, for_torch = np.random.SeedSequence(
             [self._seed, self.current_epoch, self.local_rank]
@@ -103,7 +104,7 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         np.random.seed(for_numpy)
         torch.manual_seed(int(for_torch))
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         super().on_epoch_end()
         if self.local_rank == 0:
             record_resources(Path(self.output_folder), self.device)

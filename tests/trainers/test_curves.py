@@ -1,7 +1,4 @@
-from types import SimpleNamespace
-
 import numpy as np
-import pytest
 import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
@@ -29,19 +26,6 @@ def test_a_step_that_overflowed_does_not_count():
     assert ratios.pop() == {"norm": 4.0}
 
 
-def test_a_curve_that_begins_late_or_pauses_has_one_value_per_epoch(tmp_path):
-    logger = MetaLogger(str(tmp_path), False)
-    log_curves(logger, {"a": 1.0}, 0, CLASSES)
-    log_curves(logger, {"a": 2.0, "kept_share": [0.5, float("nan")]}, 1, CLASSES)
-    log_curves(logger, {"kept_share": [0.6, 0.7]}, 2, CLASSES)
-    store = logger.local_logger.my_fantastic_logging
-    np.testing.assert_array_equal(store[PREFIX + "a"], [1, 2, np.nan])
-    assert np.isnan(store[PREFIX + "kept_share"][0])
-    assert store[PREFIX + "kept_share"][2] == [0.6, 0.7]
-    plot_curves(logger, tmp_path / "curves.png", ["background", "organ"])
-    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
-
-
 def test_stages_are_lines_in_every_panel_and_named_in_the_first(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr("nnunetv2_crossmatch.trainers.curves.plt.close", figures.append)
@@ -54,17 +38,6 @@ def test_stages_are_lines_in_every_panel_and_named_in_the_first(tmp_path, monkey
         dashed = [line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"]
         assert dashed == [0.5, 2.0]
     assert [text.get_text() for text in axes[0].texts] == ["i", "ii", "iii"]
-
-
-@pytest.fixture
-def wandb(monkeypatch) -> SimpleNamespace:
-    """As the package that nnU-Net logs to if it is told so; it notes what it gets."""
-    run = SimpleNamespace(step=0, config={}, summary={}, logged=[])
-    run.log = lambda values, step: run.logged.append((step, values))
-    fake = SimpleNamespace(run=run, init=lambda **options: run)
-    monkeypatch.setattr("nnunetv2.training.logging.nnunet_logger.wandb", fake)
-    monkeypatch.setenv("nnUNet_wandb_enabled", "1")
-    return fake
 
 
 def test_every_curve_of_a_training_reaches_wandb_with_its_epoch_and_class(make_trainer, wandb):
@@ -89,14 +62,3 @@ def test_every_curve_of_a_training_reaches_wandb_with_its_epoch_and_class(make_t
     assert [step for step, _ in wandb.run.logged] == sorted(step for step, _ in wandb.run.logged)  # W&B drops the past
     assert (1, "train_losses") in received  # nnU-Net's own, so that the steps are the same axis
     assert wandb.run.config["method"]["method"] == "CrossMatch" and wandb.run.config["method"]["eta"] == 0.3
-
-
-def test_a_curve_that_pauses_sends_nothing_to_wandb(tmp_path, wandb):
-    logger = MetaLogger(str(tmp_path), False)
-    log_curves(logger, {"kept_share": [0.5, 1.0]}, 0, ["0", "(1, 2)"])
-    log_curves(logger, {"loss": 2.0}, 1, ["0", "(1, 2)"])
-    assert wandb.run.logged == [
-        (0, {f"{PREFIX}kept_share/0": 0.5}),
-        (0, {f"{PREFIX}kept_share/(1, 2)": 1.0}),
-        (1, {f"{PREFIX}loss": 2.0}),
-    ]

@@ -59,7 +59,7 @@ def test_looking_up_a_stock_trainer_imports_none_of_our_methods():
 def test_an_external_folder_with_one_file_serves_an_nnunet_without_our_module(tmp_path, monkeypatch):
     """What a cloned, editable nnU-Net needs: nnUNet_extTrainer names a folder with the README's one line."""
     line = "from nnunetv2_crossmatch.trainers import __getattr__"
-    assert line in (REPOSITORY / "README.md").read_text()
+    assert line in (REPOSITORY / "nnunetv2_crossmatch" / "preprocessing" / "README.md").read_text()
     (tmp_path / "crossmatch.py").write_text(line)
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
     bare = tmp_path / "bare"  # an nnU-Net trainer folder without our module in it
@@ -71,7 +71,7 @@ def test_an_external_folder_with_one_file_serves_an_nnunet_without_our_module(tm
 
 
 def test_the_readmes_subclass_is_found_in_an_external_folder(tmp_path, monkeypatch):
-    readme = (REPOSITORY / "README.md").read_text()
+    readme = (REPOSITORY / "nnunetv2_crossmatch" / "methods" / "README.md").read_text()
     snippet = next(block for block in readme.split("```python")[1:] if "class " in block).split("```")[0]
     (tmp_path / "mine.py").write_text(snippet)
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))

@@ -1,0 +1,50 @@
+"""Names that nnU-Net gives, held against nnU-Net."""
+
+from pathlib import Path
+
+import pytest
+from nnunetv2.utilities.file_path_utilities import get_output_folder
+
+from nnunetv2_crossmatch.nnunet.run_folder import FINAL, RunFolder
+from nnunetv2_crossmatch.trainers import nnUNetTrainerCrossMatch_smoke
+from tests.conftest import DATASET
+
+OF = ("nnUNetTrainerCrossMatch_5epochs", "nnUNetPlansSmall", "3d_fullres")
+
+
+@pytest.mark.parametrize("fold", [0, 12, "all"])
+def test_the_folder_is_nnunets_and_can_be_read_back(dataset, fold):
+    run = RunFolder.of(DATASET, *OF, fold)
+    assert run.path == Path(get_output_folder(DATASET, *OF, fold))
+    assert (run.dataset, run.trainer, run.plans, run.configuration, run.fold) == (DATASET, *OF, fold)
+    assert run.train_command("--c") == (
+        f"nnUNetv2_train {DATASET} 3d_fullres {fold} -tr nnUNetTrainerCrossMatch_5epochs -p nnUNetPlansSmall --c"
+    )
+
+
+class OneEpoch(nnUNetTrainerCrossMatch_smoke):
+    epochs = 1
+    iterations_per_epoch = val_iterations_per_epoch = 1
+
+    def on_train_epoch_start(self):
+        assert RunFolder(Path(self.output_folder)).planned_epochs == 1, "is read while the training runs"
+        super().on_train_epoch_start()
+
+
+def test_a_training_leaves_what_is_looked_for(make_trainer):
+    trainer = make_trainer(OneEpoch, fold=0)
+    run = RunFolder(Path(trainer.output_folder))
+    assert (run.planned_epochs, run.is_trained, run.is_validated, run.checkpoints) == (None, False, False, [])
+    trainer.run_training()
+    assert run.is_trained and run.checkpoint() in run.checkpoints and run.checkpoint().name == FINAL
+    trainer.perform_actual_validation()
+    assert run.is_done
+
+    log, logged = run.log(), trainer.logger.get_value
+    assert log.split == tuple(map(len, trainer.do_split())) == (4, 1)
+    assert log.curve("train_loss") == ([0], pytest.approx(logged("train_losses", step=None), abs=1e-4))
+    assert log.curve("val_loss") == ([0], pytest.approx(logged("val_losses", step=None), abs=1e-4))
+    assert log.curve("dice") == ([0], pytest.approx(logged("mean_fg_dice", step=None), abs=1e-4))
+    took = logged("epoch_end_timestamps", step=0) - logged("epoch_start_timestamps", step=0)
+    assert 3600 * log.hours == pytest.approx(took, abs=0.02)
+    assert log.curve("unlabeled/loss_supervised")[0] == [0]
