@@ -14,8 +14,9 @@ from scipy import ndimage
 
 from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.nnunet.training_log import CURVES
-from tests.comparison.conftest import epoch, finished
+from tests.comparison.conftest import finished
 from tests.conftest import ball, write_image
+from tests.nnunet.conftest import epoch
 
 DATASET = "Dataset902_Folds"
 BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)

@@ -6,7 +6,8 @@ import pytest
 from nnunetv2_crossmatch.comparison.runs import TrainedRun, read_run, validation_cases
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.utilities.errors import DatasetError
-from tests.comparison.conftest import epoch, finished, write_log
+from tests.comparison.conftest import finished
+from tests.nnunet.conftest import epoch
 
 
 def test_hours_count_every_process_and_the_runs_that_made_the_pseudo_labels(tmp_path):

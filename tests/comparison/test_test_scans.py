@@ -6,8 +6,8 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from nnunetv2_crossmatch.cli import main
-from tests.comparison.conftest import epoch, write_log
 from tests.conftest import DATASET
+from tests.nnunet.conftest import epoch, write_log
 
 TRAINERS = ("nnUNetTrainer", "nnUNetTrainerCrossMatch_smoke")
 

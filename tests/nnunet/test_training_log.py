@@ -1,7 +1,7 @@
 import pytest
 
 from nnunetv2_crossmatch.nnunet.training_log import CURVES, TrainingLog
-from tests.comparison.test_runs import epoch, write_log
+from tests.nnunet.conftest import epoch, write_log
 
 
 def test_epochs_that_were_trained_twice_count_once_and_a_new_beginning_forgets_the_old_one(tmp_path):
