@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from nnunetv2_crossmatch.trainers import resources
+from nnunetv2_crossmatch.trainers import records
 from nnunetv2_crossmatch.trainers.records import record_resources
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def test_an_earlier_peak_stays_on_the_same_device(tmp_path, device, kept):
 def test_on_a_gpu_it_is_what_torch_took_there(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 123)
-    monkeypatch.setattr(resources.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(resources.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(records.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(records.dist, "get_world_size", lambda: 2)
     record_resources(tmp_path, torch.device("cuda", 1))
     assert recorded(tmp_path) == {"peak_memory_bytes": 123, "device": "NVIDIA H200", "processes": 2}
