@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,14 +19,25 @@ import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 REPOSITORY = Path(__file__).parents[1]
-REAL = REPOSITORY.parent / "shared" / "data"
-real = pytest.mark.skipif(not REAL.is_dir(), reason=f"needs the real scans in {REAL}")
+REAL = Path(os.environ.get("NNUNETV2_CROSSMATCH_DATA", REPOSITORY.parent / "shared" / "data"))  # real scans, if any
+BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
+MISSING = {  # marker: why its tests cannot run here
+    "real": None if REAL.is_dir() else f"needs the real scans in {REAL} (NNUNETV2_CROSSMATCH_DATA)",
+    "gpu": None if torch.cuda.is_available() else "needs a CUDA device",
+    "browser": None if BROWSER else "needs chromium on the PATH",
+}
 DATASET = "Dataset901_Balls"
 SMALL_ON_CPU = ("-p", "nnUNetPlansSmall", "-device", "cpu")  # of nnU-Net's commands
 BIN = Path(sys.executable).parent
 
 os.environ.update(nnUNet_n_proc_DA="0", nnUNet_def_n_proc="1", OMP_NUM_THREADS="1", nnUNet_compile="f")
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item, (marker, reason) in product(items, MISSING.items()):
+        if reason and item.get_closest_marker(marker):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def ball(rng: np.random.Generator, shape=(16, 24, 24), channels: int = 1) -> tuple[list[np.ndarray], np.ndarray]:

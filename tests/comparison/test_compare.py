@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,11 +14,10 @@ from scipy import ndimage
 from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.nnunet.training_log import CURVES
 from tests.comparison.conftest import finished
-from tests.conftest import ball, write_image
+from tests.conftest import BROWSER, ball, write_image
 from tests.nnunet.conftest import epoch
 
 DATASET = "Dataset902_Folds"
-BROWSER = next((path for name in ("chromium", "google-chrome", "chrome") if (path := shutil.which(name))), None)
 STOCK, OURS = "nnUNetTrainer", "nnUNetTrainerCrossMatch"
 
 
@@ -195,7 +193,7 @@ def test_the_page_has_everything_inside_and_shows_the_harmed_case(trained):
     assert json.loads((trained / "page" / "report.json").read_text())["reference"] == STOCK
 
 
-@pytest.mark.skipif(BROWSER is None, reason="needs chromium on the PATH")
+@pytest.mark.browser
 def test_a_browser_shows_the_page_without_a_word_of_complaint(trained, tmp_path):
     page = tmp_path / "report.html"
     compare("-o", str(page))

@@ -8,7 +8,7 @@ from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.dataset_conversion import acdc
 from nnunetv2_crossmatch.dataset_conversion.common import write_dataset
 from nnunetv2_crossmatch.utilities.errors import DatasetError
-from tests.conftest import REAL, real
+from tests.conftest import REAL
 from tests.dataset_conversion.conftest import (
     array,
     counts,
@@ -118,7 +118,7 @@ def test_bad_input(source):
         acdc.convert(source, 1)
 
 
-@real
+@pytest.mark.real
 def test_real_h5(base, capsys):
     main(["convert", "acdc", str(REAL / "ACDC"), "-d", "27", "--labeled", "3"])
     folder = base / "raw" / "Dataset027_ACDC"

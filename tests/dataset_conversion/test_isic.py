@@ -7,7 +7,7 @@ from skimage import io
 from nnunetv2_crossmatch.dataset_conversion import isic
 from nnunetv2_crossmatch.dataset_conversion.common import listed, write_dataset
 from nnunetv2_crossmatch.utilities.errors import DatasetError
-from tests.conftest import REAL, real
+from tests.conftest import REAL
 from tests.dataset_conversion.conftest import counts, names, round_trip, sha256, unlabeled_list
 
 TEST = listed("isic_test")
@@ -108,7 +108,7 @@ def test_bad_input(base, source):
         isic.convert(source, 2)
 
 
-@real
+@pytest.mark.real
 def test_real_images(base):
     """400 of the 2594, squashed to 256 x 256; 81 of them are test images."""
     folder = write_dataset(isic.convert(REAL / "ISIC2018", 20), 18)

@@ -6,7 +6,7 @@ from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.dataset_conversion import la
 from nnunetv2_crossmatch.dataset_conversion.common import listed, write_dataset
 from nnunetv2_crossmatch.utilities.errors import DatasetError
-from tests.conftest import REAL, real
+from tests.conftest import REAL
 from tests.dataset_conversion.conftest import (
     array,
     counts,
@@ -110,7 +110,7 @@ def test_a_wrong_folder(base, source, capsys):
         la.convert(source / "nowhere", 4)
 
 
-@real
+@pytest.mark.real
 def test_real_h5(base, capsys):
     folder = write_dataset(la.convert(REAL / "LA", 4), 8)
     assert [len(names(folder / part)) for part in ("imagesTr", "labelsTr", "imagesUn", "labelsUn")] == [4, 4, 28, 28]

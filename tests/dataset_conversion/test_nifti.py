@@ -6,7 +6,7 @@ import SimpleITK as sitk
 from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.dataset_conversion import nifti
 from nnunetv2_crossmatch.dataset_conversion.common import write_dataset
-from tests.conftest import REAL, make_raw_dataset, real
+from tests.conftest import REAL, make_raw_dataset
 from tests.dataset_conversion.conftest import counts, names, unlabeled_list
 
 
@@ -55,7 +55,7 @@ def test_labels_and_channels_of_the_decathlon_of_nnunet_and_of_neither(base, sca
     assert labels == {"background": 0, "class1": 1, "class2": 2}
 
 
-@real
+@pytest.mark.real
 def test_real_hippocampus(base):
     conversion = nifti.convert(REAL / "Hippocampus", 4, 40)
     assert counts(conversion) == [4, 155, 0, 40]

@@ -13,8 +13,8 @@ from medpy.metric import binary
 from nnunetv2_crossmatch.evaluation import evaluate
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders, read_labels
 from nnunetv2_crossmatch.utilities.errors import DatasetError
+from tests.conftest import REAL
 
-HIPPOCAMPUS = Path(__file__).parents[3] / "shared" / "data" / "Hippocampus" / "labelsTr"
 DATASET = {
     "labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3},
     "regions_class_order": [1, 2],
@@ -120,11 +120,11 @@ def test_labels_are_read_as_nnunet_reads_them():
     assert read_labels({"labels": {"background": 0, "organ": 1}}).ignore is None
 
 
-@pytest.mark.skipif(not HIPPOCAMPUS.is_dir(), reason="the Hippocampus scans are not here")
+@pytest.mark.real
 def test_real_masks_one_patients_against_anothers(tmp_path):
     """Stored as float32, as some of the originals are."""
     by_size: dict[tuple, list[Path]] = {}
-    for file in sorted(HIPPOCAMPUS.glob("*.nii.gz"))[:60]:
+    for file in sorted((REAL / "Hippocampus" / "labelsTr").glob("*.nii.gz"))[:60]:
         by_size.setdefault(sitk.ReadImage(str(file)).GetSize(), []).append(file)
     reference, other = next(files for files in by_size.values() if len(files) > 1)[:2]
     (tmp_path / "r").mkdir()

@@ -15,7 +15,7 @@ from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.preprocessing.leaks import find_leaks
 from nnunetv2_crossmatch.preprocessing.scan import describe
 from nnunetv2_crossmatch.utilities.errors import DatasetError
-from tests.conftest import DATASET, REAL, make_raw_dataset, real, use_folders
+from tests.conftest import DATASET, REAL, make_raw_dataset, use_folders
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_a_copied_dataset_needs_no_unlabeled_originals(raw, preprocessed):
     assert "'new' names '/nowhere.nii.gz', which does not exist" in problems["unlabeled"][0]
 
 
-@real
+@pytest.mark.real
 def test_real_la_list_of_unlabeled_scans_that_holds_labeled_ones():
     """The community's train_16_unlabel.list names 12 of the 16 labeled scans."""
     folder = REAL / "LA" / "2018LA_Seg_Training Set"

@@ -6,7 +6,6 @@ import os
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,7 +28,7 @@ def train_every(rank: int, folder: str, port: int) -> None:
     finish()
 
 
-@pytest.mark.skipif(not (torch.cuda.is_available() and dist.is_nccl_available()), reason="needs a CUDA GPU and NCCL")
+@pytest.mark.gpu
 def test_every_trainer_takes_steps_with_nccl(dataset):
     port = 20000 + (os.getpid() + 5) % 20000
     mp.spawn(train_every, args=(str(dataset / "preprocessed" / DATASET), port), nprocs=1)
