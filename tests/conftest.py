@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,10 +33,13 @@ os.environ.update(nnUNet_n_proc_DA="0", nnUNet_def_n_proc="1", OMP_NUM_THREADS="
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item, (marker, reason) in product(items, MISSING.items()):
-        if reason and item.get_closest_marker(marker):
-            item.add_marker(pytest.mark.skip(reason=reason))
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    for item in items:
+        if "planned" in item.fixturenames:  # nnU-Net's planning and preprocessing take a while
+            item.add_marker(pytest.mark.slow)
+        for marker, reason in MISSING.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def ball(rng: np.random.Generator, shape=(16, 24, 24), channels: int = 1) -> tuple[list[np.ndarray], np.ndarray]:

@@ -13,6 +13,8 @@ from nnunetv2_crossmatch import doctor
 from nnunetv2_crossmatch.doctor import REGISTER, REGISTRATION
 from tests.conftest import use_folders
 
+pytestmark = pytest.mark.slow
+
 NNUNET = Path(nnunetv2.__path__[0])
 
 

@@ -15,14 +15,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nnunetv2.run import run_training as run_training_module
 
 from nnunetv2_crossmatch import cli
+from nnunetv2_crossmatch.comparison import page
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.sweep import clusters, matrix
 from nnunetv2_crossmatch.sweep.clusters import Local
 from nnunetv2_crossmatch.sweep.runs import Progress, Training, claimed, job_folder, progress
 from nnunetv2_crossmatch.sweep.table import Table, format_table
+from nnunetv2_crossmatch.trainers import launch
 from tests.conftest import DATASET
 
 SMOKE = "nnUNetTrainerCrossMatch_smoke"
@@ -91,7 +92,7 @@ def epochs(run: RunFolder) -> list[list[str]]:
 def main(monkeypatch):
     """main(argv) -> the arguments of the comparison at the end, None if there was none."""
     sweep, compared = cli.main, []
-    monkeypatch.setattr(cli, "main", compared.append)
+    monkeypatch.setattr(page, "compare_to_page", lambda *arguments: compared.append(arguments))
 
     def call(argv):
         compared.clear()
@@ -168,9 +169,11 @@ def test_local_matrix_fails_continues_and_ends(dataset, trainers, main, monkeypa
 
     compared = main(matrix_of)
     assert compared is not None
-    assert compared[:7] == ["compare", "-d", "901", "-c", "3d_fullres", "-p", "nnUNetPlansSmall"]
-    assert compared[7:] == ["-tr", "nnUNetTrainerShort", "nnUNetTrainerStumbles", "-f", "0"]
-    assert stumbles.done and epochs(stumbles) == [["0"], ["1"]]
+    of_dataset, *which = compared
+    assert of_dataset.name == DATASET
+    assert which[:4] == ["nnUNetPlansSmall", "3d_fullres", ["nnUNetTrainerShort", "nnUNetTrainerStumbles"], [0]]
+    assert which[4:6] == [False, torch.device("cpu")], "validation cases, on the device of the trainings"
+    assert stumbles.is_done and epochs(stumbles) == [["0"], ["1"]]
     assert epochs(short) == [["0"]], "what is done is not started again"
     assert progress(stumbles)[:2] == (2, 2)
     for run in (short, stumbles):
@@ -201,8 +204,8 @@ def test_nnunet_is_told_how_far_the_run_is(dataset, monkeypatch, files, goes_on,
     def run_training(*args, **kwargs):
         asked.update(inspect.signature(nnunet).bind(*args, **kwargs).arguments)
 
-    nnunet = run_training_module.run_training
-    monkeypatch.setattr(run_training_module, "run_training", run_training)
+    nnunet = launch.run_training
+    monkeypatch.setattr(launch, "run_training", run_training)
     Training(run, "cpu", 1, "")()
     assert asked == {
         "dataset_name_or_id": DATASET,
@@ -371,7 +374,7 @@ def test_slurm_job_near_its_time_limit_is_queued_again_and_goes_on(dataset, trai
         (["-c", "3d_lowres"], "-c 3d_lowres: nnUNetPlansSmall has 2d, 3d_fullres"),
         (
             ["-p", "nnUNetPlansOther"],
-            "nnUNetPlansOther.json. RunFolder nnUNetv2_plan_and_preprocess -d Dataset901_Balls",
+            "nnUNetPlansOther.json. Run nnUNetv2_plan_and_preprocess -d Dataset901_Balls",
         ),
         (["-d", "902"], "Could not find a dataset with the ID 902"),
         (["-f", "4", "5", "all"], "-f all: it holds no case out and cannot be compared with other folds"),
@@ -406,7 +409,7 @@ def test_not_preprocessed(dataset, main, capsys):
     shutil.rmtree(dataset / "preprocessed" / DATASET / "nnUNetPlans_3d_fullres")
     with pytest.raises(SystemExit):
         main([*LOCAL, "-tr", SMOKE, "-f", "0"])
-    assert "RunFolder nnUNetv2_preprocess -d 901 -plans_name nnUNetPlansSmall" in capsys.readouterr().err
+    assert "Run nnUNetv2_preprocess -d 901 -plans_name nnUNetPlansSmall" in capsys.readouterr().err
 
 
 def test_split_is_made_before_the_jobs_and_by_patient(dataset, main, capsys):

@@ -75,6 +75,7 @@ def test_database_frames_of_info_cfg_and_the_official_test_set(base, source):
     assert all(len({case.split("_")[0] for case in split["val"]}) == 1 for split in splits)
 
 
+@pytest.mark.slow
 def test_round_trip_of_zipped_and_plain_nifti(base, source):
     for number, ending in ((99, ".nii.gz"), (38, ".nii"), (50, ".nii.gz"), (3, ".nii.gz"), (4, ".nii")):
         write_patient(source, number, ending=ending)

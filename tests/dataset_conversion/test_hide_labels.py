@@ -49,6 +49,7 @@ def test_no_image_is_copied_and_all_cases_are_there(base):
     assert list(described["labels"]) == ["background", "shell", "core"], "regions depend on this order"
 
 
+@pytest.mark.slow
 def test_stock_planning_reads_it(base):
     folder, labeled, _ = hide(base, 5, "--labeled", "2")
     run(

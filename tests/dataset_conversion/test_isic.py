@@ -82,6 +82,7 @@ def test_rgb_with_jpeg_in_place(base, source, mask_name):
             )
 
 
+@pytest.mark.slow
 def test_round_trip(base, source):
     for number, shape in enumerate([(64, 80), (72, 64), (64, 64), (80, 72), (66, 70)]):
         write_case(source, f"ISIC_{20000 + number:07d}", shape)

@@ -70,6 +70,7 @@ def test_nrrd_images_without_label_are_used_in_place(base, source):
 
 
 @pytest.mark.parametrize("write_form", [write_nrrd, write_community])
+@pytest.mark.slow
 def test_round_trip(base, source, write_form):
     for seed, name in enumerate(TRAIN[:5]):
         write_form(source / name, seed)

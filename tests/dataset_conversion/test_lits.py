@@ -31,6 +31,7 @@ def test_nested_labeled_volumes_in_batches(base, source):
     np.testing.assert_array_equal(array(folder / "labelsUn" / "volume_057.nii.gz"), scan(57)[1])
 
 
+@pytest.mark.slow
 def test_round_trip(base, source):
     for number, ending in ((3, ".nii"), (1, ".nii.gz"), (38, ".nii"), (5, ".nii"), (6, ".nii.gz")):
         write_case(source, number, ending)

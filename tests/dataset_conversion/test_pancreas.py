@@ -124,6 +124,7 @@ def test_empty_folders_of_removed_cases_are_no_cases(source):
     assert [case.id for case in pancreas.convert(source, 1).labeled] == ["pancreas_0001"]
 
 
+@pytest.mark.slow
 def test_round_trip_of_dicom(base, source):
     for number in range(1, 6):
         write_case(source, number)

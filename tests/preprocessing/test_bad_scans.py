@@ -18,6 +18,8 @@ from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import DATASET, make_raw_dataset
 from tests.preprocessing.bad_scans import IMAGE, NATURAL, NIBABEL, NO_FILES, SIMPLEITK, TIFF, Maker, nifti, photo, tif
 
+pytestmark = pytest.mark.slow
+
 ODD_NAMES = ("Müller 1.5T_é_肝臓.v2", "a..b", "{case}", "%s [1]", "c'est")
 
 

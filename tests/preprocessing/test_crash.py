@@ -19,6 +19,8 @@ from nnunetv2_crossmatch.utilities.files import write_json
 from tests.conftest import small_files, write_image
 from tests.preprocessing.conftest import Place
 
+pytestmark = pytest.mark.slow
+
 
 class Killed(BaseException):
     """After it nothing more is written."""

@@ -8,6 +8,8 @@ import torch
 from nnunetv2_crossmatch.methods.crossmatch import CrossMatch
 from tests.conftest import REPOSITORY, run
 
+pytestmark = pytest.mark.slow
+
 spec = importlib.util.spec_from_file_location("benchmark", REPOSITORY / "scripts" / "benchmark.py")
 benchmark = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(benchmark)

@@ -1,6 +1,10 @@
 import re
 
+import pytest
+
 from tests.conftest import REPOSITORY, run
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_training_killed_at_random_instants_loses_nothing(dataset):

@@ -1,6 +1,10 @@
 import re
 
+import pytest
+
 from tests.conftest import REPOSITORY, run
+
+pytestmark = pytest.mark.slow
 
 
 def test_preprocessing_killed_at_random_instants_leaves_nothing_half_written(dataset):

@@ -5,6 +5,8 @@ import SimpleITK as sitk
 
 from tests.conftest import REPOSITORY, make_raw_dataset, run
 
+pytestmark = pytest.mark.slow
+
 TRAINERS = {"nnUNetTrainer_5epochs": (0.9, 0.8, 0.7), "nnUNetTrainerCrossMatch_5epochs": (0.8, 0.9, 0.75)}
 
 

@@ -11,6 +11,8 @@ from nnunetv2_crossmatch.dataset_conversion.common import listed
 from nnunetv2_crossmatch.methods.crossmatch import CrossMatchConstants
 from tests.conftest import REPOSITORY, ball, run, use_folders
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = REPOSITORY / "scripts" / "reproduce.py"
 
 

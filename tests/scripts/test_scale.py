@@ -1,6 +1,10 @@
 import json
 
+import pytest
+
 from tests.conftest import REPOSITORY, run
+
+pytestmark = pytest.mark.slow
 
 
 def test_everything_is_measured(tmp_path):

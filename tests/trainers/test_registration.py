@@ -10,6 +10,8 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2_crossmatch.trainers import METHODS
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("variant", ["", "_1epoch", "_37epochs", "_smoke"])
