@@ -12,6 +12,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from tests.conftest import DATASET, SMALL_ON_CPU, make_raw_dataset, masks, plan, run, use_folders
 
+pytestmark = pytest.mark.slow
+
 TRAINER = "nnUNetTrainerCrossMatch_smoke"
 ODD_NAME = "Müller 1.5T_é_肝臓.v2"
 MODEL = f"{TRAINER}__nnUNetPlansSmall__3d_fullres"

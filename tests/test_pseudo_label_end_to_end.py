@@ -9,6 +9,8 @@ import pytest
 from nnunetv2_crossmatch.cli import main
 from tests.conftest import DATASET, SMALL_ON_CPU, masks, run
 
+pytestmark = pytest.mark.slow
+
 TEACHER = "nnUNetTrainer_1epoch"
 STUDENT = "nnUNetTrainerPseudoLabel_smoke"
 LABEL = ("pseudo-label", "-d", "901", "-c", "3d_fullres", "-f", "0", "-tr", TEACHER, "-np", "1", *SMALL_ON_CPU)

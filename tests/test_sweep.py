@@ -79,7 +79,8 @@ FAKES = {
 
 
 def run_of(trainer: str, fold: int | str = 0) -> RunFolder:
-    return RunFolder.of(DATASET, trainer, "nnUNetPlansSmall", "3d_fullres", fold)
+    results = Path(os.environ.get("nnUNet_results", "nowhere"))
+    return RunFolder.of(DATASET, trainer, "nnUNetPlansSmall", "3d_fullres", fold, results)
 
 
 def epochs(run: RunFolder) -> list[list[str]]:
@@ -439,7 +440,7 @@ def test_table():
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_terminal_has_the_table_anew_and_a_file_the_changes(monkeypatch, capsys, terminal):
+def test_a_terminal_has_the_table_redrawn_and_a_file_the_changes(monkeypatch, capsys, terminal):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     monkeypatch.setenv("COLUMNS", "20")
     monkeypatch.setenv("LINES", "4")

@@ -17,6 +17,8 @@ from tests.comparison.conftest import finished
 from tests.conftest import BROWSER, ball, write_image
 from tests.nnunet.conftest import epoch
 
+pytestmark = pytest.mark.slow
+
 DATASET = "Dataset902_Folds"
 STOCK, OURS = "nnUNetTrainer", "nnUNetTrainerCrossMatch"
 

@@ -107,6 +107,7 @@ def die(*_) -> None:
     os._exit(1)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_explained(folders, monkeypatch):
     monkeypatch.setattr(evaluate, "measure_case", die)
     with pytest.raises(RuntimeError, match="lack of memory"):

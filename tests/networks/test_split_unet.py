@@ -57,6 +57,7 @@ def test_levels_come_with_exactly_what_the_forward_returns(network, image, deep_
         assert any(torch.equal(segment(level), output) for output in network(image)) or not deep_supervision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("mixed_precision", [False, True])
 def test_the_economical_forward_keeps_less_and_has_the_same_gradients(
