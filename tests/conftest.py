@@ -35,10 +35,11 @@ torch.set_num_threads(1)
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     for item in items:
-        if "planned" in item.fixturenames:  # nnU-Net's planning and preprocessing take a while
+        needs = [marker for marker in MISSING if item.get_closest_marker(marker)]
+        if needs or "planned" in item.fixturenames:  # nnU-Net's planning and preprocessing take a while
             item.add_marker(pytest.mark.slow)
-        for marker, reason in MISSING.items():
-            if reason and item.get_closest_marker(marker):
+        for marker in needs:
+            if reason := MISSING[marker]:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
