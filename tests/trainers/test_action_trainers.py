@@ -178,7 +178,7 @@ def test_stages_are_drawn(make_trainer, monkeypatch):
 
 
 def test_regions_are_refused_at_once(make_trainer):
-    with pytest.raises(RuntimeError, match="Smoke contrasts classes that exclude each other"):
+    with pytest.raises(RuntimeError, match="Smoke needs classes that exclude each other"):
         make_trainer(Smoke, edit=regions).initialize()
 
 
