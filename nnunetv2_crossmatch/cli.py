@@ -79,7 +79,7 @@ def _shtab() -> ModuleType | None:
 
 class _NoCompletion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        parser.error('--print-completion needs shtab: pip install "nnunetv2-crossmatch[completion]"')
+        parser.error("--print-completion needs shtab, which the extra brings: pip install shtab")
 
 
 def explain(error: Exception) -> str:

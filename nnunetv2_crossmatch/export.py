@@ -101,9 +101,9 @@ def _trained_folds(any_fold: RunFolder, folds: Sequence[int | str] | None, check
     model = any_fold.model
     if folds is None:
         there = [RunFolder(folder) for folder in sorted(model.glob("fold_*"))]
-        runs = [run for run in there if run.fold != "all"] or there
+        runs = [run for run in there if isinstance(run.fold, int)] or [run for run in there if run.fold == "all"]
     else:
-        runs = [RunFolder(model / f"fold_{fold}") for fold in folds]
+        runs = [RunFolder(model / f"fold_{fold}") for fold in dict.fromkeys(folds)]
     if not runs:
         raise FileNotFoundError(f"{model} has no trained fold. Train one: {any_fold.train_command()}")
     for run in runs:

@@ -36,5 +36,5 @@ def run(arguments: argparse.Namespace) -> None:
     from nnunetv2_crossmatch.dataset_conversion.hide_labels import hide_labels
 
     source = find_dataset(arguments.d)
-    folder = hide_labels(source.raw_folder, arguments.o, arguments.labeled, arguments.seed, arguments.group_by)
+    folder = hide_labels(source.require_raw(), arguments.o, arguments.labeled, arguments.seed, arguments.group_by)
     report(find_dataset(folder.name), default_num_processes)

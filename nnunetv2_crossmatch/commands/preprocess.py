@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
     from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 
     dataset = find_dataset(arguments.d)
-    raw, preprocessed = dataset.raw_folder, dataset.preprocessed
+    raw, preprocessed = dataset.require_raw(), dataset.preprocessed
     plans = dataset.plans(arguments.p)
     ensure_splits(preprocessed, list(labeled_scans(raw, dataset.json)), known_patients(raw, preprocessed))
     for configuration in arguments.c:

@@ -35,16 +35,16 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if os.name == "nt":
+        raise ValueError("sweep needs Linux or macOS; on Windows use WSL.")
     if find_spec("submitit") is None:
-        raise ValueError('sweep needs submitit: pip install "nnunetv2-crossmatch[sweep]"')
+        raise ValueError("sweep needs submitit, which the extra brings: pip install submitit")
     import torch
 
     from nnunetv2_crossmatch.comparison.page import compare_to_page
     from nnunetv2_crossmatch.sweep.clusters import Cluster, Local, Slurm
     from nnunetv2_crossmatch.sweep.matrix import follow, make_runs
 
-    if os.name == "nt":
-        raise ValueError("sweep needs Linux or macOS; on Windows use WSL.")
     if arguments.gpus_per_job < 1 or (arguments.device == "cpu" and arguments.gpus_per_job > 1):
         raise ValueError(f"--gpus-per-job {arguments.gpus_per_job}: at least 1, and no more with -device cpu.")
     if arguments.hours is not None and not arguments.hours > 0:
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     trainers = list(dict.fromkeys(arguments.tr))
     compared = len(trainers) > 1
-    if compared and "all" in arguments.f and not (find_dataset(arguments.d).raw_folder / "labelsTs").is_dir():
+    if compared and "all" in arguments.f and not (find_dataset(arguments.d).require_raw() / "labelsTs").is_dir():
         print("No comparison will follow: fold all holds no case out, and there is no labelsTs.")
         compared = False
     endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -125,7 +125,7 @@ def compare_models(
     """
     if len(set(trainers)) != len(trainers) or len(trainers) < 2:
         raise ValueError(f"Name two or more different trainers, the reference first, not {' '.join(trainers)}.")
-    raw_folder, preprocessed_folder = dataset.raw_folder, dataset.preprocessed
+    raw_folder, preprocessed_folder = dataset.require_raw(), dataset.preprocessed
     if folds is None:
         file = preprocessed_folder / SPLITS
         folds = list(range(len(load_json(str(file))))) if file.exists() else ["all"]

@@ -36,5 +36,5 @@ def compare_to_page(
     command = ["nnUNetv2_crossmatch", "compare", "-d", dataset.name, "-c", configuration, "-p", plans]
     command += ["-tr", *trainers, "-f", *map(str, comparison.folds), *(["--test"] if test else [])]
     write_json(comparison, page.with_suffix(".json"))
-    write_html(comparison, dataset.raw_folder, shlex.join(command), page)
+    write_html(comparison, dataset.require_raw(), shlex.join(command), page)
     return f"{format_text(comparison)}\nReport: {page}"

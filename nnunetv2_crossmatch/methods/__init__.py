@@ -113,12 +113,14 @@ class Method(nn.Module, ABC):
         self.curves = {}
 
     def weights(self, progress: float) -> dict[str, float]:
-        """:meth:`weights_after_warmup`, during the warm-up 0.
+        """:meth:`weights_after_warmup`; during the warm-up 0 for all but nnU-Net's own loss.
 
         All zero skips the unlabeled part of the step: what is left is the supervised step.
         """
         weights = self.weights_after_warmup(progress)
-        return weights if progress >= getattr(self.constants, "warmup", 0.0) else dict.fromkeys(weights, 0.0)
+        if progress >= getattr(self.constants, "warmup", 0.0):
+            return weights
+        return {name: 0.0 for name in weights if name != SUPERVISED}
 
     @abstractmethod
     def weights_after_warmup(self, progress: float) -> dict[str, float]:

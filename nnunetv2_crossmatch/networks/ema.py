@@ -32,10 +32,10 @@ class EMATeacher(nn.Module):
         """
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
-        share = (1 / (self.updates + 1)).clamp(min=1 - decay)  # of the student
+        now = (1 - 1 / (self.updates + 1)).clamp(max=decay)
         self.updates += 1
         # not state_dict(): nnU-Net's blocks list one and the same tensor there under several names
         for mine, theirs in zip(self.network.parameters(), student.parameters(), strict=True):
-            mine.lerp_(theirs, share.to(mine.dtype))
+            mine.lerp_(theirs, 1 - now.to(mine.dtype))
         for buffer, students in zip(self.network.buffers(), student.buffers(), strict=True):
             buffer.copy_(students)

@@ -41,10 +41,10 @@ def update_content(dataset: Dataset, num_processes: int) -> tuple[Content, dict[
         DatasetError: see :func:`~nnunetv2_crossmatch.preprocessing.listing.survey_unlabeled`.
     """
     preprocessed_folder = dataset.preprocessed
-    parts = labeled_and_held_out(dataset.raw_folder, dataset.json)
+    parts = labeled_and_held_out(dataset.require_raw(), dataset.json)
     seen = _seen(preprocessed_folder)
     unlabeled, unlisted = survey_unlabeled(
-        dataset.raw_folder, dataset.json, lambda case: any(case in content.get(UNLABELED, ()) for content in seen)
+        dataset.require_raw(), dataset.json, lambda case: any(case in content.get(UNLABELED, ()) for content in seen)
     )
     if unlabeled:
         parts[UNLABELED] = unlabeled

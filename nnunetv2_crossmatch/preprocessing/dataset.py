@@ -8,7 +8,14 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunetv2_crossmatch.preprocessing.listing import has_training_scans
 from nnunetv2_crossmatch.preprocessing.manifest import plans_stamp
+
+
+def raw_folder_at_hand(name: str) -> Path | None:
+    """A dataset's raw folder, None where it is not at hand; perhaps only test scans are."""
+    raw = Path(nnUNet_raw) / name if nnUNet_raw.is_set() else None
+    return raw if raw is not None and has_training_scans(raw) else None
 
 
 @dataclass(frozen=True)
@@ -26,29 +33,42 @@ class Dataset:
 
     @classmethod
     def find(cls, name_or_id: str) -> "Dataset":
-        """A dataset by its name or id, as in nnU-Net's commands.
+        """A raw dataset by its name or id, as in nnU-Net's commands.
 
         Raises:
-            RuntimeError: nnU-Net's: there is none.
-            FileNotFoundError: a folder without dataset.json.
+            RuntimeError: nnU-Net's: there is none of that name; nnUNet_raw is not set.
+            FileNotFoundError: its raw folder has no dataset.json.
         """
         name = maybe_convert_to_dataset_name(name_or_id)
-        raw = Path(nnUNet_raw) / name if nnUNet_raw.is_set() else None
+        file = Path(nnUNet_raw) / name / "dataset.json"
+        if not file.exists():
+            raise FileNotFoundError(f"There is no {file}. Set nnUNet_raw to where the raw scans of {name} are.")
+        return cls(file.parent, Path(nnUNet_preprocessed) / name, load_json(str(file)))
+
+    @classmethod
+    def find_preprocessed(cls, name_or_id: str) -> "Dataset":
+        """A preprocessed dataset; without a raw folder where that is not at hand.
+
+        Raises:
+            RuntimeError: nnU-Net's: there is none of that name.
+            FileNotFoundError: it is not preprocessed.
+        """
+        name = maybe_convert_to_dataset_name(name_or_id)
         preprocessed = Path(nnUNet_preprocessed) / name
-        for folder in (raw, preprocessed):
-            if folder is not None and (folder / "dataset.json").exists():
-                return cls(raw if folder == raw else None, preprocessed, load_json(str(folder / "dataset.json")))
-        raise FileNotFoundError(
-            f"Neither {raw or 'nnUNet_raw, which is not set,'} nor {preprocessed} has a dataset.json."
-        )
+        if not (file := preprocessed / "dataset.json").exists():
+            raise FileNotFoundError(f"There is no {file}. Run nnUNetv2_plan_and_preprocess -d {name_or_id}.")
+        return cls(raw_folder_at_hand(name), preprocessed, load_json(str(file)))
 
     @property
     def name(self) -> str:
         return self.preprocessed.name
 
-    @property
-    def raw_folder(self) -> Path:
-        """Raises ValueError where it is not at hand."""
+    def require_raw(self) -> Path:
+        """The raw folder.
+
+        Raises:
+            ValueError: it is not at hand.
+        """
         if self.raw is None:
             raise ValueError(f"The raw scans of {self.name} are not here. Set nnUNet_raw to where they are.")
         return self.raw
@@ -63,15 +83,15 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Planned:
-    """A dataset with one configuration of one of its plans; ``name`` is the configuration's, e.g. 3d_fullres."""
+    """A dataset with one configuration of one of its plans, e.g. 3d_fullres."""
 
     dataset: Dataset
     plans: PlansManager
-    name: str
+    configuration_name: str
 
     @property
     def configuration(self) -> ConfigurationManager:
-        return self.plans.get_configuration(self.name)
+        return self.plans.get_configuration(self.configuration_name)
 
     @property
     def unlabeled_folder(self) -> Path:
@@ -85,4 +105,6 @@ class Planned:
 
     def command(self, name: str) -> str:
         """A command of this package for it."""
-        return f"nnUNetv2_crossmatch {name} -d {self.dataset.name} -c {self.name} -p {self.plans.plans_name}"
+        return (
+            f"nnUNetv2_crossmatch {name} -d {self.dataset.name} -c {self.configuration_name} -p {self.plans.plans_name}"
+        )

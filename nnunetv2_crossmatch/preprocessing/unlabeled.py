@@ -65,7 +65,7 @@ def preprocess_unlabeled(planned: Planned, num_processes: int) -> list[str]:
         DatasetError: names every scan that could not be used, after the others have been done.
         OSError: the disk is full.
     """
-    raw_folder = planned.dataset.raw_folder
+    raw_folder = planned.dataset.require_raw()
     manifest = Manifest.read(planned.unlabeled_folder)
     listed, problems = survey_unlabeled(raw_folder, _dataset_json(planned), manifest.is_whole)
     if listed is None:
@@ -124,7 +124,7 @@ def _preprocess_stale(
     planned: Planned,
     num_processes: int,
 ) -> None:
-    of_all = planned.plans.plans, planned.name, _dataset_json(planned)
+    of_all = planned.plans.plans, planned.configuration_name, _dataset_json(planned)
     jobs = {
         case: (files, manifest.folder / case, *of_all, known.get(case))
         for case, files in listed.items()
@@ -133,7 +133,7 @@ def _preprocess_stale(
     problems = list(problems)
     written = time.monotonic()
     try:
-        description = f"Preprocessing unlabeled {planned.name}"
+        description = f"Preprocessing unlabeled {planned.configuration_name}"
         with closing(run_in_workers(preprocess_scan, jobs, num_processes, description)) as done:
             for case, future in done:
                 try:

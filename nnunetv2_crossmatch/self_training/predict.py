@@ -93,10 +93,12 @@ def write_pseudo_labels(
     if not 0 <= threshold <= 1:
         raise ValueError(f"The threshold is a probability, 0 to 1, not {threshold}.")
     if planned.configuration.previous_stage_name is not None:
-        raise ValueError(f"{planned.name} is the second stage of a cascade. Use 2d, 3d_fullres or 3d_lowres.")
+        raise ValueError(
+            f"{planned.configuration_name} is the second stage of a cascade. Use 2d, 3d_fullres or 3d_lowres."
+        )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("There is no CUDA device here. Use -device cpu.")
-    raw_folder, preprocessed_folder = planned.dataset.raw_folder, planned.dataset.preprocessed
+    raw_folder, preprocessed_folder = planned.dataset.require_raw(), planned.dataset.preprocessed
     dataset_json = planned.dataset.json
     patients = known_patients(raw_folder, preprocessed_folder)
     ensure_splits(preprocessed_folder, list(labeled_scans(raw_folder, dataset_json)), patients)
@@ -104,7 +106,10 @@ def write_pseudo_labels(
     folds = (list(range(len(splits))) or ["all"]) if folds is None else folds
     held_out = {fold: validation_patients(preprocessed_folder, fold, patients) for fold in folds}
     plans_name = planned.plans.plans_name
-    models = {fold: RunFolder.of(planned.dataset.name, trainer, plans_name, planned.name, fold) for fold in folds}
+    models = {
+        fold: RunFolder.of(planned.dataset.name, trainer, plans_name, planned.configuration_name, fold)
+        for fold in folds
+    }
     # nnU-Net's predictor unpickles the checkpoint (weights_only=False), as with every model of its results folder
     _check_models(list(models.values()), checkpoint, planned)
 
@@ -122,7 +127,7 @@ def write_pseudo_labels(
         origin = Origin(
             trainer=trainer,
             plans=plans_name,
-            configuration=planned.name,
+            configuration=planned.configuration_name,
             fold=fold,
             checkpoint=checkpoint,
             model=sha256_of(models[fold].checkpoint(checkpoint)),

@@ -66,7 +66,7 @@ def pseudo_labels_for_training(
     command = f"{planned.command('pseudo-label')} -f {fold} -tr "
     # labels that somebody removed from the raw folder are still in the cache
     sets, file = (cache, MANIFEST) if raw_folder is None else (raw_folder / FOLDER, RECORD)
-    of_fold = f"{teacher or '*'}__{planned.plans.plans_name}__{planned.name}/fold_{fold}"
+    of_fold = f"{teacher or '*'}__{planned.plans.plans_name}__{planned.configuration_name}/fold_{fold}"
     sources = sorted(found.parent for found in sets.glob(f"{of_fold}/{file}"))
     if not sources:
         raise DatasetError(
@@ -182,7 +182,7 @@ def _bring_up_to_date(
             write_json({"plans": stamp, "cases": cases}, target / MANIFEST)
 
         write()
-        of_all = planned.plans.plans, planned.name, dataset_json
+        of_all = planned.plans.plans, planned.configuration_name, dataset_json
         jobs = {
             case: (source / (case + dataset_json["file_ending"]), planned.unlabeled_folder, target, case, *of_all)
             for case in entries
@@ -190,7 +190,7 @@ def _bring_up_to_date(
         }
         problems = []
         try:
-            description = f"Preprocessing pseudo-labels {planned.name}"
+            description = f"Preprocessing pseudo-labels {planned.configuration_name}"
             with closing(run_in_workers(preprocess_pseudo_label, jobs, num_processes, description)) as finished:
                 for case, future in finished:
                     try:

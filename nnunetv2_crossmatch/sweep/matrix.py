@@ -28,7 +28,7 @@ def make_runs(
         ValueError: not preprocessed with these plans; no such configuration or fold, or ``all`` beside others.
     """
     nnUNet_results.require()
-    found = Dataset.find(dataset)
+    found = Dataset.find_preprocessed(dataset)
     manager = found.plans(plans)
     if configuration not in manager.available_configurations:
         raise ValueError(f"-c {configuration}: {plans} has {', '.join(manager.available_configurations)}.")

@@ -27,7 +27,7 @@ class HiddenLabels:
         """Take the first ``SCANS`` of ``files`` (case: its channels) that have a label; none is no error."""
         plans, configuration, dataset_json = planned.plans, planned.configuration, planned.dataset.json
         labels = {
-            case: planned.dataset.raw_folder / HIDDEN_LABELS / (case + dataset_json["file_ending"]) for case in files
+            case: planned.dataset.require_raw() / HIDDEN_LABELS / (case + dataset_json["file_ending"]) for case in files
         }
         chosen = [case for case, label in labels.items() if label.exists()][:SCANS]
         preprocessor = configuration.preprocessor_class(verbose=False)

@@ -11,14 +11,12 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_crossmatch.nnunet.loaders import Augmenter
 from nnunetv2_crossmatch.nnunet.logger import convert_values
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
-from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
-from nnunetv2_crossmatch.preprocessing.listing import has_training_scans
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned, raw_folder_at_hand
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.splits import (
     ensure_splits,
@@ -75,8 +73,7 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
     @property
     def planned(self) -> Planned:
         """What is trained; without a raw folder where that is not at hand (perhaps only test scans are)."""
-        raw = Path(nnUNet_raw) / self.plans_manager.dataset_name if nnUNet_raw.is_set() else None
-        raw = raw if raw is not None and has_training_scans(raw) else None
+        raw = raw_folder_at_hand(self.plans_manager.dataset_name)
         dataset = Dataset(raw, Path(self.preprocessed_dataset_folder_base), self.dataset_json)
         return Planned(dataset, self.plans_manager, self.configuration_name)
 
