@@ -13,7 +13,8 @@ class Converter:
         published: numbers of labeled scans (or patients) with published results.
         dataset_id: of the benchmark's first dataset where scripts make one; its numbers of labels are added to it.
         configuration: of nnU-Net, the one that the papers' networks correspond to.
-        options: of this converter alone, name -> arguments of argparse's ``add_argument``.
+        options: name (a Python identifier) -> arguments of argparse's ``add_argument``; without it on the command line
+            its value is false.
     """
 
     published: tuple[int, ...]

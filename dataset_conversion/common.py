@@ -261,7 +261,7 @@ def take_labeled(train: Sequence[T], labeled: int) -> tuple[Sequence[T], Sequenc
 def wrong_folder(source: Path, expected: str) -> DatasetError:
     """What was expected in the folder and what is there."""
     if not source.is_dir():
-        return DatasetError([f"{source} is no folder. Expected: {expected}."])
+        return DatasetError([f"{source} is not a folder. Expected: {expected}."])
     there = sorted(file for file in source.iterdir() if not file.name.startswith("."))
     names = [f"{file.name}/" if file.is_dir() else file.name for file in there]
     found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -102,5 +102,5 @@ def _read_rgb(file: Path) -> sitk.Image:
     """Decoded as nnU-Net's reader decodes the unlabeled originals, so that both have the same colors."""
     array = io.imread(file)
     if array.ndim != 3 or array.shape[2] != 3:
-        raise DatasetError([f"{file} is no RGB image (array of shape {array.shape})."])
+        raise DatasetError([f"{file} is not an RGB image (array of shape {array.shape})."])
     return sitk.GetImageFromArray(array, isVector=True)

@@ -79,11 +79,11 @@ def _shtab() -> ModuleType | None:
 
 class _NoCompletion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        parser.error("--print-completion needs shtab, which the extra brings: pip install shtab")
+        parser.error("--print-completion needs shtab: pip install shtab")
 
 
 def explain(error: Exception) -> str:
-    """What went wrong, for who does not read tracebacks; a single line unless the error is one of COMPLAINTS."""
+    """What went wrong, for readers who do not read tracebacks; a single line unless the error is one of COMPLAINTS."""
     if isinstance(error, COMPLAINTS) and str(error):
         return str(error)
     what = f"there is no {error}" if isinstance(error, KeyError) else " ".join(str(error).split()) or "it says no more"

@@ -61,11 +61,11 @@ def export_model(
         raise FileExistsError(f"{target} exists. Remove it, or give another name to -o.")
     cls = recursive_find_trainer_class_by_name(trainer)
     if not issubclass(cls, nnUNetTrainerWithUnlabeled):
-        raise ValueError(f"{trainer} is none of this package's. nnUNetv2_export_model_to_zip exports it.")
+        raise ValueError(f"{trainer} is not a trainer of this package. nnUNetv2_export_model_to_zip exports it.")
     if not cls.has_stock_network():
         raise ValueError(f"{trainer} builds a network of its own, which stock nnU-Net could not.")
     runs = _trained_folds(RunFolder.of(dataset_name, trainer, plans, configuration, 0), folds, checkpoint)
-    model = runs[0].model
+    model = runs[0].model_folder
     stock = Path(dataset_name, convert_trainer_plans_config_to_identifier(STOCK, plans, configuration))
     provenance: dict[str, Any] = {"trainer": trainer, "exported_with": versions(), "folds": {}}
     unfinished = target.with_name(f"{INCOMING}{target.name}")
@@ -98,7 +98,7 @@ def export_model(
 
 def _trained_folds(any_fold: RunFolder, folds: Sequence[int | str] | None, checkpoint: str) -> list[RunFolder]:
     """Of the same model as ``any_fold``."""
-    model = any_fold.model
+    model = any_fold.model_folder
     if folds is None:
         there = [RunFolder(folder) for folder in sorted(model.glob("fold_*"))]
         runs = [run for run in there if isinstance(run.fold, int)] or [run for run in there if run.fold == "all"]

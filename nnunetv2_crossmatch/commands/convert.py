@@ -25,9 +25,9 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="labeled scans (acdc: patients) that keep their labels; the rest are hidden",
     )
-    for kind, converter in CONVERTERS.items():
-        for name, option in converter.options.items():
-            command.add_argument(f"--{name}", **{**option, "help": f"{kind}: {option['help']}"})
+    for name, kinds in _options().items():
+        option = CONVERTERS[kinds[0]].options[name]
+        command.add_argument(f"--{name}", **{**option, "help": f"{', '.join(kinds)}: {option['help']}"})
     command.set_defaults(run=run)
 
 
@@ -36,11 +36,16 @@ def run(arguments: argparse.Namespace) -> None:
 
     from nnunetv2_crossmatch.dataset_conversion.common import write_dataset
 
-    own = CONVERTERS[arguments.kind].options
-    given = {n: v for of in CONVERTERS.values() for n in of.options if (v := getattr(arguments, n))}
-    if foreign := [f"--{name}" for name in given if name not in own]:
+    given = {name: value for name in _options() if (value := getattr(arguments, name))}
+    if foreign := [f"--{name}" for name in given if arguments.kind not in _options()[name]]:
         raise ValueError(f"{' and '.join(foreign)}: {arguments.kind} has no such option.")
     converter = import_module(f"nnunetv2_crossmatch.dataset_conversion.{arguments.kind}")
     conversion = converter.convert(arguments.source, arguments.labeled, **given)
     folder = write_dataset(conversion, arguments.d)
     report(find_dataset(folder.name), default_num_processes)
+
+
+def _options() -> dict[str, list[str]]:
+    """Options that some of the converters have: name -> which."""
+    names = dict.fromkeys(name for converter in CONVERTERS.values() for name in converter.options)
+    return {name: [kind for kind, converter in CONVERTERS.items() if name in converter.options] for name in names}

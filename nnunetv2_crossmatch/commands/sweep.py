@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
     if os.name == "nt":
         raise ValueError("sweep needs Linux or macOS; on Windows use WSL.")
     if find_spec("submitit") is None:
-        raise ValueError("sweep needs submitit, which the extra brings: pip install submitit")
+        raise ValueError("sweep needs submitit: pip install submitit")
     import torch
 
     from nnunetv2_crossmatch.comparison.page import compare_to_page

@@ -61,7 +61,7 @@ class Comparison:
         truths: reference mask of each case.
         units: of each case, its patient, or the case itself where patients are not known.
         differences: of every model but the first, per class and metric.
-        warnings: what a reader should know besides.
+        warnings: what else a reader should know.
     """
 
     folds: list[int | str]
@@ -73,7 +73,7 @@ class Comparison:
     warnings: list[str]
 
     @property
-    def of(self) -> RunFolder:
+    def reference_run(self) -> RunFolder:
         """A run of the reference, for the dataset, plans and configuration that all have in common."""
         return self.models[0].runs[0].folder
 
@@ -194,7 +194,7 @@ def compare_models(
 
 def _predict_test(runs: Sequence[RunFolder], images: Path, device: torch.device) -> Path:
     """The folder of the test scans' masks; predicted now unless these checkpoints predicted these images."""
-    model_folder, folds = runs[0].model, [run.fold for run in runs]
+    model_folder, folds = runs[0].model_folder, [run.fold for run in runs]
     folder = model_folder / f"test_fold_{'_'.join(map(str, folds))}"
     made_of = {
         "checkpoints": source_stamp([run.checkpoint() for run in runs]),
@@ -263,7 +263,7 @@ def _different_plans(run: TrainedRun, other: TrainedRun) -> list[str]:
     """Keys of the configuration in which the model folders' plans differ."""
     configurations = []
     for folder in (run.folder, other.folder):
-        plans = PlansManager(str(folder.model / "plans.json"))
+        plans = PlansManager(str(folder.model_folder / "plans.json"))
         configurations.append(plans.get_configuration(folder.configuration).configuration)
     one, two = configurations
     return sorted(key for key in one.keys() | two.keys() if one.get(key) != two.get(key))

@@ -31,7 +31,7 @@ def compare_to_page(
         The result for a terminal.
     """
     comparison = compare_models(dataset, plans, configuration, trainers, folds, test, device, num_processes)
-    results = comparison.of.model.parent
+    results = comparison.reference_run.model_folder.parent
     page = page or results / f"comparison__{plans}__{configuration}{'__test' if test else ''}.html"
     command = ["nnUNetv2_crossmatch", "compare", "-d", dataset.name, "-c", configuration, "-p", plans]
     command += ["-tr", *trainers, "-f", *map(str, comparison.folds), *(["--test"] if test else [])]

@@ -1,6 +1,7 @@
 """Two evaluations of the same cases: what is the difference, and can the data tell?"""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,9 +88,9 @@ def format_p(p: float) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Did it help? ``kind`` is "helps", "harms", "no help" or "cannot tell"; ``sentence`` says so in words."""
+    """Did it help? ``sentence`` says in words what ``kind`` says."""
 
-    kind: str
+    kind: Literal["helps", "harms", "no-help", "cannot-tell"]
     sentence: str
 
 
@@ -100,16 +101,16 @@ def verdict(difference: Difference, noun: str) -> Verdict:
     """
     if difference.units < FEWEST:
         too_few = f"The data cannot tell: {difference.units} {noun} are too few, {FEWEST} are the least."
-        return Verdict("cannot tell", too_few)
+        return Verdict("cannot-tell", too_few)
     low, mean, high = (100 * value for value in (difference.low, difference.mean, difference.high))
     figures = (
         f"{mean:+.1f} Dice, 95 % interval {low:+.1f} to {high:+.1f}, {difference.wins} of {difference.units} {noun} "
         f"better, {difference.losses} worse (p {format_p(difference.p)})"
     )
     if max(-low, high) < 100 * MARGIN and difference.units >= ENOUGH_TO_EXCLUDE:
-        return Verdict("no help", f"Does not help: {figures}; a difference of a point can be excluded.")
+        return Verdict("no-help", f"Does not help: {figures}; a difference of a point can be excluded.")
     if low > 0 and difference.p < 0.05:
         return Verdict("helps", f"Helps: {figures}.")
     if high < 0 and difference.p < 0.05:
         return Verdict("harms", f"Does not help, it harms: {figures}.")
-    return Verdict("cannot tell", f"The data cannot tell: {figures}.")
+    return Verdict("cannot-tell", f"The data cannot tell: {figures}.")

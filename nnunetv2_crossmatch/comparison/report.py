@@ -103,7 +103,7 @@ def costs(comparison: Comparison) -> list[dict[str, str]]:
 
 def write_json(comparison: Comparison, file: Path) -> None:
     """Verdicts, differences, each case's Dice, costs; null where a number is undefined."""
-    of, models = comparison.of, comparison.models
+    of, models = comparison.reference_run, comparison.models
     costs = {model.trainer: {"gpu_hours": model.hours, "peak_memory_bytes": model.peak_memory} for model in models}
     content = {
         "dataset": of.dataset,
@@ -225,7 +225,7 @@ def _commands(comparison: Comparison) -> list[str]:
         if made_by := run.made_by:
             commands.append(teacher_folder(run.folder, made_by).train_command())
             commands.append(
-                f"nnUNetv2_crossmatch pseudo-label -d {comparison.of.dataset} -c {made_by['configuration']} "
+                f"nnUNetv2_crossmatch pseudo-label -d {comparison.reference_run.dataset} -c {made_by['configuration']} "
                 f"-tr {made_by['trainer']} -p {made_by['plans']} -f {made_by['fold']} "
                 f"--threshold {made_by['threshold']:g} -chk {made_by['checkpoint']}"
             )

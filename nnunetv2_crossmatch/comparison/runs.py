@@ -53,13 +53,13 @@ def read_run(folder: RunFolder) -> TrainedRun:
     log, resources, debug = folder.log(), read_resources(path), _json(path / "debug.json")
     warnings = []
     if "processes" not in resources and debug.get("is_ddp") == "True":
-        warnings.append(f"{path} was trained on several GPUs, nobody knows how many; its hours count one.")
+        warnings.append(f"{path} was trained on several GPUs; how many is not recorded, so its hours count one.")
     hours = log.hours * resources.get("processes", 1)
     if made_by := _json(path / RECORD):
         teacher = _teacher(folder, made_by)
         if teacher is None:
             warnings.append(
-                f"The model that made the pseudo-labels of {path} is not there any more; its hours are not counted."
+                f"The model that made the pseudo-labels of {path} no longer exists; its hours are not counted."
             )
         else:
             hours += teacher.hours
@@ -80,7 +80,7 @@ def read_run(folder: RunFolder) -> TrainedRun:
 def teacher_folder(student: RunFolder, record: dict) -> RunFolder:
     """The fold that made the pseudo-labels of a run, by their record."""
     origin = (record["trainer"], record["plans"], record["configuration"], record["fold"])
-    return RunFolder.of(student.dataset, *origin, results=student.model.parent.parent)
+    return RunFolder.of(student.dataset, *origin, results=student.model_folder.parent.parent)
 
 
 def _teacher(student: RunFolder, record: dict) -> TrainedRun | None:

@@ -20,7 +20,7 @@ class PublishedRow:
     """One line of a published table.
 
     Attributes:
-        values: Dice and Jaccard in per cent, 95HD and ASD in voxels, with the digits printed; None where not published.
+        values: Dice and Jaccard in percent, 95HD and ASD in voxels, with the digits printed; None where not published.
         source: who published it.
         marks: keys of ``FOOTNOTES``; none where nothing is known of the protocol.
     """

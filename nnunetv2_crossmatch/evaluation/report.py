@@ -89,7 +89,7 @@ def format_summary(summaries: dict[str, Summary]) -> str:
 
 
 def foreground_cells(summaries: dict[str, Summary]) -> list[str]:
-    """Foreground means as the papers print them: Dice and Jaccard in per cent, 95HD and ASD in voxels."""
+    """Foreground means as the papers print them: Dice and Jaccard in percent, 95HD and ASD in voxels."""
     means = [summaries[FOREGROUND].statistics[metric].mean for metric in METRICS[:4]]
     return [_number(mean, scale) for mean, scale in zip(means, _SCALES, strict=False)]
 

@@ -152,7 +152,7 @@ class ACTION(Method):
             contrast = any(weights[name] for name in self.contrasts)
             yield self._fine_tune(network, unlabeled, strong, labeled if contrast else None)
         else:
-            yield self._distil(network, unlabeled, strong, local=bool(weights.get("local")))
+            yield self._distill(network, unlabeled, strong, local=bool(weights.get("local")))
 
     def after_step(self, network: nn.Module) -> None:
         super().after_step(network)
@@ -160,7 +160,7 @@ class ACTION(Method):
         self.teacher_global.update(self.global_head, decay)
         self.teacher_local.update(self.local_head, decay)
 
-    def _distil(
+    def _distill(
         self, network: SplitUNet, unlabeled: UnlabeledBatch, strong: Tensor, *, local: bool
     ) -> dict[str, Tensor]:
         """L_global and L_local: weak view to the teacher, strong view to the student."""

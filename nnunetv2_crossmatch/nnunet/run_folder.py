@@ -33,25 +33,25 @@ class RunFolder:
         return cls(Path(results or nnUNet_results) / dataset / model / f"fold_{fold}")
 
     @property
-    def model(self) -> Path:
+    def model_folder(self) -> Path:
         """``TRAINER__PLANS__CONFIG``, of all folds together."""
         return self.path.parent
 
     @property
     def dataset(self) -> str:
-        return self.model.parent.name
+        return self.model_folder.parent.name
 
     @property
     def trainer(self) -> str:
-        return convert_identifier_to_trainer_plans_config(self.model.name)[0]
+        return convert_identifier_to_trainer_plans_config(self.model_folder.name)[0]
 
     @property
     def plans(self) -> str:
-        return convert_identifier_to_trainer_plans_config(self.model.name)[1]
+        return convert_identifier_to_trainer_plans_config(self.model_folder.name)[1]
 
     @property
     def configuration(self) -> str:
-        return convert_identifier_to_trainer_plans_config(self.model.name)[2]
+        return convert_identifier_to_trainer_plans_config(self.model_folder.name)[2]
 
     @property
     def fold(self) -> int | str:
@@ -60,8 +60,8 @@ class RunFolder:
 
     def train_command(self, option: str = "") -> str:
         """nnU-Net's command that trains it."""
-        trainer, plans, configuration = convert_identifier_to_trainer_plans_config(self.model.name)
-        return f"nnUNetv2_train {self.dataset} {configuration} {self.fold} -tr {trainer} -p {plans} {option}".rstrip()
+        what = f"{self.dataset} {self.configuration} {self.fold} -tr {self.trainer} -p {self.plans}"
+        return f"nnUNetv2_train {what} {option}".rstrip()
 
     def checkpoint(self, name: str = FINAL) -> Path:
         return self.path / name

@@ -154,7 +154,7 @@ def _check_models(models: list[RunFolder], checkpoint: str, planned: Planned) ->
     ]
     if missing:
         raise FileNotFoundError("\n".join(("", *missing)))
-    model_folder = models[0].model
+    model_folder = models[0].model_folder
     of_model = replace(planned, plans=PlansManager(str(model_folder / "plans.json")))
     if of_model.stamp != planned.stamp:
         raise ValueError(
@@ -199,7 +199,7 @@ def _label_fold(
     written: Written,
 ) -> None:
     remove_leftovers(record.folder)
-    ending = load_json(str(model.model / "dataset.json"))["file_ending"]
+    ending = load_json(str(model.model_folder / "dataset.json"))["file_ending"]
     for case in files:
         file = record.folder / (case + ending)
         if record.is_corrected(case, file) and not overwrite:
@@ -211,7 +211,7 @@ def _label_fold(
     if written.predicted:
         (record.folder / PICTURES).mkdir(exist_ok=True)
         predictor = nnUNetPredictor(device=device, allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(model.model), (origin.fold,), origin.checkpoint)
+        predictor.initialize_from_trained_model_folder(str(model.model_folder), (origin.fold,), origin.checkpoint)
         dataset = UnlabeledDataset(str(images.folder), list(written.predicted))
         with (
             tempfile.TemporaryDirectory(prefix=INCOMING, dir=record.folder) as incoming,

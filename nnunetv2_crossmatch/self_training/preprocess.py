@@ -99,7 +99,7 @@ def pseudo_labels_for_training(
     missing = [case for case in cases if case not in entries]
     if missing or origin is None:
         fix = _ELSEWHERE if raw_folder is None else f"Remove those that are there, then run: {command}"
-        raise DatasetError([f"{source} lacks {_some(missing)}, or {file} says not what made them. {fix}"])
+        raise DatasetError([f"{source} lacks {_some(missing)}, or {file} does not say what made them. {fix}"])
     images = Manifest.read(planned.unlabeled_folder)
     held_out = [] if fold == "all" else sorted(validation)
     if problems := _unusable(source, entries, images, dataset_json["labels"], held_out):

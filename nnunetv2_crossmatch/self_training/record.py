@@ -14,7 +14,7 @@ FOLDER = "pseudo_labels"  # in the raw dataset folder; nnU-Net looks only into i
 
 def pseudo_label_folder(raw_folder: Path, model: RunFolder) -> Path:
     """What a trained fold labels: ``nnUNet_raw/DatasetXXX_NAME/pseudo_labels/TRAINER__PLANS__CONFIG/fold_K``."""
-    return raw_folder / FOLDER / model.model.name / model.path.name
+    return raw_folder / FOLDER / model.model_folder.name / model.path.name
 
 
 @dataclass

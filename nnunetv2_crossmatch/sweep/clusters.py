@@ -62,7 +62,7 @@ class Local(Cluster):
     """This machine. A job has its own GPUs; on the CPU there is one job at a time."""
 
     interval = 1.0
-    interrupted = "The trainings are being ended. The same line goes on with them."
+    interrupted = "The trainings are being ended. To resume, run the same command again."
 
     def __init__(self, runs: list[RunFolder], device: str, gpus_per_job: int):
         """Raises ValueError if there are fewer GPUs than a job wants."""
@@ -115,7 +115,7 @@ class Slurm(Cluster):
     """
 
     interval = 30.0
-    interrupted = "Jobs on SLURM go on (squeue --me). The same line shows them again and starts what is missing."
+    interrupted = "Jobs on SLURM continue (squeue --me). Run the same command again to see them."
 
     def __init__(self, runs: list[RunFolder], device: str, gpus_per_job: int, partition: str | None, hours: float):
         """Raises ValueError without SLURM's commands, RuntimeError if squeue does not answer."""

@@ -17,7 +17,7 @@ from nnunetv2_crossmatch.trainers.launch import train
 
 def job_folder(run: RunFolder) -> Path:
     """Logs and ids of its jobs; not in nnU-Net's folder, because that has to be of a training."""
-    return run.model.parent / "sweep" / run.model.name / run.path.name
+    return run.model_folder.parent / "sweep" / run.model_folder.name / run.path.name
 
 
 class Progress(NamedTuple):
@@ -91,7 +91,7 @@ class Training:
     def __call__(self) -> None:
         if self.gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus
-        # submitit ignores SIGTERM; a data loader's worker must not, or a training that fails waits for it for ever
+        # submitit ignores SIGTERM; a data loader's worker must not, or a training that fails waits for it forever
         os.register_at_fork(after_in_child=_default_signals)
         with claimed(self.run, seconds=5):
             self._started.touch()

@@ -21,7 +21,7 @@ def complete_checkpoint(file: Path, ours: dict[str, Any], target: Path) -> None:
     """Add our state to a checkpoint that nnU-Net has just written, and put it in its place: whole or not at all.
 
     Args:
-        file: nnU-Net's, beside ``target``; it is gone afterwards.
+        file: nnU-Net's, beside ``target``; it is gone afterward.
         ours: tensors, numbers, strings and containers of them.
     """
     # weights_only: nnU-Net's own file of a moment ago holds NumPy scalars; what is written here does not any more

@@ -1,15 +1,25 @@
 """Train a run in this process, as ``nnUNetv2_train`` does."""
 
+from pathlib import Path
+
 import torch
 from nnunetv2.run.run_training import run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.trainers.records import record_resources
 
 
 def train(run: RunFolder, device_type: str, num_gpus: int) -> None:
-    """Train it or continue its training, then validate it; one that is trained is only validated."""
+    """Train it or continue its training, then validate it; one that is trained is only validated.
+
+    Raises:
+        RuntimeError: nnU-Net would train into another folder.
+    """
+    theirs = get_output_folder(run.dataset, run.trainer, run.plans, run.configuration, run.fold)
+    if Path(theirs) != run.path:
+        raise RuntimeError(f"nnUNet_results leads to {theirs} here, and to {run.path} where this run was made.")
     device = torch.device(device_type)
     if device.type == "cuda":
         torch.set_num_threads(1)  # as nnUNetv2_train does

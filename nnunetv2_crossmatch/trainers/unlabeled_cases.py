@@ -1,6 +1,7 @@
-"""What every trainer that uses unlabeled cases does beside its training."""
+"""What every trainer that uses unlabeled cases does around its training."""
 
 import random
+from functools import cached_property
 from os.path import join
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         """Whether the network is the one that stock nnU-Net would build from the plans."""
         return cls.build_network_architecture is nnUNetTrainer.build_network_architecture
 
-    @property
+    @cached_property
     def planned(self) -> Planned:
         """What is trained; without a raw folder where that is not at hand (perhaps only test scans are)."""
         raw = raw_folder_at_hand(self.plans_manager.dataset_name)

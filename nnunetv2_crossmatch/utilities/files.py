@@ -48,10 +48,10 @@ def locked(file: Path) -> Iterator[None]:
 
 
 def _check_flock(file: Path) -> None:
-    """FileLock would wait for ever, or take the mere file for a lock, which a killed process leaves behind."""
+    """FileLock would wait forever, or take the mere file for a lock, which a killed process leaves behind."""
     import fcntl  # Windows has none
 
-    with open(file, "a+") as stream:  # NFS grants a shared lock to who may read
+    with open(file, "a+") as stream:  # NFS grants a shared lock to a process that may only read
         try:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -62,7 +62,7 @@ def _check_flock(file: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes were writing; only for who holds the folder's lock."""
+    """Remove what killed processes were writing; only for the process that holds the folder's lock."""
     for leftover in folder.glob(INCOMING + "*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)  # a killed process's worker may still be about to end

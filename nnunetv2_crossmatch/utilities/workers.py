@@ -39,7 +39,7 @@ def open_pool(workers: int) -> Iterator[Executor]:
 
 
 def _end_with_parent() -> None:
-    """When the parent is killed its workers would wait for jobs for ever."""
+    """When the parent is killed its workers would wait for jobs forever."""
 
     def wait() -> None:
         if parent := multiprocessing.parent_process():  # a worker has one; for the type checker
@@ -52,7 +52,7 @@ def _end_with_parent() -> None:
 def run_in_workers(
     function: Callable, jobs: Mapping[Key, tuple], num_processes: int, description: str
 ) -> Generator[tuple[Key, Future], None, None]:
-    """Call ``function(*arguments)`` for every job; yields (key, future) as they are done.
+    """Call ``function(*arguments)`` forevery job; yields (key, future) as they are done.
 
     Close it (``contextlib.closing``), or the other jobs go on after an exception.
 

@@ -1,4 +1,4 @@
-"""Two samples become one: CutMix (arXiv 1905.04899) in the plane or in the volume, and whom to mix with."""
+"""Two samples become one: CutMix (arXiv 1905.04899) in the plane or in the volume, and the partner of each."""
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ def draw_boxes(
 
 
 class Partner:
-    """Whom each sample is mixed with: another one of the batch, or with one sample the previous step's.
+    """The sample that each one is mixed with: another one of the batch, or with one sample the previous step's.
 
     Call :meth:`draw` once a step, then :meth:`of` for everything that has to follow the same partner.
     """

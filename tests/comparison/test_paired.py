@@ -88,4 +88,7 @@ def test_equal_models_tie_with_p_1():
 def test_the_verdict_says_what_the_interval_says(low, high, p, units, begins):
     wins = min(34, units)
     difference = Difference((low + high) / 2, low, high, p, wins, 0, units - wins)
-    assert verdict(difference, "cases").sentence.startswith(begins)
+    found = verdict(difference, "cases")
+    kinds = {"Helps": "helps", "The data cannot tell": "cannot-tell", "Does not help, it harms": "harms"}
+    kind = next((kind for beginning, kind in kinds.items() if begins.startswith(beginning)), "no-help")
+    assert found.sentence.startswith(begins) and found.kind == kind

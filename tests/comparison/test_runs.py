@@ -24,7 +24,7 @@ def test_hours_count_every_process_and_the_runs_that_made_the_pseudo_labels(tmp_
     assert run.hours == 1.0 and "its hours are not counted" in run.warnings[0]
     of_itself = {**made_with, "trainer": "student", "model": hashlib.sha256(b"").hexdigest()}
     (folder / "pseudo_labels.json").write_text(json.dumps(of_itself))
-    assert "is not there any more" in read_run(RunFolder(folder)).warnings[0]
+    assert "no longer exists" in read_run(RunFolder(folder)).warnings[0]
 
 
 def test_the_device_of_stock_nnunet_is_that_of_its_debug_json(tmp_path):

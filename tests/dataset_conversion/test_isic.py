@@ -100,7 +100,7 @@ def test_bad_input(base, source):
         isic.convert(source, 103)
     for name in ("ISIC_0020000", "ISIC_0020001"):
         io.imsave(source / "images" / f"{name}.jpg", np.zeros((40, 56), np.uint8), check_contrast=False)
-    with pytest.raises(DatasetError, match=r"is no RGB image \(array of shape \(40, 56\)\)"):
+    with pytest.raises(DatasetError, match=r"is not an RGB image \(array of shape \(40, 56\)\)"):
         write_dataset(isic.convert(source, 1), 18)
     for file in (source / "masks").iterdir():
         file.unlink()

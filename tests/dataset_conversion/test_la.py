@@ -107,7 +107,7 @@ def test_a_wrong_folder(base, source, capsys):
         main(["convert", "la", str(source), "-d", "8", "--labeled", "4"])
     said = capsys.readouterr().err
     assert error.value.code == 2 and "lgemri.nrrd or mri_norm2.h5" in said and "Found: imagesTr/, readme.txt" in said
-    with pytest.raises(DatasetError, match="is no folder"):
+    with pytest.raises(DatasetError, match="is not a folder"):
         la.convert(source / "nowhere", 4)
 
 

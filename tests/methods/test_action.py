@@ -316,7 +316,7 @@ def test_a_patch_without_a_valid_voxel_counts_in_no_distillation_and_enters_no_b
         method.local_bank.push(torch.randn(4, channels), torch.ones(4, dtype=torch.bool))
         view = batch.image.cos()
         with torch.no_grad():
-            losses = method._distil(SplitUNet(network), batch, view, local=True)
+            losses = method._distill(SplitUNet(network), batch, view, local=True)
         found.append((*(loss.item() for loss in losses.values()), method.global_bank.entries, method.local_bank))
     assert found[0][:2] == pytest.approx(found[1][:2]) and min(found[0][:2]) > 0
     torch.testing.assert_close(found[0][2], found[1][2])  # two new ones, two that were there
@@ -333,7 +333,7 @@ def test_of_each_patch_one_window_enters_the_bank_drawn_by_its_valid_share(netwo
     monkeypatch.setattr(method.local_bank, "push", lambda rows, usable: pushed.append((rows[:, 0], usable)))
     for _ in range(60):
         with torch.no_grad():
-            method._distil(SplitUNet(network), unlabeled, unlabeled.image, local=True)
+            method._distill(SplitUNet(network), unlabeled, unlabeled.image, local=True)
     assert all(usable.tolist() == [True, True, False] for _, usable in pushed)
     drawn = torch.stack([rows for rows, _ in pushed])
     assert (drawn[:, 0] == 1).all() and set(drawn[:, 1].tolist()) == {3.0, 5.0}

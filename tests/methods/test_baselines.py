@@ -15,6 +15,7 @@ from nnunetv2_crossmatch.methods.ict import ICT, ICTConstants
 from nnunetv2_crossmatch.methods.mean_teacher import MeanTeacher, MeanTeacherConstants
 from nnunetv2_crossmatch.methods.uamt import UAMT, UAMTConstants
 from nnunetv2_crossmatch.methods.unimatch import UniMatch, UniMatchConstants
+from nnunetv2_crossmatch.networks.ema import EMATeacher
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 from nnunetv2_crossmatch.views import target
 from tests.methods.conftest import SPATIAL, batches, step
@@ -373,3 +374,43 @@ def test_a_single_sample_gets_the_previous_steps_view_in_its_box(network, plain_
     for n in (0, 1):
         box = plain_views[2 + n]
         assert torch.equal(views[1][n], torch.where(box, (n + 1) * seen[0], (n + 1) * seen[1]))
+
+
+class Own(FixMatch):
+    """Names nnU-Net's loss among its weights, and has a teacher whose average changes with the training."""
+
+    def __init__(self, constants, student, **options):
+        super().__init__(constants, student, **options)
+        self.has_teacher, self.teacher = True, EMATeacher(student)
+
+    def weights_after_warmup(self, progress):
+        return {SUPERVISED: 1.0, **super().weights_after_warmup(progress)}
+
+    def ema_decay(self, progress):
+        return progress
+
+
+def test_the_warm_up_leaves_nnunets_own_loss_alone(network):
+    method = Own(FixMatchConstants(warmup=0.5), network, patch=SPATIAL)
+    assert not any(method.weights(0.4).values()) and method.weights(0.4).get(SUPERVISED, 1.0) == 1.0
+    assert method.weights(0.5) == {SUPERVISED: 1.0, "strong": 1.0}
+
+
+def test_the_average_has_the_decay_of_the_moment(network):
+    method = Own(FixMatchConstants(), network, patch=SPATIAL)
+    expected, weight = None, weights_of(network)[0]
+    for progress in (0.0, 0.25, 0.6):
+        with torch.no_grad():
+            weight.add_(1.0)
+        method.begin_step(progress)
+        method.after_step(network)
+        expected = weight.clone() if expected is None else progress * expected + (1 - progress) * weight
+    torch.testing.assert_close(weights_of(method.teacher.network)[0], expected)
+
+
+def test_a_step_begins_without_the_curves_of_the_one_before(network):
+    method, (unlabeled, labeled) = make(FixMatch, network), batches()
+    method.curves["of another step"] = (torch.ones(()), torch.ones(()))
+    method.begin_step(0.5)
+    step(method, network, unlabeled, labeled)
+    assert method.curves.keys() == {"kept_share", "agreement_strong_view"}

@@ -188,3 +188,12 @@ def test_without_a_reader_the_error_says_so(raw, preprocessed):
     described = {**dataset_json(raw), "dataset": {}}
     with pytest.raises(DatasetError, match="xyz"):
         check_dataset(Dataset(raw, preprocessed, {**described, "file_ending": ".xyz"}), 1)
+
+
+def test_without_the_raw_scans_there_is_nothing_to_check(raw, preprocessed, capsys):
+    preprocessed.mkdir(parents=True, exist_ok=True)
+    (raw / "dataset.json").rename(preprocessed / "dataset.json")
+    with pytest.raises(SystemExit) as end:
+        main(["check", "-d", raw.name])
+    assert end.value.code == 2
+    assert f"There is no {raw / 'dataset.json'}. Set nnUNet_raw" in capsys.readouterr().err

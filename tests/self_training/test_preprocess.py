@@ -182,7 +182,7 @@ def test_a_label_of_unknown_make_is_refused(place):
     record = place.record()
     del record["scan1"]
     (place.labels / "fold_0" / "pseudo_labels.json").write_text(json.dumps({"cases": record}))
-    with pytest.raises(DatasetError, match=r"lacks scan1, or pseudo_labels.json says not what made them"):
+    with pytest.raises(DatasetError, match=r"lacks scan1, or pseudo_labels.json does not say what made them"):
         prepare(place)
 
 

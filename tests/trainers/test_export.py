@@ -135,4 +135,12 @@ def test_without_f_all_numbered_folds_are_exported_and_fold_all_only_alone(fold,
         (fold.with_name(f"fold_{number}") / "checkpoint_final.pth").hardlink_to(
             fold.with_name("fold_all") / "checkpoint_final.pth"
         )
+    fold.with_name("fold_0_backup").mkdir()
     assert folds("numbered.zip") == {"0", "1"}
+
+
+def test_a_fold_that_is_named_twice_is_exported_once(fold, tmp_path):
+    main([*COMMAND, str(tmp_path / "model.zip"), "-f", "0", "0"])
+    with ZipFile(tmp_path / "model.zip") as archive:
+        names = archive.namelist()
+    assert len(set(names)) == len(names) and f"{STOCK}/fold_0/checkpoint_final.pth" in names

@@ -39,3 +39,13 @@ def test_on_a_gpu_it_is_what_torch_took_there(tmp_path, monkeypatch):
     monkeypatch.setattr(records.dist, "get_world_size", lambda: 2)
     record_resources(tmp_path, torch.device("cuda", 1))
     assert recorded(tmp_path) == {"peak_memory_bytes": 123, "device": "NVIDIA H200", "processes": 2}
+
+
+def test_records_are_read_as_they_were_written_and_empty_where_there_are_none(tmp_path):
+    assert records.read_method(tmp_path) == records.read_training(tmp_path) == records.read_resources(tmp_path) == {}
+    records.write_method(tmp_path, "FixMatch", {"weight": 1.0})
+    records.write_training(tmp_path, {"torch": "2"}, ["a"], ["b"], {"scan": "abc"})
+    assert records.read_method(tmp_path) == {"method": "FixMatch", "weight": 1.0}
+    assert records.read_training(tmp_path) == {
+        "versions": {"torch": "2"}, "labeled": ["a"], "validation": ["b"], "unlabeled": {"scan": "abc"},
+    }  # fmt: skip
