@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to two trained models: virtual environment, installation, data, plans, CrossMatch and the
-# supervised nnU-Net with the same labels, predictions, Dice scores, a picture. About ten minutes on two CPU cores.
+# supervised nnU-Net with the same labels, predictions, Dice scores, a picture. About eight minutes on two CPU cores.
 #   scripts/quickstart.sh                                        a small synthetic dataset
 #   scripts/quickstart.sh --data hippocampus|la|acdc PATH        real files, as their converters want them
 # Everything goes to ./quickstart (or the folder in $QUICKSTART).

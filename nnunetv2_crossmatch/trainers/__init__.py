@@ -22,7 +22,7 @@ METHODS = {  # trainer: module
     "nnUNetTrainerBCP": "baselines",
     "nnUNetTrainerPseudoLabel": "pseudo_label",
 }
-_VARIANT = re.compile(r"(?P<trainer>nnUNetTrainer[A-Za-z]+)_(?:(?P<epochs>[1-9]\d*)epochs?|(?P<smoke>smoke))")
+_VARIANT = re.compile(r"(?P<trainer>nnUNetTrainer[A-Za-z0-9]+)_(?:(?P<epochs>[1-9]\d*)epochs?|(?P<smoke>smoke))")
 
 
 def __getattr__(name: str) -> type:
