@@ -236,7 +236,7 @@ def test_ended_local_sweep_ends_its_training(dataset, trainers, main, monkeypatc
         with pytest.raises(SystemExit) as exit_info:
             main([*LOCAL, "-tr", run.trainer, "-f", "0"])
     out, err = capfd.readouterr()
-    assert exit_info.value.code == 130 and "The same line goes on" in out and "Traceback" not in err
+    assert exit_info.value.code == 130 and "To resume, run the same command again" in out and "Traceback" not in err
     with claimed(run, seconds=30):
         pass
     assert not run.is_trained and (run.path / "checkpoint_latest.pth").exists()
@@ -306,7 +306,7 @@ def test_slurm_gets_what_was_asked_for_and_no_job_twice(dataset, book, main, ctr
     ctrl_c(2)
     with pytest.raises(SystemExit) as exit_info:
         main(line)
-    assert exit_info.value.code == 130 and "Jobs on SLURM go on" in capsys.readouterr().out
+    assert exit_info.value.code == 130 and "Jobs on SLURM continue" in capsys.readouterr().out
     scripts = [(book / f"script{i}").read_text() for i in range(4)]
     for script, name in zip(scripts, [f"{SMOKE}_0", "nnUNetTrainer_0", f"{SMOKE}_1", "nnUNetTrainer_1"], strict=True):
         for option in ("time=90", "partition=gpu", "requeue", f"job-name={name}", "signal=USR2@90", "cpus-per-task=1"):
