@@ -24,7 +24,7 @@ def masked_dice_loss(
     Returns:
         Scalar in [0, 1]; 0 with finite gradients when no voxel is kept.
     """
-    target = _one_hot(label, probabilities) * kept
+    target = one_hot(label, probabilities) * kept
     kept_probabilities = probabilities * kept
     axes = [0, *range(2, probabilities.ndim)]
     intersection = (kept_probabilities * target).sum(axes)  # (classes,)
@@ -37,7 +37,8 @@ def masked_dice_loss(
     return (loss * present).sum() / present.sum().clamp(min=1)
 
 
-def _one_hot(label: Tensor, like: Tensor) -> Tensor:
+def one_hot(label: Tensor, like: Tensor) -> Tensor:
+    """Class indices (batch, 1, *spatial) as (batch, classes, *spatial) of ``like``; what has that shape stays."""
     if label.shape == like.shape:
         return label.to(like.dtype)
     return torch.zeros_like(like).scatter_(1, label.long(), 1)

@@ -21,7 +21,7 @@ from nnunetv2_crossmatch.networks.heads import GlobalHead, VoxelHead, WindowHead
 from nnunetv2_crossmatch.networks.split_unet import Features, SplitUNet
 from nnunetv2_crossmatch.networks.voxels import Voxels, draw_classes, of_union
 from nnunetv2_crossmatch.views.mixing import draw_boxes, paste
-from nnunetv2_crossmatch.views.strong_view import strong_view
+from nnunetv2_crossmatch.views.strong_view import STRONG_VIEW, strong_view
 
 EMBEDDING = {2: 512, 3: 128}  # channels of embeddings and representations by dimension of the patch, paper's code
 WINDOW = {2: (8, 8), 3: (5, 4)}  # edge of a cell in voxels, cells a side: windows of 64^2 and 20^3, half overlapping
@@ -147,7 +147,7 @@ class ACTION(Method):
         self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch
     ) -> Iterator[dict[str, Tensor]]:
         weights = self.weights(self.progress)
-        strong = strong_view(unlabeled.image, unlabeled.valid)
+        strong = strong_view(unlabeled.image, unlabeled.valid, self.voxel, STRONG_VIEW)
         if "unsup" in weights:
             contrast = any(weights[name] for name in self.contrasts)
             yield self._fine_tune(network, unlabeled, strong, labeled if contrast else None)

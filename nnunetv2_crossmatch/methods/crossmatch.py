@@ -15,7 +15,7 @@ from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
 from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.split_unet import Features, SplitUNet, draw_channel_masks, drop_channels
 from nnunetv2_crossmatch.views.mixing import draw_boxes, paste
-from nnunetv2_crossmatch.views.strong_view import strong_view
+from nnunetv2_crossmatch.views.strong_view import STRONG_VIEW, StrongView
 from nnunetv2_crossmatch.views.target import PseudoLabel, probabilities
 
 
@@ -57,6 +57,7 @@ class CrossMatchConstants(Constants):
     warmup: float = 0.15
     present_only: bool = True
     ema_decay: float | None = None
+    strong_view: StrongView = STRONG_VIEW
 
     def __post_init__(self) -> None:
         if self.strong_views not in (1, 2):
@@ -137,7 +138,7 @@ class CrossMatch(Method):
     def _draw_strong_view(self, unlabeled: UnlabeledBatch) -> tuple[Tensor, Tensor]:
         """A strong view of the batch, and the box in each sample into which its partner is pasted."""
         image = unlabeled.image
-        strong = strong_view(image, unlabeled.valid)
+        strong = self.strong_view(unlabeled)
         return strong, draw_boxes(len(image), tuple(image.shape[2:]), self.constants.p_cutmix, image.device)
 
     @torch.no_grad()

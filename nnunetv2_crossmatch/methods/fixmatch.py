@@ -13,6 +13,7 @@ from torch import Tensor
 from nnunetv2_crossmatch.losses.masked_cross_entropy import masked_cross_entropy
 from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+from nnunetv2_crossmatch.views.strong_view import STRONG_VIEW, StrongView
 from nnunetv2_crossmatch.views.target import PseudoLabel, strong_mix
 
 
@@ -31,6 +32,7 @@ class FixMatchConstants(Constants):
     threshold: float = 0.95
     p_cutmix: float = 0.5
     warmup: float = 0.15
+    strong_view: StrongView = STRONG_VIEW
 
     def __post_init__(self) -> None:
         self._require("[0, inf)", "weight")
@@ -55,7 +57,7 @@ class FixMatch(Method):
         label = PseudoLabel.of(logits, unlabeled.valid, threshold=c.threshold, regions=self.regions)
 
         self.partner.draw(len(weak))
-        mixed, target = strong_mix(weak, label, self.partner, c.p_cutmix)
+        mixed, target = strong_mix(self.strong_view(unlabeled), label, self.partner, c.p_cutmix)
         logits = network.logits(mixed)
         self.curves["kept_share"] = label.kept_share(logits.shape[1])
         self.curves["agreement_strong_view"] = target.agreement(logits)

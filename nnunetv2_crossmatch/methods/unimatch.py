@@ -13,6 +13,7 @@ from torch import Tensor
 from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
 from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet, draw_channel_masks, drop_channels
+from nnunetv2_crossmatch.views.strong_view import STRONG_VIEW, StrongView
 from nnunetv2_crossmatch.views.target import PseudoLabel, probabilities, strong_mix
 
 
@@ -33,6 +34,7 @@ class UniMatchConstants(Constants):
     p_drop: float = 0.5
     p_cutmix: float = 0.5
     warmup: float = 0.15
+    strong_view: StrongView = STRONG_VIEW
 
     def __post_init__(self) -> None:
         self._require("[0, inf)", "lambda_strong", "lambda_fp")
@@ -62,7 +64,7 @@ class UniMatch(Method):
 
         self.partner.draw(len(weak))
         for view in "12":
-            mixed, target = strong_mix(weak, label, self.partner, c.p_cutmix, view)
+            mixed, target = strong_mix(self.strong_view(unlabeled), label, self.partner, c.p_cutmix, view)
             yield {"strong": self._learn(f"strong_view{view}", network.logits(mixed), target)}
 
     def _learn(self, stream: str, logits: Tensor, target: PseudoLabel) -> Tensor:
