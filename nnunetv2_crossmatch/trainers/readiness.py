@@ -35,7 +35,7 @@ class Thresholds:
     share: float = 4.0
     fall: float = 0.15
     mean_fall: float = 0.08
-    patience: float = 0.3
+    patience: float = 0.5
     latest: float = 0.6
 
 

@@ -78,9 +78,9 @@ def test_a_class_that_is_not_ready_is_ignored_until_it_is(make_trainer):
     trainer.num_epochs = 10
     start(trainer)
     assert trainer.readiness.started is None, "it waits for the other one for a while"
-    trainer.current_epoch = 3
+    trainer.current_epoch = 5
     trainer.on_train_epoch_start()
-    assert trainer.method.started == 0.3 and trainer.method.taught.tolist() == [True, True, False]
+    assert trainer.method.started == 0.5 and trainer.method.taught.tolist() == [True, True, False]
     trainer.train_step(next(trainer.dataloader_train))
     assert trainer.method.curves["kept_share"][0][2] == 0
 

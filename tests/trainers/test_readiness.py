@@ -46,8 +46,8 @@ def test_one_class_that_is_not_known_holds_all_back_for_a_while(lacking, reason)
     readiness = Readiness(NAMES)
     follow(readiness, course(**lacking))
     assert not readiness.active and not readiness.taught
-    # past 30 of 100 epochs the other one is taught alone
-    said = readiness.update(30, 100, course(**lacking))
+    # after half of the training the other one is taught alone
+    said = readiness.update(50, 100, course(**lacking))
     assert readiness.active and readiness.taught == ["left"]
     assert "left: now taught" in " ".join(said) and "right" not in " ".join(said)
     readiness = Readiness(NAMES)
