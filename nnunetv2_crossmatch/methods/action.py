@@ -162,7 +162,8 @@ class ACTION(Method):
         strong = strong_view(unlabeled.image, unlabeled.valid)
         if "unsup" in weights:
             contrast = any(weights[name] for name in self.contrasts)
-            yield self._fine_tune(network, unlabeled, strong, labeled if contrast else None)
+            mixed = self._mix(network, unlabeled, strong)
+            yield self._fine_tune(network, mixed, labeled if contrast else None)
         else:
             yield self._distill(network, unlabeled, strong, local=bool(weights.get("local")))
 
@@ -214,15 +215,15 @@ class ACTION(Method):
         )
 
     def _fine_tune(
-        self, network: SplitUNet, unlabeled: UnlabeledBatch, strong: Tensor, labeled: LabeledBatch | None
+        self, network: SplitUNet, mixed: tuple[Tensor, ...], labeled: LabeledBatch | None
     ) -> dict[str, Tensor]:
-        """L_unsup, and with the labeled batch what contrasts both graphs' voxels, in one graph.
+        """L_unsup of what _mix() made, and with the labeled batch what contrasts both graphs' voxels, in one graph.
 
         The labeled graph comes last, so backward is through with it before it reaches the other one, most
         of which is computed only then.
         """
         c = self.constants
-        image, label, confidence, valid = self._mix(network, unlabeled, strong)
+        image, label, confidence, valid = mixed
         outputs, levels = network.forward_levels(image, economical=labeled is not None)
         logits = _finest(outputs)
         with torch.no_grad():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nnunetv2_crossmatch.losses.adaptive_contrast import adaptive_contrast, assign_centers, simplex_centers
-from nnunetv2_crossmatch.methods import LabeledBatch, UnlabeledBatch
+from nnunetv2_crossmatch.methods import LabeledBatch
 from nnunetv2_crossmatch.methods.action import ACTION, ACTIONConstants
 from nnunetv2_crossmatch.networks.banks import ClassQueue
 from nnunetv2_crossmatch.networks.ema import EMATeacher
@@ -63,6 +63,7 @@ class ACTIONPlusPlus(ACTION):
     contrasts = ("anco", "aaco")
     running: Tensor  # (classes, embedding), 0 for a class not seen yet
     centers: Tensor  # (classes, embedding), each class's own
+    _drawn: tuple[Tensor, Tensor]  # of the present step, see _draw_queries
 
     def __init__(
         self, constants: ACTIONPlusPlusConstants, student: nn.Module, *, patch: tuple[int, ...], regions: bool = False
@@ -88,11 +89,11 @@ class ACTIONPlusPlus(ACTION):
         return temperature + share * (c.temperature - temperature)
 
     def _fine_tune(
-        self, network: SplitUNet, unlabeled: UnlabeledBatch, strong: Tensor, labeled: LabeledBatch | None
+        self, network: SplitUNet, mixed: tuple[Tensor, ...], labeled: LabeledBatch | None
     ) -> dict[str, Tensor]:
         if labeled is not None:  # before there is a graph, since the teacher's feature maps take room, too
             self._drawn = self._draw_queries(network, labeled)
-        return super()._fine_tune(network, unlabeled, strong, labeled)
+        return super()._fine_tune(network, mixed, labeled)
 
     @torch.no_grad()
     def _draw_queries(self, network: SplitUNet, labeled: LabeledBatch) -> tuple[Tensor, Tensor]:
