@@ -25,7 +25,7 @@ from nnunetv2_crossmatch.nnunet.logger import log_curves
 from nnunetv2_crossmatch.nnunet.training_log import CURVES
 from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
 from nnunetv2_crossmatch.trainers.checkpoints import CheckpointError
-from nnunetv2_crossmatch.trainers.curves import EpochRatios, plot_curves
+from nnunetv2_crossmatch.trainers.curves import EpochRatios, gradient_ratios, plot_curves
 from nnunetv2_crossmatch.trainers.hidden_labels import HIDDEN_LABELS, HiddenLabels
 from nnunetv2_crossmatch.trainers.records import write_method
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
@@ -137,6 +137,12 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
 
     def on_train_end(self) -> None:
         super().on_train_end()
+        if self.local_rank == 0 and (ratios := gradient_ratios(self.logger)):
+            self.print_to_log_file(
+                "gradient norm of the unlabeled losses over that of nnU-Net's own loss: "
+                f"{sum(ratios) / len(ratios):.2g} on average, {ratios[-1]:.2g} in the last epoch. "
+                "Near 0 the unlabeled scans hardly take part."
+            )
         if isinstance(self.dataloader_unlabeled, NonDetMultiThreadedAugmenter):
             self.dataloader_unlabeled._finish()
 
@@ -151,6 +157,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         progress = (self.current_epoch * steps + self._step_in_epoch) / (self.num_epochs * steps)
         self._step_in_epoch += 1
         self._announce_stage(progress)
+        self.method.curves = {}  # here, so that no method can forget to
         self.method.begin_step(progress)
         weights = self.method.weights(progress)
         supervised = bool(weights.pop(SUPERVISED, 1.0))
