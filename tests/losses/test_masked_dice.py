@@ -94,3 +94,12 @@ def test_an_absent_class_is_pushed_away_only_when_dice_is_over_all_classes(examp
         masked_dice_loss(p, label, kept, present_only=present_only).backward()
         gradients[present_only] = p.grad[:, 2].abs().sum().item()
     assert gradients[True] == 0 < gradients[False]
+
+
+def test_one_class_alone_counts_as_one(example):
+    logits, label, kept = example
+    background = torch.zeros_like(label)
+    p = logits.softmax(1)
+    one_hot = torch.zeros_like(logits).scatter_(1, background, 1)
+    found = masked_dice_loss(p, background, kept, present_only=True)
+    assert found.item() == pytest.approx(slow_dice(p.numpy(), one_hot.numpy(), kept.numpy(), True))

@@ -324,13 +324,13 @@ def test_bcp_draws_which_sample_gives_the_box(network, plain_views):
     """nnU-Net forces foreground into the last samples of a batch; these are not always pasted the same way."""
     method, (unlabeled, labeled) = make(BCP, network), inputs(False)
     seen, gave = inputs_of(network), []
-    for _ in range(40):
+    for _ in range(100):
         plain_views.clear(), seen.clear()
         step(method, network, unlabeled, labeled)
         box, pasted = plain_views[0], seen[0] == labeled.image
         gave.append([torch.equal(own, here) for own, here in zip(pasted, box, strict=True)])
         assert sum(gave[-1]) == 1, "of two samples one gives the box, the other one what is around it"
-    assert 10 < sum(last for _, last in gave) < 30
+    assert 35 < sum(last for _, last in gave) < 65
 
 
 def test_bcp_weighs_unlabeled_parts_by_a_ramp_over_the_self_training(network):
@@ -398,6 +398,53 @@ def test_a_constant_out_of_range_is_refused_with_its_value(cls, constants):
         for value in (-1, 1.5) if name in ABOVE_1 else (-1,):
             with pytest.raises(ValueError, match=f"{name} must be in .*, got {value}"):
                 replace(constants, **{name: value})
+
+
+# the ends of a constant's range: whether each is in it
+ENDS = {
+    "weight": {0.0: True}, "lambda_strong": {0.0: True}, "lambda_fp": {0.0: True}, "noise": {0.0: True},
+    "alpha": {0.0: False}, "passes": {1: True}, "threshold": {0.0: True, 1.0: True}, "p_cutmix": {0.0: True, 1.0: True},
+    "warmup": {0.0: True, 1.0: False}, "ema_decay": {0.0: True, 1.0: False}, "p_drop": {0.0: True, 1.0: False},
+    "pretrain": {0.0: True, 1.0: False}, "edge": {0.0: False, 1.0: False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("cls", "constants"), ALL)
+def test_a_range_has_the_ends_that_are_said(cls, constants):
+    for name in vars(constants):
+        for value, allowed in ENDS[name].items():
+            if allowed:
+                assert vars(replace(constants, **{name: value}))[name] == value
+            else:
+                with pytest.raises(ValueError, match=name):
+                    replace(constants, **{name: value})
+
+
+# of each decoding of a step, in order, whether it has a graph; BCP's mixtures go through all levels instead
+GRAPHS = {
+    MeanTeacher: [False, True],
+    UAMT: [False] * 9 + [True],
+    ICT: [False, True],
+    CPS: [False, True, True],
+    FixMatch: [False, True],
+    UniMatch: [False, True, True, True],
+    BCP: [False],
+}
+
+
+@pytest.mark.parametrize("cls", GRAPHS)
+def test_what_only_labels_has_no_graph(network, monkeypatch, cls):
+    method, (unlabeled, labeled), graphs = make(cls, network), batches(), []
+    decode = SplitUNet.decode
+
+    def spy(self, features):
+        logits = decode(self, features)
+        graphs.append(logits.requires_grad)
+        return logits
+
+    monkeypatch.setattr(SplitUNet, "decode", spy)
+    step(method, network, unlabeled, labeled)
+    assert graphs == GRAPHS[cls]
 
 
 CONSTANTS = {
