@@ -38,10 +38,13 @@ def test_every_level_sees_the_labels_that_nnunet_would_show_it(spatial, channels
     seen = []
 
     def spy(logits, label, kept):
+        assert logits.dtype == torch.float32  # also where mixed precision has made it half
         seen.append((label, kept))
         return logits.sum()
 
-    deeply_supervised(spy, [torch.zeros(2, 4, *shape.shape[2:]) for shape in theirs[0]], label, kept)
+    deeply_supervised(
+        spy, [torch.zeros(2, 4, *shape.shape[2:], dtype=torch.float16) for shape in theirs[0]], label, kept
+    )
     assert len(seen) == len(scales) - 1
     for (mine, counted), their_label, their_kept in zip(seen, *theirs, strict=False):
         assert mine.dtype == label.dtype and counted.dtype == torch.bool

@@ -191,6 +191,14 @@ def test_ict_mixes_images_and_predictions_alike(network, regions):
     assert value == pytest.approx(mse(predict(network, seen[0], regions), target, both), rel=1e-3)
 
 
+@pytest.mark.parametrize("cls", [MeanTeacher, UAMT, ICT, CPS])
+def test_the_fields_ramp_is_over_the_whole_training(network, cls):
+    name = "cps" if cls is CPS else "consistency"
+    for progress in (0.0, 0.5, 1.0):
+        expected = 0.2 * math.exp(-5 * (1 - progress) ** 2)
+        assert make(cls, network).weights(progress)[name] == pytest.approx(expected)
+
+
 def test_ict_draws_shares_from_its_beta(network):
     method, (unlabeled, labeled) = make(ICT, network, alpha=0.2), batches(batch=200)
     seen = inputs_of(network)
@@ -249,6 +257,8 @@ def test_fixmatch_ignores_what_is_not_confident_and_counts_it_in_the_mean(networ
     agreed = (hard(p, 0.0, regions)[0] == mixed(label)) & valid
     assert [int(v) for v in method.curves["agreement_strong_view"]] == [agreed.sum(), valid.expand_as(agreed).sum()]
     assert value == pytest.approx(expected, rel=1e-4)
+    predicted = label if regions else torch.cat([label == c for c in range(3)], 1)
+    assert method.curves["kept_share"][1].tolist() == (predicted & unlabeled.valid).sum((0, 2, 3)).tolist()
     assert FixMatch(FixMatchConstants(), network, patch=SPATIAL).weights(0.14) == {"strong": 0.0}
 
 
@@ -269,6 +279,8 @@ def test_unimatch_two_strong_views_and_dropped_features(network, plain_views, re
         image, y, k = (torch.where(box, v.flip(0), v) for v in (unlabeled.image.sin(), label, kept))
         expected += dice(predict(network, image, regions), y, k, complement=regions)
     assert values["strong"] == pytest.approx(expected, rel=1e-4)
+    predicted = label if regions else torch.cat([label == c for c in range(3)], 1)
+    assert method.curves["kept_share"][1].tolist() == (predicted & unlabeled.valid).sum((0, 2, 3)).tolist()
     assert method.weights(0.0) == {"strong": 0.5, "fp": 1.0}
     assert UniMatch(UniMatchConstants(), network, patch=SPATIAL).weights(0.14) == {"strong": 0.0, "fp": 0.0}
 
