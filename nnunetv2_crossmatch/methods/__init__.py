@@ -77,6 +77,10 @@ class Method(nn.Module, ABC):
     submodules and buffers; it is saved with the checkpoint, apart from the network's weights. Parameters
     that require a gradient are trained by nnU-Net's optimizer together with the network's.
 
+    Under DDP a Dice or a mean in a method's losses is each process's own, of its own samples, and the gradients are
+    averaged. A Dice of the joint batch is something else, so more processes with fewer samples each train a little
+    differently. What a method shares between processes its class says.
+
     Args:
         constants: written to the run's folder. With an ``ema_decay`` among them that is not None the method has
             a teacher; with a ``warmup`` its losses have weight 0 for that share of the training.
@@ -95,7 +99,7 @@ class Method(nn.Module, ABC):
         teacher: moving average of the network, which it follows after each step.
         partner: the sample that each unlabeled sample is mixed with; its ``draw`` begins a step.
         curves: ratios of the last step, name -> (numerator, denominator), each a scalar or one value per
-            class. Summed over an epoch, then divided.
+            class. Summed over an epoch, then divided. The caller empties it before each step.
         progress: share of the training that is done, in [0, 1).
         stages: (progress, name) of each stage the training passes through, in order; logged and drawn.
     """
@@ -133,7 +137,6 @@ class Method(nn.Module, ABC):
     def begin_step(self, progress: float) -> None:
         """Called before each step with the share of the training that is done."""
         self.progress = progress
-        self.curves = {}
 
     def weights(self, progress: float) -> dict[str, float]:
         """:meth:`weights_after_warmup`; during the warm-up, or while it waits, 0 for all but nnU-Net's own loss.

@@ -23,10 +23,11 @@ CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 class CPSConstants(Constants):
     """Constants of L = L_nnU-Net + L_nnU-Net of the second network + weight ramp_up L_cps.
 
-    weight: when the training ends, >= 0. SSL4MIS.
+    weight: when the training ends, >= 0. SSL4MIS: 0.1 for each network beside its 1/2 (CE + Dice), so 0.2 beside
+        nnU-Net's CE + Dice.
     """
 
-    weight: float = 0.1
+    weight: float = 0.2
 
     def __post_init__(self) -> None:
         self._require("[0, inf)", "weight")

@@ -165,7 +165,8 @@ class CrossMatch(Method):
 
     def _loss(self, logits: Tensor, target: PseudoLabel) -> Tensor:
         p = probabilities(logits, regions=self.regions)
-        return masked_dice_loss(p, target.label, target.kept, present_only=self.constants.present_only)
+        present_only = self.constants.present_only
+        return masked_dice_loss(p, target.label, target.kept, present_only=present_only, complement=self.regions)
 
     def _learn(self, stream: str, logits: Tensor, target: PseudoLabel) -> Tensor:
         """The loss, and on the side how far the stream agrees with its teacher on all valid voxels."""

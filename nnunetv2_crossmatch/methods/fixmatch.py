@@ -1,7 +1,7 @@
 """FixMatch: the confident labels of the weak view teach the strong view.
 
 Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020,
-arXiv 2001.07685. With CutMix for segmentation: arXiv 1906.01916.
+arXiv 2001.07685. With CutMix for segmentation: arXiv 1906.01916; so in the repository of UniMatch.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,8 @@ from nnunetv2_crossmatch.views.target import PseudoLabel, strong_mix
 class FixMatchConstants(Constants):
     """Constants of L = L_nnU-Net + weight L_strong.
 
-    weight: >= 0. Paper.
+    weight: >= 0. Paper, and 1/2 (CE + L_strong) for segmentation, where the supervised term is cross entropy alone.
+        Here it is nnU-Net's CE + Dice: the two cross entropies keep their ratio, Dice is added to the labeled side.
     threshold: confidence from which a voxel's label counts, in [0, 1]. Paper.
     p_cutmix: share of the strong views with a pasted box, in [0, 1]. UniMatch's.
     warmup: share of the training before the loss comes in, in [0, 1). Paper 0; CrossMatch's, since hard labels

@@ -21,15 +21,16 @@ from nnunetv2_crossmatch.views.target import PseudoLabel, probabilities, strong_
 class UniMatchConstants(Constants):
     """Constants of L = L_nnU-Net + lambda_strong (L_s1 + L_s2) + lambda_fp L_fp.
 
-    lambda_strong, lambda_fp: >= 0. Paper, whose halving of the sum is left out: nnU-Net's loss keeps its scale.
+    lambda_strong, lambda_fp: >= 0. Its code for medical images has
+        1/2 [1/2 (CE + Dice) + 1/4 (L_s1 + L_s2) + 1/2 L_fp]; four times that has nnU-Net's CE + Dice, 1/2 and 1.
     threshold: confidence from which a voxel's label counts, in [0, 1]. Paper.
     p_drop: share of feature maps dropped, in [0, 1). Paper.
     p_cutmix: share of each strong view's samples with a pasted box, in [0, 1]. Paper's code.
     warmup: share of the training before these losses come in, in [0, 1). Paper 0; CrossMatch's, see FixMatch.
     """
 
-    lambda_strong: float = 0.25
-    lambda_fp: float = 0.5
+    lambda_strong: float = 0.5
+    lambda_fp: float = 1.0
     threshold: float = 0.95
     p_drop: float = 0.5
     p_cutmix: float = 0.5
@@ -70,4 +71,4 @@ class UniMatch(Method):
     def _learn(self, stream: str, logits: Tensor, target: PseudoLabel) -> Tensor:
         self.curves[f"agreement_{stream}"] = target.agreement(logits)
         p = probabilities(logits, regions=self.regions)
-        return masked_dice_loss(p, target.label, target.kept, present_only=False)
+        return masked_dice_loss(p, target.label, target.kept, present_only=False, complement=self.regions)

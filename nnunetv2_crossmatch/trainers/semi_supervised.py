@@ -35,7 +35,7 @@ from nnunetv2_crossmatch.nnunet.logger import log_curves, logged_curves
 from nnunetv2_crossmatch.nnunet.training_log import CURVES
 from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, read_checkpoint
-from nnunetv2_crossmatch.trainers.curves import EpochRatios, plot_curves
+from nnunetv2_crossmatch.trainers.curves import EpochRatios, gradient_ratios, plot_curves
 from nnunetv2_crossmatch.trainers.hidden_labels import HIDDEN_LABELS, HiddenLabels
 from nnunetv2_crossmatch.trainers.probe import Probe, patches_wanted
 from nnunetv2_crossmatch.trainers.readiness import Readiness
@@ -181,7 +181,14 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             loader = getattr(self, name)
             setattr(self, name, loader.augmenter if isinstance(loader, Halves) else loader)
         super().on_train_end()
-        self._snapshot.unlink(missing_ok=True)
+        if self.local_rank == 0:
+            self._snapshot.unlink(missing_ok=True)
+        if self.local_rank == 0 and (ratios := gradient_ratios(self.logger)):
+            self.print_to_log_file(
+                "gradient norm of the unlabeled losses over that of nnU-Net's own loss: "
+                f"{sum(ratios) / len(ratios):.2g} on average, {ratios[-1]:.2g} in the last epoch. "
+                "Near 0 the unlabeled scans hardly take part."
+            )
         if isinstance(self.dataloader_unlabeled, NonDetMultiThreadedAugmenter):
             self.dataloader_unlabeled._finish()
 
@@ -252,6 +259,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         progress = (self.current_epoch * steps + self._step_in_epoch) / (self.num_epochs * steps)
         self._step_in_epoch += 1
         self._announce_stage(progress)
+        self.method.curves = {}  # here, so that no method can forget to
         self.method.begin_step(progress)
         weights = self.method.weights(progress)
         supervised = bool(weights.pop(SUPERVISED, 1.0))

@@ -50,11 +50,28 @@ def test_dice_of_regions_masks_and_scores_every_channel_by_itself(example):
 
 
 @pytest.mark.parametrize("present_only", [True, False])
-def test_nothing_kept_costs_nothing_and_gradients_stay_finite(example, present_only):
+def test_the_complement_of_each_region_is_one_more_class(example, present_only):
+    logits, _, _ = example
+    generator = torch.Generator().manual_seed(1)
+    p = logits.sigmoid()
+    regions, kept = (torch.rand(logits.shape, generator=generator) > 0.5 for _ in range(2))
+    regions[:, 1] = False  # nowhere
+    regions[:, 2] = True  # everywhere
+    found = masked_dice_loss(p, regions, kept, present_only=present_only, complement=True)
+    doubled = [torch.cat(pair, 1).numpy() for pair in ((p, 1 - p), (regions, ~regions), (kept, kept))]
+    assert found.item() == pytest.approx(slow_dice(*doubled, present_only))
+    one_for_all = masked_dice_loss(p, regions, kept[:, :1], present_only=present_only, complement=True)
+    doubled[2] = kept[:, :1].expand(-1, 6, *[-1] * (kept.ndim - 2)).numpy()
+    assert one_for_all.item() == pytest.approx(slow_dice(*doubled, present_only))
+
+
+@pytest.mark.parametrize("complement", [True, False])
+@pytest.mark.parametrize("present_only", [True, False])
+def test_nothing_kept_costs_nothing_and_gradients_stay_finite(example, present_only, complement):
     logits, label, kept = example
     logits = logits.clone().requires_grad_()
     nothing = torch.zeros_like(kept)
-    dice = masked_dice_loss(logits.softmax(1), label, nothing, present_only=present_only)
+    dice = masked_dice_loss(logits.softmax(1), label, nothing, present_only=present_only, complement=complement)
     dice.backward()
     assert dice.item() == 0
     assert (logits.grad == 0).all()
@@ -77,3 +94,12 @@ def test_an_absent_class_is_pushed_away_only_when_dice_is_over_all_classes(examp
         masked_dice_loss(p, label, kept, present_only=present_only).backward()
         gradients[present_only] = p.grad[:, 2].abs().sum().item()
     assert gradients[True] == 0 < gradients[False]
+
+
+def test_one_class_alone_counts_as_one(example):
+    logits, label, kept = example
+    background = torch.zeros_like(label)
+    p = logits.softmax(1)
+    one_hot = torch.zeros_like(logits).scatter_(1, background, 1)
+    found = masked_dice_loss(p, background, kept, present_only=True)
+    assert found.item() == pytest.approx(slow_dice(p.numpy(), one_hot.numpy(), kept.numpy(), True))

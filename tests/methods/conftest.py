@@ -21,15 +21,15 @@ PLUS_PLUS = ACTIONPlusPlusConstants(
 STAGE_I, STAGE_II, STAGE_III = 0.0, 0.3, 0.6
 
 
-def unet(seed: int = 0) -> nn.Module:
+def unet(seed: int = 0, features: tuple[int, ...] = (4, 6, 8)) -> nn.Module:
     torch.manual_seed(seed)
     return PlainConvUNet(
         1,
-        n_stages=3,
-        features_per_stage=[4, 6, 8],
+        n_stages=len(features),
+        features_per_stage=features,
         conv_op=nn.Conv2d,
         kernel_sizes=3,
-        strides=[1, 2, 2],
+        strides=[1] + [2] * (len(features) - 1),
         n_conv_per_stage=1,
         num_classes=3,
         n_conv_per_stage_decoder=1,
@@ -43,7 +43,14 @@ def unet(seed: int = 0) -> nn.Module:
 
 @pytest.fixture
 def network() -> nn.Module:
+    """Of three stages: of its two outputs only the finest has a weight."""
     return unet()
+
+
+@pytest.fixture
+def deep_network() -> nn.Module:
+    """Of four stages: two of its three outputs have a weight."""
+    return unet(features=(4, 6, 8, 8))
 
 
 def batches(batch: int = 2, seed: int = 1, classes=(0, 1, 2)) -> tuple[UnlabeledBatch, LabeledBatch]:

@@ -147,6 +147,23 @@ def test_the_teacher_gets_no_gradient(network):
     assert has_graph == [False] + [True] * 6
 
 
+def test_every_stream_drops_its_share_of_every_encoder_output(network, monkeypatch):
+    method, unlabeled = CrossMatch(CrossMatchConstants(warmup=0.0), network, patch=SPATIAL), unlabeled_batch(batch=30)
+    shares = []
+    decode = SplitUNet.decode
+
+    def spy(self, features):
+        shares.append([float((level == 0).flatten(2).all(2).float().mean()) for level in features])
+        return decode(self, features)
+
+    monkeypatch.setattr(SplitUNet, "decode", spy)
+    torch.manual_seed(0)
+    step(method, network, unlabeled)
+    # n of the weak view, w and s of it; n of the first strong view; n of the second, w and s of it
+    for found, share in zip(shares, [0, 0.25, 0.75, 0, 0, 0.25, 0.75], strict=True):
+        assert found == pytest.approx([share] * 3, abs=0.1 * (share > 0))
+
+
 def test_labels_follow_their_image_through_cutmix(network, monkeypatch):
     """A network-free check: what is pasted into image, label and confidence is the same partner's same box."""
     method = CrossMatch(replace(CONSTANTS, threshold=0.0), network, patch=SPATIAL)

@@ -52,6 +52,26 @@ def test_every_transform_of_nnunet_is_known_as_geometry_or_not(make_trainer, con
     assert {type(t).__name__ for t in others} <= OTHERS
 
 
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_the_weak_view_has_geometry_and_no_other_change(make_trainer, configuration):
+    """A scan of one value keeps it, but for what is blended with the padding."""
+    trainer = make_trainer("nnUNetTrainer", configuration)
+    trainer.on_train_start()
+    labeled = labeled_loader(trainer.dataloader_train)
+
+    class OneValue(UnlabeledDataset):
+        def load_case(self, identifier):
+            data, *others = super().load_case(identifier)
+            return np.full_like(data[:], 3.7), *others
+
+    loader = unlabeled_loader(labeled, OneValue(labeled._data.source_folder, ["case0"]), trainer.label_manager)
+    assert not OTHERS & {type(getattr(t, "transform", t)).__name__ for t in loader.transforms.transforms}
+    for _ in range(20):
+        values = next(loader)["data"]
+        assert values.min() >= -1e-4 and values.max() <= 3.7 + 1e-4
+        assert ((values - 3.7).abs() < 1e-4).float().mean() > 0.3
+
+
 def test_a_loader_with_an_ignore_label_would_center_patches_on_annotated_voxels(make_trainer, monkeypatch):
     """Which is why ours says that it has none."""
     trainer = make_trainer("nnUNetTrainer")

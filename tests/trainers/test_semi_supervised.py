@@ -104,6 +104,54 @@ def test_curves_are_logged_every_epoch_and_drawn(make_trainer):
     assert method["method"] == "CrossMatch" and method["eta"] == 0.3
 
 
+def test_the_end_of_the_log_says_how_much_the_unlabeled_losses_pull(make_trainer):
+    trainer = make_trainer(Smoke)
+    trainer.run_training()
+    log = trainer.logger.local_logger.my_fantastic_logging
+    ours, theirs = (log[f"{PREFIX}gradient_norm_{part}"] for part in ("unlabeled", "labeled"))
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    said = f"own loss: {sum(ratios) / 2:.2g} on average, {ratios[1]:.2g} in the last epoch."
+    assert said in Path(trainer.log_file).read_text()
+
+
+def test_a_step_begins_without_the_curves_of_the_one_before(make_trainer):
+    """Even of a method whose ``begin_step`` does not call the base class's."""
+
+    class Own(Smoke.method_class):
+        def begin_step(self, progress):
+            pass
+
+        def losses(self, network, unlabeled, labeled=None):
+            self.curves.setdefault("steps", (torch.zeros(()), torch.ones(())))[0].add_(1)
+            yield from super().losses(network, unlabeled, labeled)
+
+    trainer = start(make_trainer(type("Own", (Smoke,), {"method_class": Own})))
+    for _ in range(2):
+        trainer.train_step(next(trainer.dataloader_train))
+    assert trainer._ratios.pop()["steps"] == 1
+
+
+def test_the_average_follows_through_the_warm_up(make_trainer):
+    """Exactly, and also where the unlabeled losses have weight 0 and their part of the step is left out."""
+
+    class Late(SmokeEMA):
+        constants = replace(SmokeEMA.constants, warmup=0.5, ema_decay=0.6)
+
+    trainer = start(make_trainer(Late))
+    expected, acts = None, []
+    for epoch in range(2):
+        trainer.current_epoch, trainer._step_in_epoch = epoch, 0
+        for step in range(trainer.num_iterations_per_epoch):
+            trainer.train_step(next(trainer.dataloader_train))
+            acts.append(any(trainer.method.weights(trainer.method.progress).values()))
+            decay = min(1 - 1 / (epoch * trainer.num_iterations_per_epoch + step + 1), 0.6)
+            now = weights(trainer)
+            expected = [decay * old + (1 - decay) * new for old, new in zip(expected or now, now, strict=True)]
+            for mine, theirs in zip(expected, trainer.method.teacher.network.parameters(), strict=True):
+                torch.testing.assert_close(mine, theirs.detach())
+    assert acts == [False] * 3 + [True] * 3
+
+
 def test_warm_up_leaves_gaps_in_the_curves_that_the_picture_survives(make_trainer):
     class Late(Smoke):
         constants = replace(Smoke.constants, warmup=0.5)
