@@ -7,6 +7,7 @@ Anatomical-Aware Contrastive Distillation", IPMI 2023, arXiv 2206.02307.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from nnunetv2_crossmatch.networks.heads import GlobalHead, VoxelHead, WindowHead
 from nnunetv2_crossmatch.networks.split_unet import Features, SplitUNet
 from nnunetv2_crossmatch.networks.voxels import Voxels, draw_classes, of_union
 from nnunetv2_crossmatch.views.mixing import draw_boxes, paste
-from nnunetv2_crossmatch.views.strong_view import STRONG_VIEW, strong_view
+from nnunetv2_crossmatch.views.strong_view import STRONG_VIEW, StrongView
 
 EMBEDDING = {2: 512, 3: 128}  # channels of embeddings and representations by dimension of the patch, paper's code
 WINDOW = {2: (8, 8), 3: (5, 4)}  # edge of a cell in voxels, cells a side: windows of 64^2 and 20^3, half overlapping
@@ -50,6 +51,7 @@ class ACTIONConstants(Constants):
     queries, negatives: drawn for each class, >= 1. ReCo, but for one draw of negatives for all queries of a
         class, which costs a fraction of the memory.
     temperature: of L_anco, and of the draw of its negatives' classes, > 0. ReCo.
+    strong_view: its ranges.
     """
 
     stage_i: float = 0.25
@@ -69,6 +71,7 @@ class ACTIONConstants(Constants):
     queries: int = 256
     negatives: int = 512
     temperature: float = 0.5
+    strong_view: StrongView = STRONG_VIEW
 
     def __post_init__(self) -> None:
         self._require("[0, 1]", "stage_i", "stage_ii", "confident", "valid", "hard")
@@ -114,10 +117,9 @@ class ACTION(Method):
     constants: ACTIONConstants
     contrasts: tuple[str, ...] = ("anco",)  # losses that need the labeled voxels' features
 
-    def __init__(
-        self, constants: ACTIONConstants, student: nn.Module, *, patch: tuple[int, ...], regions: bool = False
-    ) -> None:
-        super().__init__(constants, student, patch=patch, regions=regions)
+    def __init__(self, constants: ACTIONConstants, student: nn.Module, **plan: Any) -> None:
+        super().__init__(constants, student, **plan)
+        patch = plan["patch"]
         parts = {"encoder": ("stages",), "decoder": ("stages", "transpconvs", "seg_layers")}
         for half, names in parts.items():
             if missing := [name for name in names if not hasattr(getattr(student, half), name)]:
@@ -159,7 +161,7 @@ class ACTION(Method):
         self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch
     ) -> Iterator[dict[str, Tensor]]:
         weights = self.weights(self.progress)
-        strong = strong_view(unlabeled.image, unlabeled.valid, self.voxel, STRONG_VIEW)
+        strong = self.strong_view(unlabeled)
         if "unsup" in weights:
             contrast = any(weights[name] for name in self.contrasts)
             mixed = self._mix(network, unlabeled, strong)

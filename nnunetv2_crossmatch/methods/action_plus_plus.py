@@ -6,6 +6,7 @@ Adaptive Anatomical Contrast", MICCAI 2023, arXiv 2304.02689.
 
 from dataclasses import dataclass
 from math import cos, pi
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,10 +66,8 @@ class ACTIONPlusPlus(ACTION):
     centers: Tensor  # (classes, embedding), each class's own
     _drawn: tuple[Tensor, Tensor]  # of the present step, see _draw_queries
 
-    def __init__(
-        self, constants: ACTIONPlusPlusConstants, student: nn.Module, *, patch: tuple[int, ...], regions: bool = False
-    ) -> None:
-        super().__init__(constants, student, patch=patch, regions=regions)
+    def __init__(self, constants: ACTIONPlusPlusConstants, student: nn.Module, **plan: Any) -> None:
+        super().__init__(constants, student, **plan)
         self.register_buffer("centers", simplex_centers(self.classes, self.embedding))
         self.register_buffer("running", torch.zeros(self.classes, self.embedding))
         self.queue = ClassQueue(self.classes, max(1, constants.queue // self.classes), self.embedding)

@@ -6,6 +6,7 @@ Bai, Chen, Li, Shen, Wang, "Bidirectional Copy-Paste for Semi-Supervised Medical
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,10 +64,8 @@ class BCP(Method):
 
     constants: BCPConstants
 
-    def __init__(
-        self, constants: BCPConstants, student: nn.Module, *, patch: tuple[int, ...], regions: bool = False
-    ) -> None:
-        super().__init__(constants, student, patch=patch, regions=regions)
+    def __init__(self, constants: BCPConstants, student: nn.Module, **plan: Any) -> None:
+        super().__init__(constants, student, **plan)
         pretraining = (0.0, "pre-training: labeled patches pasted into each other")
         self_training = (constants.pretrain, "self-training: labeled and unlabeled patches pasted into each other")
         self.stages = (pretraining, self_training) if constants.pretrain > 0 else (self_training,)
@@ -124,7 +123,7 @@ class BCP(Method):
 
         def of_level(logits: Tensor, label: Tensor, kept: Tensor) -> Tensor:
             p = probabilities(logits, regions=self.regions)
-            dice = masked_dice_loss(p, label, kept, present_only=False, eps=EPS)
+            dice = masked_dice_loss(p, label, kept, eps=EPS)
             return dice + masked_cross_entropy(logits, label, kept, kept)
 
         return deeply_supervised(of_level, outputs, target.label, target.kept & part)

@@ -7,6 +7,7 @@ arXiv 2106.01226. Constants: SSL4MIS.
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +46,8 @@ class CPS(Method):
 
     constants: CPSConstants
 
-    def __init__(
-        self, constants: CPSConstants, student: nn.Module, *, patch: tuple[int, ...], regions: bool = False
-    ) -> None:
-        super().__init__(constants, student, patch=patch, regions=regions)
+    def __init__(self, constants: CPSConstants, student: nn.Module, **plan: Any) -> None:
+        super().__init__(constants, student, **plan)
         self.second = deepcopy(student)
         for module in self.second.modules():  # nnU-Net's initialization of convolutions
             if isinstance(module, CONVOLUTIONS):

@@ -27,6 +27,7 @@ class FixMatchConstants(Constants):
     p_cutmix: share of the strong views with a pasted box, in [0, 1]. UniMatch's.
     warmup: share of the training before the loss comes in, in [0, 1). Paper 0; CrossMatch's, since hard labels
         of a network that knows nothing yet teach it background, and nnU-Net's Dice loss finds foreground late.
+    strong_view: its ranges.
     """
 
     weight: float = 1.0

@@ -27,6 +27,7 @@ class UniMatchConstants(Constants):
     p_drop: share of feature maps dropped, in [0, 1). Paper.
     p_cutmix: share of each strong view's samples with a pasted box, in [0, 1]. Paper's code.
     warmup: share of the training before these losses come in, in [0, 1). Paper 0; CrossMatch's, see FixMatch.
+    strong_view: its ranges.
     """
 
     lambda_strong: float = 0.5
@@ -71,4 +72,4 @@ class UniMatch(Method):
     def _learn(self, stream: str, logits: Tensor, target: PseudoLabel) -> Tensor:
         self.curves[f"agreement_{stream}"] = target.agreement(logits)
         p = probabilities(logits, regions=self.regions)
-        return masked_dice_loss(p, target.label, target.kept, present_only=False, complement=self.regions)
+        return masked_dice_loss(p, target.label, target.kept, complement=self.regions)

@@ -148,7 +148,7 @@ def test_the_kept_share_is_of_each_predicted_class_what_is_confident_and_not_pad
 
 def test_the_mixed_view_follows_the_teachers_label_and_half_of_it_is_pasted(network, monkeypatch):
     method, (unlabeled, labeled) = make(network, STAGE_III), batches(batch=2)
-    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image)
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, drawn, voxel: image)
     step(method, network, unlabeled, labeled)
     method.partner.draw(2)
     image, label, confidence, _ = method._mix(SplitUNet(network), unlabeled, unlabeled.image)
@@ -323,7 +323,7 @@ def test_distillation_starts_with_an_empty_bank_and_enqueues_after_the_loss(netw
 @pytest.mark.parametrize("seed", [0, 1])
 def test_stages_i_and_ii_equal_the_definitions(network, monkeypatch, seed):
     """Weak view to the teacher, strong view through head and predictor to the student, KL against the bank."""
-    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image.sin())
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, drawn, voxel: image.sin())
     method, (unlabeled, labeled) = make(network, STAGE_II), batches(seed=seed)
     step(method, network, unlabeled, labeled)  # fills the banks
     bank_global, bank_local = (b.entries[: b.count].clone() for b in (method.global_bank, method.local_bank))
@@ -382,7 +382,7 @@ def test_of_each_patch_one_window_enters_the_bank_drawn_by_its_valid_share(netwo
 
 
 def test_the_student_of_stage_iii_sees_the_strong_view(network, monkeypatch):
-    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image.sin())
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, drawn, voxel: image.sin())
     unlabeled, labeled = batches()
     monkeypatch.setattr(action, "draw_boxes", lambda *args, **kwargs: torch.zeros_like(unlabeled.valid))
     method, seen = make(network, STAGE_III), []
@@ -413,7 +413,7 @@ def test_a_step_that_overflows_leaves_no_trace_in_banks_queue_and_means(network,
 
 def test_padded_voxels_do_not_count_in_the_pseudo_label_loss(network, monkeypatch):
     """Whatever the padded columns predict."""
-    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image)
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, drawn, voxel: image)
     unlabeled, labeled = batches()
     forward_levels = SplitUNet.forward_levels
     values = []

@@ -8,10 +8,11 @@ import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from torch import nn
 
-from nnunetv2_crossmatch.methods import SUPERVISED, bcp, ramp_up
+from nnunetv2_crossmatch.methods import SUPERVISED, Method, bcp, ramp_up
 from nnunetv2_crossmatch.methods.bcp import BCP, BCPConstants
 from nnunetv2_crossmatch.methods.cps import CPS, CPSConstants
-from nnunetv2_crossmatch.methods.crossmatch import CrossMatch, CrossMatchConstants
+from nnunetv2_crossmatch.methods.crossmatch import CrossMatchConstants
+from nnunetv2_crossmatch.methods.crossmatch_paper import CrossMatchPaper, CrossMatchPaperConstants
 from nnunetv2_crossmatch.methods.fixmatch import FixMatch, FixMatchConstants
 from nnunetv2_crossmatch.methods.ict import ICT, ICTConstants
 from nnunetv2_crossmatch.methods.mean_teacher import MeanTeacher, MeanTeacherConstants
@@ -20,6 +21,7 @@ from nnunetv2_crossmatch.methods.unimatch import UniMatch, UniMatchConstants
 from nnunetv2_crossmatch.networks.ema import EMATeacher
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 from nnunetv2_crossmatch.views import target
+from nnunetv2_crossmatch.views.strong_view import STRONG_VIEW
 from tests.methods.conftest import SPATIAL, batches, step
 
 ALL = [
@@ -137,7 +139,7 @@ def plain_views(monkeypatch) -> list[torch.Tensor]:
 
     monkeypatch.setattr(target, "draw_boxes", draw_boxes)
     monkeypatch.setattr(bcp, "draw_boxes", draw_boxes)
-    monkeypatch.setattr(target, "strong_view", lambda image, valid: image.sin())
+    monkeypatch.setattr(Method, "strong_view", lambda self, unlabeled: unlabeled.image.sin())
     return boxes
 
 
@@ -476,18 +478,24 @@ CONSTANTS = {
     },
     # BCP's repository, code/ACDC_BCP_train.py
     BCPConstants: {"weight": 0.5, "edge": 2 / 3, "pretrain": 0.25, "ema_decay": 0.99},
-    # CrossMatch's repository, ACDC/train_cross_match.py of December 2025; warmup and present_only are this project's
+    # the paper's section 4; its repository has half of the weights
+    CrossMatchPaperConstants: {
+        "threshold": 0.95, "lambda_ip": 2.0, "lambda_kd": 2.0, "eta": 0.3, "p_weak": 0.25, "p_strong": 0.75,
+        "p_cutmix": 0.5,
+    },
+    # this project's, but for the paper's eta, p_weak, p_strong and p_cutmix
     CrossMatchConstants: {
-        "threshold": 0.95, "lambda_ip": 1.0, "lambda_kd": 1.0, "eta": 0.3, "p_weak": 0.25, "p_strong": 0.75,
-        "strong_views": 2, "dropout_students": 4, "p_cutmix": 0.5, "warmup": 0.15, "present_only": True,
-        "ema_decay": None,
+        "threshold": 0.9, "weight": 1.0, "ramp": 0.05, "ema_decay": 0.999, "lambda_ip": 1.0, "lambda_kd": 0.0,
+        "eta": 0.3, "p_weak": 0.25, "p_strong": 0.75, "p_cutmix": 0.5,
     },
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("constants", CONSTANTS)
 def test_the_constants_are_those_of_their_source(constants):
-    assert vars(constants()) == CONSTANTS[constants]
+    found = vars(constants()).copy()
+    assert found.pop("strong_view", STRONG_VIEW) is STRONG_VIEW  # its own test has its ranges
+    assert found == CONSTANTS[constants]
     assert bcp.EPS == 1e-10  # code/utils/losses.py, DiceLoss
 
 
@@ -503,7 +511,7 @@ def test_a_single_sample_gets_the_previous_steps_view_in_its_box(network, plain_
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(SplitUNet, "logits", lambda self, image: spied.append(image) or decode(self, image))
             number = iter((1.0, 2.0))
-            patch.setattr(target, "strong_view", lambda image, valid, n=number: image.sin() * next(n))
+            patch.setattr(Method, "strong_view", lambda self, batch, n=number: batch.image.sin() * next(n))
             step(method, network, unlabeled, labeled)
         views.append(spied[-2:])
     for n in (0, 1):
@@ -547,10 +555,9 @@ def test_the_average_has_the_decay_of_the_moment(network):
     "method_and_constants",
     [
         (UniMatch, UniMatchConstants(warmup=0.0)),
-        (CrossMatch, CrossMatchConstants(warmup=0.0)),
-        (CrossMatch, CrossMatchConstants(warmup=0.0, present_only=False)),
+        (CrossMatchPaper, CrossMatchPaperConstants()),
     ],
-    ids=["UniMatch", "CrossMatch", "CrossMatch over all classes"],
+    ids=["UniMatch", "CrossMatchPaper"],
 )
 def test_a_region_that_is_surely_nowhere_is_pushed_out_of_false_positives(network, monkeypatch, method_and_constants):
     """Confident "nothing here" of all regions, against streams that see each of them in half of the voxels."""
@@ -566,9 +573,8 @@ def test_a_region_that_is_surely_nowhere_is_pushed_out_of_false_positives(networ
     loss = dice(
         p, torch.zeros_like(p).bool(), unlabeled.valid, complement=True
     )  # mean of the regions', 1, and the rest's
-    one = 2 * loss - 1 if getattr(constants, "present_only", False) else loss
-    assert loss > 0.6 and 2 * loss - 1 > 0.25
+    assert loss > 0.6
     streams = {"strong": 2, "fp": 1} if cls is UniMatch else {"ip": 1, "tkd": 1}
-    assert values == {name: pytest.approx(count * one, rel=1e-4) for name, count in streams.items()}
+    assert values == {name: pytest.approx(count * loss, rel=1e-4) for name, count in streams.items()}
     false = half.grad[:, :, ::2][unlabeled.valid[:, :, ::2].expand(-1, 3, -1, -1)]
     assert (false > 0).all() and false.sum() > 0.05

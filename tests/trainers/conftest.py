@@ -20,6 +20,7 @@ from nnunetv2_crossmatch.trainers import (
     nnUNetTrainerACTIONPlusPlus_smoke,
     nnUNetTrainerCrossMatch_smoke,
     nnUNetTrainerCrossMatchPaper_smoke,
+    nnUNetTrainerMeanTeacher_smoke,
 )
 from nnunetv2_crossmatch.utilities.files import sha256_of
 from tests.conftest import DATASET, ball, write_image
@@ -42,16 +43,16 @@ def changed(cls: type, **values: object) -> type:
     return type(cls.__name__, (cls,), {"constants": constants, "initialize": initialize})
 
 
-class Smoke(changed(nnUNetTrainerCrossMatchPaper_smoke, **EAGER, lambda_ip=1.0, lambda_kd=1.0, present_only=True)):
+class Smoke(changed(nnUNetTrainerCrossMatchPaper_smoke, **EAGER)):
     """Every stream in each step, beside nnU-Net's own loss."""
-
-
-class SmokeEMA(changed(nnUNetTrainerCrossMatchPaper_smoke, **EAGER, ema_decay=0.99)):
-    pass
 
 
 class SmokeHalves(changed(nnUNetTrainerCrossMatch_smoke, **EAGER, ramp=0.0)):
     """The default: half of the batch labeled, half not, taught by the average from the first step on."""
+
+
+class SmokeEMA(changed(nnUNetTrainerMeanTeacher_smoke, **EAGER)):
+    """With a moving average."""
 
 
 class SmokePlusPlus(changed(nnUNetTrainerACTIONPlusPlus_smoke, **EAGER, queue=48)):
