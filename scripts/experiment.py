@@ -203,7 +203,7 @@ def main() -> None:
     seconds = time.perf_counter() - start
 
     raw = Path(nnUNet_raw) / run.dataset
-    held_out = group_channels(raw / f"images{arguments.held_out}", trainer.dataset_json["file_ending"])
+    held_out = group_channels(raw / f"images{arguments.held_out}", trainer.dataset_json)
     hidden = dict(list(list_unlabeled(raw, trainer.dataset_json).items())[: arguments.hidden])
     result = {
         "dataset": run.dataset,

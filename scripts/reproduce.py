@@ -144,7 +144,7 @@ def _carry_out(run: Run, folder: Path, deadline: float) -> dict:
     for part in ("imagesTs", "labelsTs"):
         if not (raw / part).is_dir():
             sys.exit(f"{raw / part} is missing: copy it here, or convert a source that has the test scans.")
-    test = group_channels(raw / "imagesTs", trainer.dataset_json["file_ending"])
+    test = group_channels(raw / "imagesTs", trainer.dataset_json)
     predict(trainer, test, folder / "predictions", mirroring=True, deadline=deadline)
     evaluation = evaluate_folders(
         raw / "labelsTs",

@@ -8,8 +8,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from statistics import mode
+from typing import TypeGuard
 
-from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError, some
+from nnunetv2_crossmatch.utilities.files import NO_UNICODE, is_unicode, read_json
+from nnunetv2_crossmatch.utilities.folders import read_folder
+
+UNLABELED_LIST, UNLABELED_FOLDER = "unlabeled.json", "imagesUn"
 
 
 def list_unlabeled(
@@ -41,17 +47,18 @@ def survey_unlabeled(
     Raises:
         DatasetError: there is no list to read, or it is empty.
     """
-    list_file, folder = raw_folder / "unlabeled.json", raw_folder / "imagesUn"
-    if os.path.lexists(list_file):
-        source, (cases, problems) = list_file, _from_json(list_file)
-    elif folder.is_dir():
-        source, (cases, problems) = folder, _from_folder(folder, dataset_json["file_ending"])
-    elif os.path.lexists(folder):
-        raise DatasetError([f"{folder} {why_unusable(folder) or 'is not a folder'}. Correct or remove it."])
-    else:
+    source = unlabeled_source(raw_folder)
+    if source is None:
         return None, []
+    if source.name == UNLABELED_LIST:
+        cases, problems = _from_json(source)
+    elif source.is_dir():
+        cases, problems = _from_folder(source, dataset_json)
+    else:
+        raise DatasetError([f"{source} {why_unusable(source) or 'is not a folder'}. Correct or remove it."])
     if not cases and not problems:
-        raise DatasetError([f"{source} names no scan. Put the unlabeled scans there, or train nnUNetTrainer."])
+        none = f"{source} names no scan. Put the unlabeled scans there, or train nnUNetTrainer."
+        raise DatasetError([none, *left_out(raw_folder, dataset_json)])
 
     others = labeled_and_held_out(raw_folder, dataset_json)
     bad_ids = {case: why for case in cases if (why := _why_no_file_name(case))}
@@ -75,8 +82,83 @@ def survey_unlabeled(
     return dict(sorted(_without(cases, problems).items())), [message for _, message in problems]
 
 
+def unlabeled_source(raw_folder: Path) -> Path | None:
+    """What says which scans are unlabeled: ``unlabeled.json``, else ``imagesUn``; None where neither is there."""
+    sources = (raw_folder / name for name in (UNLABELED_LIST, UNLABELED_FOLDER))
+    return next((source for source in sources if os.path.lexists(source)), None)
+
+
+def unlabeled_ids(raw_folder: Path, dataset_json: dict) -> set[str]:
+    """Ids of all unlabeled cases, of those that cannot be used too."""
+    source = unlabeled_source(raw_folder)
+    if source is None or (source.name == UNLABELED_FOLDER and not source.is_dir()):
+        return set()
+    is_list = source.name == UNLABELED_LIST
+    cases, problems = _from_json(source) if is_list else _from_folder(source, dataset_json)
+    return {*cases, *(case for case, _ in problems if case is not None)}
+
+
+def left_out(raw_folder: Path, dataset_json: dict) -> list[str]:
+    """What lies in the folders of scans and is not used, a line for each kind, and what can be done."""
+    lines = []
+    for folder in sorted(raw_folder.glob("[iI][mM][aA][gG][eE][sS]*")):
+        spelled = {name.casefold(): name for name in ("imagesTr", "imagesTs", UNLABELED_FOLDER)}
+        right = spelled.get(folder.name.casefold(), "images" + folder.name[len("images") :])
+        if right != folder.name:
+            lines.append(f"{folder} is not {right}: upper and lower case count. Rename it.")
+        elif not folder.is_dir():
+            lines.append(f"{folder} is not a folder and not used.")
+        elif folder.name == UNLABELED_FOLDER and os.path.lexists(raw_folder / UNLABELED_LIST):
+            lines += _not_listed(raw_folder, dataset_json)
+        elif folder.name != "imagesTr" or "dataset" not in dataset_json:
+            lines += left_out_of(folder, dataset_json)
+    return lines
+
+
+def left_out_of(folder: Path, dataset_json: dict) -> list[str]:
+    """:func:`left_out` of one folder."""
+    ending = dataset_json["file_ending"]
+    found = read_folder(folder, ending)
+    deep = {below: sorted(below.rglob(f"[!.]*{ending}")) for below in found.folders}
+    if not (scans := [scan for scans in deep.values() for scan in scans]):
+        empty = [f"{folder}: {len(deep)} folders below it not used ({some([f.name for f in deep])})."] if deep else []
+        return [*empty, *found.left_out]
+    line = (
+        f"{folder}: {len(scans)} {ending} files not used, because they lie in folders of their own "
+        f"({some([str(scan.relative_to(folder)) for scan in scans])})."
+    )
+    if folder.name == UNLABELED_FOLDER:
+        # named by its folders as well: in folders of patients the files often have the same names
+        first = scans[0].relative_to(folder).as_posix()
+        case = re.sub(r"_\d{4}$", "", first.removesuffix(ending)).replace("/", "_")
+        entry = json.dumps({case: {"images": [f"{folder.name}/{first}"]}}, ensure_ascii=False)[1:-1]
+        line += f" List them in {folder.with_name(UNLABELED_LIST)}, all scans in one pair of braces, as: {entry}"
+    else:
+        line += f" Move them into {folder}."
+    return [line, *found.left_out]
+
+
+def _not_listed(raw_folder: Path, dataset_json: dict) -> list[str]:
+    """unlabeled.json wins over imagesUn; links and relative paths may lead from the one to the other."""
+    list_file, folder = raw_folder / UNLABELED_LIST, raw_folder / UNLABELED_FOLDER
+    try:
+        listed = {os.path.realpath(file) for files in _from_json(list_file)[0].values() for file in files}
+    except DatasetError:
+        return []  # said where the list is read
+    there = [file for file in folder.rglob(f"[!.]*{dataset_json['file_ending']}")]
+    names = sorted(str(file.relative_to(folder)) for file in there if os.path.realpath(file) not in listed)
+    if not names:
+        return []
+    return [
+        f"{folder}: {len(names)} scans not used ({some(names)}), because {list_file} is there and does not list them. "
+        "List them, or remove one of the two."
+    ]
+
+
 def why_unusable(file: Path) -> str | None:
     """Why there is no file to read; devices and pipes are none, because reading them need not end."""
+    if not is_unicode(file):
+        return NO_UNICODE
     if os.path.isfile(file):
         return None
     if os.path.exists(file):
@@ -87,7 +169,7 @@ def why_unusable(file: Path) -> str | None:
 def has_training_scans(raw_folder: Path) -> bool:
     """Whether there is a raw dataset, not merely its test scans."""
     return (raw_folder / "dataset.json").exists() and any(
-        (raw_folder / name).exists() for name in ("imagesTr", "imagesUn", "unlabeled.json")
+        (raw_folder / name).exists() for name in ("imagesTr", UNLABELED_FOLDER, UNLABELED_LIST)
     )
 
 
@@ -97,33 +179,52 @@ def are_absent(files: list[Path]) -> bool:
 
 
 def labeled_scans(raw_folder: Path, dataset_json: dict) -> dict[str, list[Path]]:
-    """Image files of the training cases, from dataset.json's ``dataset`` or else from ``imagesTr``."""
+    """Image files of the training cases, from dataset.json's ``dataset`` or else from ``imagesTr``.
+
+    Raises:
+        DatasetError: neither is there, or not as nnU-Net wants it.
+    """
     if "dataset" in dataset_json:
-        return {case: _resolve(raw_folder, entry["images"]) for case, entry in sorted(dataset_json["dataset"].items())}
+        named, list_file = dataset_json["dataset"], raw_folder / "dataset.json"
+        entries = named.items() if isinstance(named, dict) else [("", None)]
+        if wrong := [case for case, entry in entries if not _has_images(entry)]:
+            raise DatasetError([f"{list_file}: {_WANTED.format(what=f'dataset, {some(wrong)}')}"])
+        return {case: _resolve(raw_folder, entry["images"]) for case, entry in sorted(entries)}
     if not (raw_folder / "imagesTr").is_dir():
         raise DatasetError([f"{raw_folder / 'imagesTr'} is missing. Supply it, or hide the raw dataset folder."])
-    return group_channels(raw_folder / "imagesTr", dataset_json["file_ending"])
+    return group_channels(raw_folder / "imagesTr", dataset_json)
 
 
 def labeled_and_held_out(raw_folder: Path, dataset_json: dict) -> dict[str, dict[str, list[Path]]]:
-    """{"imagesTr": labeled scans, "imagesTs": test scans, ...}; every other folder ``images*`` is held out too."""
+    """{"imagesTr": labeled scans, "imagesTs": test scans, ...}; every other folder ``images*`` is held out too.
+
+    Held-out scans need no channel number: ``amos_0004`` is a name unless all channels are there.
+    """
     ending = dataset_json["file_ending"]
-    parts = {"imagesTr": labeled_scans(raw_folder, dataset_json)}
+    labeled = labeled_scans(raw_folder, dataset_json)
+    # not the number of channels: one PNG has three
+    files_per_case = mode(map(len, labeled.values())) if labeled else 1
+    parts = {"imagesTr": labeled}
     for folder in sorted(raw_folder.glob("images*")):
-        if folder.is_dir() and folder.name not in ("imagesTr", "imagesUn"):
-            scans = parts.setdefault(folder.name, {})
-            for file in sorted(folder.glob("[!.]*" + ending)):  # leniently: nnU-Net does not mind what else lies there
-                scans.setdefault(re.sub(r"_\d{4}$", "", file.name.removesuffix(ending)), []).append(file)
+        if folder.is_dir() and folder.name not in ("imagesTr", UNLABELED_FOLDER):
+            parts[folder.name] = {}
+            cases, others = _by_case(read_folder(folder, ending).files, ending)
+            for case, files in cases.items():
+                if _numbers(files, ending) == list(range(files_per_case)):
+                    parts[folder.name][case] = files
+                else:
+                    others += files
+            parts[folder.name].update({file.name.removesuffix(ending): [file] for file in others})
     return parts
 
 
-def group_channels(folder: Path, file_ending: str) -> dict[str, list[Path]]:
+def group_channels(folder: Path, dataset_json: dict) -> dict[str, list[Path]]:
     """Files named CASE_0000.nii.gz, CASE_0001.nii.gz, ... by case.
 
     Raises:
         DatasetError: files with the dataset's ending but without a channel number; missing channels.
     """
-    cases, problems = _from_folder(folder, file_ending)
+    cases, problems = _from_folder(folder, dataset_json)
     if problems:
         raise DatasetError(message for _, message in problems)
     return cases
@@ -137,21 +238,44 @@ def _without(cases: dict[str, list[Path]], problems: _Problems) -> dict[str, lis
     return {case: files for case, files in cases.items() if case not in bad}
 
 
-def _from_folder(folder: Path, file_ending: str) -> tuple[dict[str, list[Path]], _Problems]:
-    pattern = re.compile(rf"(?P<case>.+)_(?P<channel>\d{{4}}){re.escape(file_ending)}", re.DOTALL)
+def _by_case(files: list[Path], ending: str) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Files called CASE_NNNN by case, whether the number is that of a channel or not; and the others."""
     cases: dict[str, list[Path]] = {}
-    problems: _Problems = []
-    for file in sorted(folder.iterdir(), key=lambda file: file.name):  # whole paths compare slowly
-        if file.name.startswith(".") or not file.name.endswith(file_ending):
-            continue
-        if match := pattern.fullmatch(file.name):
-            cases.setdefault(match["case"], []).append(file)
-            if int(match["channel"]) != len(cases[match["case"]]) - 1:
-                message = f"{file}: a channel before it is missing. Supply it or remove the case."
-                problems.append((match["case"], message))
+    others = []
+    for file in files:
+        if match := re.fullmatch(r"(.+)_\d{4}", file.name.removesuffix(ending), re.DOTALL):
+            cases.setdefault(match[1], []).append(file)
         else:
-            stem = file.name.removesuffix(file_ending)
-            problems.append((None, f"{file} has no channel number. Rename it to {stem}_0000{file_ending}."))
+            others.append(file)
+    return cases, others
+
+
+def _numbers(files: list[Path], ending: str) -> list[int]:
+    return [int(file.name.removesuffix(ending)[-4:]) for file in files]
+
+
+def _from_folder(folder: Path, dataset_json: dict) -> tuple[dict[str, list[Path]], _Problems]:
+    ending = dataset_json["file_ending"]
+    channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
+    cases, unnumbered = _by_case(read_folder(folder, ending).files, ending)
+    problems: _Problems = []
+    for case, files in list(cases.items()):
+        found = _numbers(files, ending)
+        without_gap = found == list(range(len(found)))
+        if found[-1] >= channels and not (without_gap and len(cases) > 1):  # amos_0001, amos_0004: part of the name
+            unnumbered += cases.pop(case)
+        elif not without_gap:
+            file = next(file for i, file in enumerate(files) if found[i] != i)
+            problems.append((case, f"{file}: a channel before it is missing. Supply it or remove the case."))
+    if unnumbered:
+        first = unnumbered[0].name
+        problems.append(
+            (
+                None,
+                f"{folder}: {len(unnumbered)} without channel number ({some([file.name for file in unnumbered])}). "
+                f"Rename {first} to {first.removesuffix(ending)}_0000{ending}, and so on.",
+            )
+        )
     return cases, problems
 
 
@@ -205,6 +329,14 @@ def _resolve(folder: Path, images: list[str]) -> list[Path]:
     return [folder / os.path.expandvars(image) for image in images]
 
 
+_WANTED = '{what} is not of the form {{"case id": {{"images": ["path", ...]}}}}.'
+
+
+def _has_images(entry: object) -> TypeGuard[dict[str, list[str]]]:
+    images = entry.get("images") if isinstance(entry, dict) else None
+    return isinstance(images, list) and bool(images) and all(isinstance(image, str) for image in images)
+
+
 def _from_json(list_file: Path) -> tuple[dict[str, list[Path]], _Problems]:
     problems: _Problems = []
 
@@ -217,16 +349,11 @@ def _from_json(list_file: Path) -> tuple[dict[str, list[Path]], _Problems]:
 
     if why := why_unusable(list_file):
         raise DatasetError([f"{list_file} {why}. Correct or remove it."])
-    try:
-        entries = json.loads(list_file.read_bytes(), object_pairs_hook=once)  # bytes: any UTF, with or without BOM
-    except (ValueError, RecursionError, OSError) as e:
-        raise DatasetError([f"{list_file} is not valid JSON: {e}"]) from None
+    entries = read_json(list_file, once)
     cases = {}
     for case, entry in entries.items() if isinstance(entries, dict) else [("", None)]:
-        images = entry.get("images") if isinstance(entry, dict) else None
-        if not (isinstance(images, list) and images and all(isinstance(i, str) for i in images)):
-            message = f'{list_file}: entry {case!r} is not of the form {{"case id": {{"images": ["path", ...]}}}}.'
-            problems.append((case, message))
+        if _has_images(entry):
+            cases[case] = _resolve(list_file.parent, entry["images"])
         else:
-            cases[case] = _resolve(list_file.parent, images)
+            problems.append((case, f"{list_file}: {_WANTED.format(what=f'entry {case!r}')}"))
     return cases, problems
