@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 
 import SimpleITK as sitk
-from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.dataset_conversion.common import Case, Conversion, read_image, require, wrong_folder
 from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.files import read_json
 
 FILE_ENDING = ".nii.gz"
 SEED = 0  # of the draw; the same order for any number, so 4 labeled cases are among 10
@@ -33,7 +33,7 @@ def convert(source: Path, labeled: int, test: int = 0) -> Conversion:
         raise DatasetError(
             [f"{source} has {len(images)} cases; {labeled} labeled and {test} test cases cannot be drawn from them."]
         )
-    described = load_json(str(source / "dataset.json")) if (source / "dataset.json").exists() else {}
+    described = read_json(source / "dataset.json") if (source / "dataset.json").exists() else {}
     channels = list((described.get("modality") or described.get("channel_names") or {"0": "MRI"}).values())
     if len(channels) > 1:
         raise DatasetError([f"{source} has {len(channels)} channels in one file; nnU-Net wants one file each."])
