@@ -25,7 +25,8 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_crossmatch.preprocessing.listing import group_channels, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.image_folder import group_channels
+from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
 
 STEPS_PER_EPOCH = 250
 

@@ -41,7 +41,8 @@ from nnunetv2_crossmatch.evaluation.report import format_benchmark, write_csv, w
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, summarize
 from nnunetv2_crossmatch.methods.crossmatch import CrossMatchConstants
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
-from nnunetv2_crossmatch.preprocessing.listing import group_channels, has_training_scans, labeled_scans
+from nnunetv2_crossmatch.preprocessing.image_folder import group_channels
+from nnunetv2_crossmatch.preprocessing.listing import has_training_scans, labeled_scans
 from nnunetv2_crossmatch.utilities.files import write_json as save_json
 
 

@@ -19,7 +19,7 @@ from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
 from nnunetv2_crossmatch.nnunet.run_folder import FINAL, RunFolder
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
-from nnunetv2_crossmatch.preprocessing.listing import group_channels, left_out_of
+from nnunetv2_crossmatch.preprocessing.image_folder import group_channels, left_out_of
 from nnunetv2_crossmatch.preprocessing.manifest import source_stamp
 from nnunetv2_crossmatch.preprocessing.splits import known_patients, read_splits
 from nnunetv2_crossmatch.utilities.errors import DatasetError, printable, some

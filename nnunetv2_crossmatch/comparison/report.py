@@ -16,7 +16,8 @@ from nnunetv2_crossmatch.comparison.runs import teacher_folder
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import read_labels
 from nnunetv2_crossmatch.evaluation.summary import Evaluation
-from nnunetv2_crossmatch.preprocessing.listing import group_channels, labeled_scans
+from nnunetv2_crossmatch.preprocessing.image_folder import group_channels
+from nnunetv2_crossmatch.preprocessing.listing import labeled_scans
 from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
 from nnunetv2_crossmatch.utilities.files import write_json as write_whole
 from nnunetv2_crossmatch.utilities.versions import versions

@@ -1,8 +1,6 @@
 """Which scans are unlabeled: ``unlabeled.json``, or without it the folder ``imagesUn``."""
 
-import json
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -11,11 +9,19 @@ from pathlib import Path
 from statistics import mode
 from typing import TypeGuard
 
+from nnunetv2_crossmatch.preprocessing.image_folder import (
+    UNLABELED_FOLDER,
+    UNLABELED_LIST,
+    Problems,
+    by_case,
+    from_folder,
+    group_channels,
+    left_out_of,
+    numbers_of,
+)
 from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.files import NO_UNICODE, is_unicode, read_json
-from nnunetv2_crossmatch.utilities.folders import read_folder
-
-UNLABELED_LIST, UNLABELED_FOLDER = "unlabeled.json", "imagesUn"
+from nnunetv2_crossmatch.utilities.folders import is_litter, read_folder
 
 
 def list_unlabeled(
@@ -53,7 +59,7 @@ def survey_unlabeled(
     if source.name == UNLABELED_LIST:
         cases, problems = _from_json(source)
     elif source.is_dir():
-        cases, problems = _from_folder(source, dataset_json)
+        cases, problems = from_folder(source, dataset_json)
     else:
         raise DatasetError([f"{source} {why_unusable(source) or 'is not a folder'}. Correct or remove it."])
     if not cases and not problems:
@@ -94,12 +100,12 @@ def unlabeled_ids(raw_folder: Path, dataset_json: dict) -> set[str]:
     if source is None or (source.name == UNLABELED_FOLDER and not source.is_dir()):
         return set()
     is_list = source.name == UNLABELED_LIST
-    cases, problems = _from_json(source) if is_list else _from_folder(source, dataset_json)
+    cases, problems = _from_json(source) if is_list else from_folder(source, dataset_json)
     return {*cases, *(case for case, _ in problems if case is not None)}
 
 
 def left_out(raw_folder: Path, dataset_json: dict) -> list[str]:
-    """What lies in the folders of scans and is not used, a line for each kind, and what can be done."""
+    """:func:`left_out_of` every folder of scans, and what is called nearly like one."""
     lines = []
     for folder in sorted(raw_folder.glob("[iI][mM][aA][gG][eE][sS]*")):
         spelled = {name.casefold(): name for name in ("imagesTr", "imagesTs", UNLABELED_FOLDER)}
@@ -109,48 +115,25 @@ def left_out(raw_folder: Path, dataset_json: dict) -> list[str]:
         elif not folder.is_dir():
             lines.append(f"{folder} is not a folder and not used.")
         elif folder.name == UNLABELED_FOLDER and os.path.lexists(raw_folder / UNLABELED_LIST):
-            lines += _not_listed(raw_folder, dataset_json)
+            lines += _not_listed(raw_folder)
         elif folder.name != "imagesTr" or "dataset" not in dataset_json:
             lines += left_out_of(folder, dataset_json)
     return lines
 
 
-def left_out_of(folder: Path, dataset_json: dict) -> list[str]:
-    """:func:`left_out` of one folder."""
-    ending = dataset_json["file_ending"]
-    found = read_folder(folder, ending)
-    deep = {below: sorted(below.rglob(f"[!.]*{ending}")) for below in found.folders}
-    if not (scans := [scan for scans in deep.values() for scan in scans]):
-        empty = [f"{folder}: {len(deep)} folders below it not used ({some([f.name for f in deep])})."] if deep else []
-        return [*empty, *found.left_out]
-    line = (
-        f"{folder}: {len(scans)} {ending} files not used, because they lie in folders of their own "
-        f"({some([str(scan.relative_to(folder)) for scan in scans])})."
-    )
-    if folder.name == UNLABELED_FOLDER:
-        # named by its folders as well: in folders of patients the files often have the same names
-        first = scans[0].relative_to(folder).as_posix()
-        case = re.sub(r"_\d{4}$", "", first.removesuffix(ending)).replace("/", "_")
-        entry = json.dumps({case: {"images": [f"{folder.name}/{first}"]}}, ensure_ascii=False)[1:-1]
-        line += f" List them in {folder.with_name(UNLABELED_LIST)}, all scans in one pair of braces, as: {entry}"
-    else:
-        line += f" Move them into {folder}."
-    return [line, *found.left_out]
-
-
-def _not_listed(raw_folder: Path, dataset_json: dict) -> list[str]:
+def _not_listed(raw_folder: Path) -> list[str]:
     """unlabeled.json wins over imagesUn; links and relative paths may lead from the one to the other."""
     list_file, folder = raw_folder / UNLABELED_LIST, raw_folder / UNLABELED_FOLDER
     try:
         listed = {os.path.realpath(file) for files in _from_json(list_file)[0].values() for file in files}
     except DatasetError:
         return []  # said where the list is read
-    there = [file for file in folder.rglob(f"[!.]*{dataset_json['file_ending']}")]
+    there = [file for file in folder.rglob("[!.]*") if not (file.is_dir() or file.suffix == ".json" or is_litter(file))]
     names = sorted(str(file.relative_to(folder)) for file in there if os.path.realpath(file) not in listed)
     if not names:
         return []
     return [
-        f"{folder}: {len(names)} scans not used ({some(names)}), because {list_file} is there and does not list them. "
+        f"{folder}: {len(names)} files not used ({some(names)}), because {list_file} is there and does not list them. "
         "List them, or remove one of the two."
     ]
 
@@ -208,9 +191,9 @@ def labeled_and_held_out(raw_folder: Path, dataset_json: dict) -> dict[str, dict
     for folder in sorted(raw_folder.glob("images*")):
         if folder.is_dir() and folder.name not in ("imagesTr", UNLABELED_FOLDER):
             parts[folder.name] = {}
-            cases, others = _by_case(read_folder(folder, ending).files, ending)
+            cases, others = by_case(read_folder(folder, ending).files, ending)
             for case, files in cases.items():
-                if _numbers(files, ending) == list(range(files_per_case)):
+                if numbers_of(files, ending) == list(range(files_per_case)):
                     parts[folder.name][case] = files
                 else:
                     others += files
@@ -218,65 +201,9 @@ def labeled_and_held_out(raw_folder: Path, dataset_json: dict) -> dict[str, dict
     return parts
 
 
-def group_channels(folder: Path, dataset_json: dict) -> dict[str, list[Path]]:
-    """Files named CASE_0000.nii.gz, CASE_0001.nii.gz, ... by case.
-
-    Raises:
-        DatasetError: files with the dataset's ending but without a channel number; missing channels.
-    """
-    cases, problems = _from_folder(folder, dataset_json)
-    if problems:
-        raise DatasetError(message for _, message in problems)
-    return cases
-
-
-_Problems = list[tuple[str | None, str]]  # the case that cannot be used, where it is one, and the message
-
-
-def _without(cases: dict[str, list[Path]], problems: _Problems) -> dict[str, list[Path]]:
+def _without(cases: dict[str, list[Path]], problems: Problems) -> dict[str, list[Path]]:
     bad = {case for case, _ in problems}
     return {case: files for case, files in cases.items() if case not in bad}
-
-
-def _by_case(files: list[Path], ending: str) -> tuple[dict[str, list[Path]], list[Path]]:
-    """Files called CASE_NNNN by case, whether the number is that of a channel or not; and the others."""
-    cases: dict[str, list[Path]] = {}
-    others = []
-    for file in files:
-        if match := re.fullmatch(r"(.+)_\d{4}", file.name.removesuffix(ending), re.DOTALL):
-            cases.setdefault(match[1], []).append(file)
-        else:
-            others.append(file)
-    return cases, others
-
-
-def _numbers(files: list[Path], ending: str) -> list[int]:
-    return [int(file.name.removesuffix(ending)[-4:]) for file in files]
-
-
-def _from_folder(folder: Path, dataset_json: dict) -> tuple[dict[str, list[Path]], _Problems]:
-    ending = dataset_json["file_ending"]
-    channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
-    cases, unnumbered = _by_case(read_folder(folder, ending).files, ending)
-    problems: _Problems = []
-    for case, files in list(cases.items()):
-        found = _numbers(files, ending)
-        without_gap = found == list(range(len(found)))
-        if found[-1] >= channels and not (without_gap and len(cases) > 1):  # amos_0001, amos_0004: part of the name
-            unnumbered += cases.pop(case)
-        elif not without_gap:
-            file = next(file for i, file in enumerate(files) if found[i] != i)
-            problems.append((case, f"{file}: a channel before it is missing. Supply it or remove the case."))
-    if unnumbered:
-        first = unnumbered[0].name
-        problems.append(
-            (
-                None,
-                f"{folder}: {len(unnumbered)} without channel number ({some([file.name for file in unnumbered])}). "
-                f"Rename {first} to {first.removesuffix(ending)}_0000{ending}, and so on.",
-            )
-        )
-    return cases, problems
 
 
 _FORBIDDEN = {"Cc": "a control character", "Zl": "a line break", "Zp": "a line break", "Cs": "no valid Unicode"}
@@ -293,10 +220,10 @@ def _why_no_file_name(case: str) -> str | None:
     return "it is too long" if len(case.encode()) > _LONGEST_ID else None
 
 
-def _colliding_ids(source: Path, cases: Iterable[str]) -> _Problems:
+def _colliding_ids(source: Path, cases: Iterable[str]) -> Problems:
     """Two ids whose preprocessed files have the same name on a file system that ignores upper and lower case."""
     owner: dict[str, str] = {}
-    problems: _Problems = []
+    problems: Problems = []
     for case in sorted(cases):
         name = unicodedata.normalize("NFC", case).casefold()
         for written in (name, name + "_seg"):  # as nnU-Net calls the two arrays of a case
@@ -307,7 +234,7 @@ def _colliding_ids(source: Path, cases: Iterable[str]) -> _Problems:
     return problems
 
 
-def _reused_files(source: Path, cases: dict[str, list[Path]], others: dict[str, dict[str, list[Path]]]) -> _Problems:
+def _reused_files(source: Path, cases: dict[str, list[Path]], others: dict[str, dict[str, list[Path]]]) -> Problems:
     """The same file under two unlabeled ids, or listed although it is a labeled or held-out scan."""
     real_folder = cache(os.path.realpath)  # resolving every path by itself asks for every folder above it
 
@@ -315,7 +242,7 @@ def _reused_files(source: Path, cases: dict[str, list[Path]], others: dict[str, 
         return os.path.realpath(file) if file.is_symlink() else os.path.join(real_folder(file.parent), file.name)
 
     owner = {real(file): str(file) for scans in others.values() for files in scans.values() for file in files}
-    problems: _Problems = []
+    problems: Problems = []
     for case, files in cases.items():
         for file in map(real, files):
             if file in owner:
@@ -337,8 +264,8 @@ def _has_images(entry: object) -> TypeGuard[dict[str, list[str]]]:
     return isinstance(images, list) and bool(images) and all(isinstance(image, str) for image in images)
 
 
-def _from_json(list_file: Path) -> tuple[dict[str, list[Path]], _Problems]:
-    problems: _Problems = []
+def _from_json(list_file: Path) -> tuple[dict[str, list[Path]], Problems]:
+    problems: Problems = []
 
     def once(pairs: list[tuple[str, object]]) -> dict:
         repeated = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]

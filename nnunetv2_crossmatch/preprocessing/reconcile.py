@@ -116,7 +116,7 @@ def unknown_ids(file: Path, ids: Iterable[str], known: Collection[str], what: st
 
 def finder(known: Collection[str]) -> Callable[[str], str | None]:
     """Finds the case that an id probably means."""
-    plain = {_plain(case): case for case in sorted(known)}
+    plain = {_plain(case): str(case) for case in sorted(known)}  # nnU-Net has ids of numpy
 
     def nearest(case: str) -> str | None:
         whole = _plain(case)

@@ -69,6 +69,11 @@ def read_folder(folder: Path, ending: str) -> Folder:
     )
 
 
+def is_litter(file: Path) -> bool:
+    """What operating systems leave behind, and nobody wants to read."""
+    return _LITTER.fullmatch(file.name) is not None
+
+
 def _stems(name: str, ending: str) -> tuple[str, str]:
     stem = name.removesuffix(ending)
     return stem, re.sub(r"_\d{4}$", "", stem)

@@ -1,12 +1,13 @@
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from nnunetv2_crossmatch.preprocessing.image_folder import group_channels
 from nnunetv2_crossmatch.preprocessing.listing import (
-    group_channels,
     labeled_and_held_out,
     labeled_scans,
     left_out,
@@ -177,8 +178,9 @@ def test_a_number_that_is_no_channel_belongs_to_the_name(single, numbers):
         (single / "imagesUn" / f"{name}.nii.gz").touch()
     with pytest.raises(DatasetError, match=f"{len(names)} without channel number .*Rename {names[0]}.nii.gz to "):
         list_unlabeled(single, dataset_json(single))
-    for name in names:
-        (single / "imagesUn" / f"{name}.nii.gz").rename(single / "imagesUn" / f"{name}_0000.nii.gz")
+    with pytest.raises(DatasetError) as error:
+        list_unlabeled(single, dataset_json(single))
+    subprocess.run(["bash", "-c", str(error.value).partition("All of them: ")[2]], check=True)
     with pytest.raises(DatasetError, match=f"{names[0]} is also in .*imagesVa"):
         list_unlabeled(single, dataset_json(single))
     shutil.rmtree(single / "imagesVa")
@@ -231,7 +233,7 @@ def test_the_line_that_lists_a_folder_per_patient_does(single):
     (single / "unlabeled.json").write_text(f"{{{entry}}}")
     assert list_unlabeled(single, dataset_json(single)) == {"p0_t1": [single / "imagesUn" / "p0" / "t1_0000.nii.gz"]}
     (line,) = left_out(single, dataset_json(single))
-    assert "2 scans not used (p1/t1_0000.nii.gz, p2/t1_0000.nii.gz), because" in line and "unlabeled.json" in line
+    assert "2 files not used (p1/t1_0000.nii.gz, p2/t1_0000.nii.gz), because" in line and "unlabeled.json" in line
 
 
 def test_a_list_and_links_to_what_it_lists_leave_nothing_out(single, tmp_path):
