@@ -126,6 +126,8 @@ def finder(known: Collection[str]) -> Callable[[str], str | None]:
             if written in plain:
                 return plain[written]
         near = difflib.get_close_matches(whole, plain, 1) or difflib.get_close_matches(stem, plain, 1)
+        if not near:  # scan1_corrected
+            near = sorted((known for known in plain if stem.startswith(known)), key=len)[-1:]
         return plain[near[0]] if near else None
 
     return nearest

@@ -202,7 +202,9 @@ def test_a_color_picture_is_one_file_of_three_channels(tmp_path):
         for i in range(3):
             (tmp_path / "D" / part / f"{part}{i}_0000.png").touch()
     parts = labeled_and_held_out(tmp_path / "D", described)
-    assert [len(scans) for scans in (*parts.values(), list_unlabeled(tmp_path / "D", described))] == [3, 3, 3]
+    parts["imagesUn"] = list_unlabeled(tmp_path / "D", described)
+    for part in ("imagesTr", "imagesTs", "imagesUn"):
+        assert list(parts[part]) == [f"{part}{i}" for i in range(3)]
     assert left_out(tmp_path / "D", described) == []
 
 

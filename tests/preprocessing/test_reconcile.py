@@ -137,4 +137,5 @@ def test_the_nearest_is_the_same_but_for_its_spelling_before_it_is_alike():
     assert nearest("amos_0004.nii.gz") == "amos_0004"
     assert nearest("Mu\u0308ller") == "Müller"
     assert nearest("lab_0001") == "lab_001"
+    assert nearest("lab_010_corrected_by_hand") == "lab_010"
     assert nearest("quite other") is None
