@@ -78,8 +78,8 @@ def read_json(file: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | N
     try:
         content = json.loads(text, object_pairs_hook=pairs_hook or once)
     except json.JSONDecodeError as e:
-        line = " ".join(text.splitlines()[e.lineno - 1 : e.lineno]).strip()[:60]
-        shown = f" (the line reads: {line})" if line else ""
+        around = text[max(e.pos - e.colno + 1, e.pos - 30) : e.pos + 30].partition("\n")[0].strip()
+        shown = f" (there it reads: {around})" if around else ""
         raise DatasetError(
             [
                 f"{file} is not valid JSON: line {e.lineno}, column {e.colno}{shown}: {e.msg}. Look there, and just "

@@ -65,8 +65,9 @@ def test_json_and_lists_of_any_system_are_read(tmp_path, encoding):
     ("text", "complaint"),
     [
         (b'{"a": 1,\n "b": 2,\n}', "not valid JSON: line 3, column 1"),
-        (b'{"a": 1,\n "b: 2}', r"not valid JSON: line 2, column 2 \(the line reads: \"b: 2}\)"),
+        (b'{"a": 1,\n "b: 2}', r"not valid JSON: line 2, column 2 \(there it reads: \"b: 2}\)"),
         (b'{"a": 1\n "b": 2}', "not valid JSON: line 2, column 2"),
+        (b'{"first": [' + b"1, " * 50 + b"2,]}", r"line 1, column 164 \(there it reads: [1, ]+2,\]}\)"),
         (b"", "not valid JSON: line 1, column 1"),
         (b"[" * 100000, "not valid JSON"),
         (b'{"a": 1,\n "M\xfcller": 2}', "not UTF-8: see the special letters in line 2"),
