@@ -1,5 +1,6 @@
 """All that can be said of a dataset's scans before training: unreadable, leaking, unlike the labeled ones."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,13 +23,13 @@ class Findings:
 
     bad: labeled and unlabeled scans that cannot be used, ids that are no case.
     leaks: what makes the scores of a training worthless, and is not accepted.
-    accepted: what of that is accepted; these are among the warnings.
+    stale: accepted leaks that name scans which are not there any more.
     """
 
     content: Content = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)
-    accepted: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def raise_errors(self, dataset: str) -> None:
@@ -71,12 +72,13 @@ def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None =
     for leak in leaks:
         stops = leak.is_error and leak.message not in accepted
         (findings.leaks if stops else findings.warnings).append(leak.message)
-    findings.accepted = [leak.message for leak in leaks if leak.message in accepted]
     if findings.content:
-        named = {scan for message in accepted - {leak.message for leak in leaks} for scan in scans_of(message)}
         there = {f"{part}/{case}" for part, cases in parts.items() for case in cases}
+        unfound = accepted - {leak.message for leak in leaks}
+        findings.stale = [message for message in unfound if not there.issuperset(scans_of(message))]
+        named = {scan for message in findings.stale for scan in scans_of(message)}
         findings.bad += [
-            f"{line} Or forget what is not found any more: nnUNetv2_crossmatch check -d {dataset.name} --accept"
+            f"{line} Or forget it: nnUNetv2_crossmatch check -d {dataset.name} --accept"
             for line in unknown_ids(preprocessed_folder / ACCEPTED, sorted(named), there, "scan")
         ]
 
@@ -88,10 +90,11 @@ def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None =
     return findings
 
 
-def accept_leaks(preprocessed_folder: Path, leaks: list[str]) -> None:
-    """From now on these alone are warnings; others, found later, are errors."""
+def accept_leaks(preprocessed_folder: Path, leaks: list[str], stale: Collection[str] = ()) -> None:
+    """From now on these are warnings, but for the stale ones; others, found later, are errors."""
     with locked(preprocessed_folder / f".{ACCEPTED}.lock"):
-        write_json(sorted(set(leaks)), preprocessed_folder / ACCEPTED)
+        accepted = {*leaks, *_accepted(preprocessed_folder)}.difference(stale)
+        write_json(sorted(accepted), preprocessed_folder / ACCEPTED)
 
 
 def _accepted(preprocessed_folder: Path) -> set[str]:
