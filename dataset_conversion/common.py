@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, ensure_splits, known_patients
 from nnunetv2_crossmatch.utilities.errors import DatasetError
-from nnunetv2_crossmatch.utilities.files import check_writable, locked
+from nnunetv2_crossmatch.utilities.files import NO_UNICODE, check_writable, is_unicode, locked, read_list
 
 LISTS = Path(__file__).parent / "lists"
 NIFTI_ENDINGS = (".nii.gz", ".nii")
@@ -209,13 +209,20 @@ def _read(case: Case, what: str, read: Callable[[], Grid]) -> Grid:
 
 def _header(file: Path) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
+    reader.SetFileName(_readable(file))
     reader.ReadImageInformation()
     return reader
 
 
 def read_image(file: Path) -> sitk.Image:
-    return sitk.ReadImage(str(file))
+    return sitk.ReadImage(_readable(file))
+
+
+def _readable(file: Path) -> str:
+    """Raises DatasetError: a name at which SimpleITK aborts the process."""
+    if not is_unicode(file):
+        raise DatasetError([f"{file} {NO_UNICODE}. Rename it."])
+    return str(file)
 
 
 def read_h5(file: Path, key: str, axes: str, spacing: tuple[float, float, float]) -> sitk.Image:
@@ -244,7 +251,7 @@ def nifti_file(folder: Path, stem: str) -> Path:
 
 def listed(name: str) -> list[str]:
     """The names of a published list."""
-    return (LISTS / f"{name}.txt").read_text().split()
+    return read_list(LISTS / f"{name}.txt")
 
 
 def take_labeled(train: Sequence[T], labeled: int) -> tuple[Sequence[T], Sequence[T]]:

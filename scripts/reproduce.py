@@ -41,7 +41,8 @@ from nnunetv2_crossmatch.evaluation.report import format_benchmark, write_csv, w
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, summarize
 from nnunetv2_crossmatch.methods.crossmatch_paper import CrossMatchPaperConstants
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
-from nnunetv2_crossmatch.preprocessing.listing import group_channels, has_training_scans, labeled_scans
+from nnunetv2_crossmatch.preprocessing.image_folder import group_channels
+from nnunetv2_crossmatch.preprocessing.listing import has_training_scans, labeled_scans
 from nnunetv2_crossmatch.utilities.files import write_json as save_json
 
 
@@ -143,7 +144,7 @@ def _carry_out(run: Run, folder: Path, deadline: float) -> dict:
     for part in ("imagesTs", "labelsTs"):
         if not (raw / part).is_dir():
             sys.exit(f"{raw / part} is missing: copy it here, or convert a source that has the test scans.")
-    test = group_channels(raw / "imagesTs", trainer.dataset_json["file_ending"])
+    test = group_channels(raw / "imagesTs", trainer.dataset_json)
     predict(trainer, test, folder / "predictions", mirroring=True, deadline=deadline)
     evaluation = evaluate_folders(
         raw / "labelsTs",

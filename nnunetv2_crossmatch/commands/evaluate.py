@@ -1,6 +1,7 @@
 """nnUNetv2_crossmatch evaluate."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command
@@ -44,6 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(evaluation, summaries, folder / "evaluation.json")
     write_csv(evaluation, folder / "evaluation.csv")
+    for line in evaluation.left_out:
+        print(f"warning: {line}", file=sys.stderr)
     print(format_summary(summaries))
     if arguments.benchmark:
         print("", format_benchmark(arguments.benchmark, {"this result": foreground_cells(summaries)}), sep="\n")

@@ -8,6 +8,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
 from nnunetv2_crossmatch.evaluation import metrics
+from nnunetv2_crossmatch.utilities.files import NO_UNICODE, is_unicode
 
 METRICS = ("dice", "jaccard", "hd95_voxels", "asd_voxels", "hd95_mm", "asd_mm")
 
@@ -93,6 +94,8 @@ def measure(prediction: metrics.Mask, reference: metrics.Mask, spacing: NDArray)
 
 def _read(file: Path, reader: BaseReaderWriter, known: tuple[int, ...]) -> tuple[NDArray, NDArray]:
     """Mask (z, y, x) and its spacing in mm."""
+    if not is_unicode(file):
+        raise BadMask(f"{file} {NO_UNICODE}. Rename it.")
     try:
         mask, properties = reader.read_seg(str(file))
     except Exception as e:  # each reader has its own

@@ -5,7 +5,6 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -13,7 +12,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.evaluation.case import BadMask, Labels, measure_case
 from nnunetv2_crossmatch.evaluation.summary import Evaluation
+from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
 from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.files import is_unicode
+from nnunetv2_crossmatch.utilities.folders import read_folder
 from nnunetv2_crossmatch.utilities.workers import run_in_workers
 
 
@@ -41,9 +43,13 @@ def evaluate_folders(
     labels_file = dataset_json or prediction / "dataset.json"
     if not labels_file.is_file():
         raise DatasetError([f"{labels_file} is missing. Name the dataset's own with -djfile."])
-    dataset = load_json(str(labels_file))
-    references, predictions = (_masks(folder, dataset["file_ending"]) for folder in (reference, prediction))
+    dataset = read_dataset_json(labels_file, needs_channels=False)
+    (references, left_out), (predictions, _) = (
+        _masks(folder, dataset["file_ending"]) for folder in (reference, prediction)
+    )
     if cases is not None:
+        if absent := sorted(set(cases) - references.keys()):
+            raise DatasetError(f"{reference / (case + dataset['file_ending'])} is missing." for case in absent)
         references = {case: file for case, file in references.items() if case in cases}
     if missing := references.keys() - predictions.keys():
         raise DatasetError(
@@ -51,7 +57,8 @@ def evaluate_folders(
             for case in sorted(missing)
         )
 
-    reader, labels = _reader(prediction, dataset, next(iter(references.values()))), read_labels(dataset)
+    example = next(map(str, filter(is_unicode, references.values())), None)
+    reader, labels = _reader(prediction, dataset, example), read_labels(dataset)
     measured, problems = {}, []
     jobs = {case: (references[case], predictions[case], reader, labels) for case in references}
     with closing(run_in_workers(measure_case, jobs, num_processes, "Evaluating")) as done:
@@ -68,6 +75,7 @@ def evaluate_folders(
         values=np.stack([measured[case][0] for case in references]),
         missed=np.stack([measured[case][1] for case in references]),
         extra=sorted(predictions.keys() - references.keys()),
+        left_out=left_out,
     )
 
 
@@ -82,15 +90,17 @@ def read_labels(dataset: dict) -> Labels:
     )
 
 
-def _masks(folder: Path, file_ending: str) -> dict[str, Path]:
-    files = sorted(file for file in folder.glob("*" + file_ending) if not file.name.startswith("."))
-    if not files:
-        raise DatasetError([f"{folder} holds no {file_ending} file, which is the ending that dataset.json names."])
-    return {file.name.removesuffix(file_ending): file for file in files}
+def _masks(folder: Path, file_ending: str) -> tuple[dict[str, Path], list[str]]:
+    """The masks, and what else lies there."""
+    found = read_folder(folder, file_ending) if folder.is_dir() else None
+    if found is None or not found.files:
+        none = f"{folder} holds no {file_ending} file, which is the ending that dataset.json names."
+        raise DatasetError([none, *(found.left_out if found is not None else [])])
+    return {file.name.removesuffix(file_ending): file for file in found.files}, found.left_out
 
 
-def _reader(prediction: Path, dataset: dict, example: Path) -> BaseReaderWriter:
+def _reader(prediction: Path, dataset: dict, example: str | None) -> BaseReaderWriter:
     plans = prediction / "plans.json"
     if plans.is_file():
         return PlansManager(str(plans)).image_reader_writer_class()
-    return determine_reader_writer_from_dataset_json(dataset, str(example), verbose=False)()
+    return determine_reader_writer_from_dataset_json(dataset, example, verbose=False)()

@@ -13,7 +13,7 @@ from nnunetv2_crossmatch.preprocessing.listing import labeled_and_held_out, surv
 from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, is_current, source_stamp
 from nnunetv2_crossmatch.preprocessing.scan import BadScan, describe, read_scan
 from nnunetv2_crossmatch.utilities.errors import DatasetError
-from nnunetv2_crossmatch.utilities.files import locked, write_json
+from nnunetv2_crossmatch.utilities.files import is_unicode, locked, write_json
 from nnunetv2_crossmatch.utilities.workers import run_in_workers
 
 LABELED = "imagesTr"
@@ -89,7 +89,7 @@ def _known(
             if entry is not None:
                 content[part][case] = entry
             elif missing := [f"{file} ({case}) {why}" for file in files if (why := why_unusable(file))]:
-                problems[part] += [f"{it}. Supply it or remove the case." for it in missing]
+                problems[part] += [f"{it}. Supply or rename it, or remove the case." for it in missing]
             else:
                 unseen[part, case] = files
     return content, unseen, problems
@@ -103,8 +103,9 @@ def _seen(preprocessed_folder: Path) -> list[Content]:
 
 def _reader(dataset_json: dict, example: list[Path] | None) -> type[BaseReaderWriter]:
     """The reader that nnU-Net will plan with: the first that can read a labeled scan."""
+    examples = map(str, filter(is_unicode, example or []))
     with redirect_stderr(StringIO()):  # it prints every failure
-        for file in (*(map(str, example or [])), None):  # None: by the ending alone, if that scan is broken
+        for file in (*examples, None):  # None: by the ending alone, if that scan is broken
             try:
                 return determine_reader_writer_from_dataset_json(dataset_json, file, verbose=False)
             except RuntimeError as e:

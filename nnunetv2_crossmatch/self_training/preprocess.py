@@ -15,12 +15,13 @@ from nnunetv2_crossmatch.nnunet.segmentation import (
     preprocess_segmentation,
     save_segmentation,
 )
-from nnunetv2_crossmatch.preprocessing.dataset import Planned
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest
+from nnunetv2_crossmatch.preprocessing.reconcile import known_cases, unknown_ids
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
 from nnunetv2_crossmatch.self_training.record import FOLDER, RECORD, Origin, Record, image_stamp, is_corrected
-from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.files import (
     INCOMING,
     check_writable,
@@ -84,6 +85,8 @@ def pseudo_labels_for_training(
     stamp = planned.stamp
     dataset_json = with_ignore_label(load_json(str(preprocessed_folder / "dataset.json")))
     if raw_folder is not None:
+        if problems := unknown_labels(source, dataset_json["file_ending"], planned.dataset):
+            raise DatasetError(problems)
         entries = _with_files(Record.read(source), dataset_json["file_ending"])
     elif load_json(str(source / MANIFEST))["plans"] == stamp:
         entries = _preprocessed(target, stamp)
@@ -99,7 +102,7 @@ def pseudo_labels_for_training(
     missing = [case for case in cases if case not in entries]
     if missing or origin is None:
         fix = _ELSEWHERE if raw_folder is None else f"Remove those that are there, then run: {command}"
-        raise DatasetError([f"{source} lacks {_some(missing)}, or {file} does not say what made them. {fix}"])
+        raise DatasetError([f"{source} lacks {some(missing)}, or {file} does not say what made them. {fix}"])
     images = Manifest.read(planned.unlabeled_folder)
     held_out = [] if fold == "all" else sorted(validation)
     if problems := _unusable(source, entries, images, dataset_json["labels"], held_out):
@@ -107,6 +110,12 @@ def pseudo_labels_for_training(
     if raw_folder is not None:
         _bring_up_to_date(entries, source, target, planned, dataset_json, num_processes)
     return target, origin, {case: entry["used"] for case, entry in entries.items()}
+
+
+def unknown_labels(folder: Path, ending: str, dataset: Dataset) -> list[str]:
+    """A line that names the labels in a folder that are of no case: a correction under such a name would not count."""
+    there = sorted(file.name.removesuffix(ending) for file in folder.glob(f"[!.]*{ending}"))
+    return unknown_ids(folder, there, set().union(*known_cases(dataset).values()))
 
 
 def _with_files(record: Record, ending: str) -> dict[str, dict]:
@@ -151,14 +160,10 @@ def _unusable(
     }
     found = {reason: [case for case in entries if applies(case, entries[case])] for reason, applies in reasons.items()}
     return [
-        f"{len(cases)} of {len(entries)} pseudo-labels in {source} are of {reason}: {_some(cases)}."
+        f"{len(cases)} of {len(entries)} pseudo-labels in {source} are of {reason}: {some(cases)}."
         for reason, cases in found.items()
         if cases
     ]
-
-
-def _some(cases: list[str]) -> str:
-    return ", ".join(cases[:3]) + (f" and {len(cases) - 3} more" if len(cases) > 3 else "")
 
 
 def _bring_up_to_date(
