@@ -1,8 +1,8 @@
 """How much of the gap between few labels and all labels do the unlabeled scans close, at the same bill?
 
-Four steps, each of which goes on where it was stopped:
+Four steps:
 
-    python scripts/gap.py prepare FOLDER DATA         convert, plan and preprocess the benches' scans
+    python scripts/gap.py prepare FOLDER BENCH DATA   convert, plan and preprocess
     python scripts/gap.py pool FOLDER BENCH           augmented patches, drawn once by nnU-Net's own loaders
     python scripts/gap.py run FOLDER BENCH ARM SEED   train, then score hidden and test scans (--bill, --set)
     python scripts/gap.py table FOLDER                every arm, and the share of the gap that it closes
@@ -17,6 +17,7 @@ import ast
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ import torch
 
 STEPS_PER_EPOCH, VALIDATION_STEPS = 250, 20
 HIDDEN = 20  # unlabeled scans to choose by
+HELD_OUT = 6  # of the unlabeled ones, where a bench has no test scans
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Bench:
 
     dataset: int
     configuration: str
-    convert: str
+    source: str  # below DATA
+    convert: str  # arguments of nnUNetv2_crossmatch convert: the kind, and options
     spacing: str
     patch: str
     batch: int
@@ -45,11 +48,11 @@ class Bench:
 
 
 BENCHES = {
-    "acdc-3": Bench(27, "2d", "acdc {}/ACDC --labeled 3", "10 2.2 2.2", "112 112", 6, "Val"),
+    "acdc-3": Bench(27, "2d", "ACDC", "acdc --labeled 3", "10 2.2 2.2", "112 112", 6, "Val"),
     "hippocampus-4": Bench(
-        4, "3d_fullres", "nifti {}/Hippocampus --labeled 4 --test 40", "1.5 1.5 1.5", "24 32 24", 2, "Ts"
+        4, "3d_fullres", "Hippocampus", "nifti --labeled 4 --test 40", "1.5 1.5 1.5", "24 32 24", 2, "Ts"
     ),
-    "la-8": Bench(18, "3d_fullres", "la {}/LA --labeled 8", "1.25 1.25 1.25", "48 64 64", 2, None),
+    "la-8": Bench(18, "3d_fullres", "LA", "la --labeled 8", "1.25 1.25 1.25", "48 64 64", 2, None),
 }
 PLANS = "nnUNetPlansSmall"
 ARMS = {"supervised": "nnUNetTrainer", "all-labels": "nnUNetTrainer", "crossmatch": "nnUNetTrainerCrossMatch"}
@@ -67,6 +70,81 @@ def use(folder: Path) -> None:
 def preprocessed_name(bench: Bench, folder: Path, *, full: bool) -> str:
     number = bench.dataset + 500 * full
     return next((folder / "preprocessed").glob(f"Dataset{number:03d}_*")).name
+
+
+def prepare(folder: Path, name: str, data: Path) -> None:
+    """The dataset of the bench, and one with the same plans and all labels, to train the ceiling and to score by."""
+    bench = BENCHES[name]
+    call = lambda line: subprocess.run(line, shell=True, check=True)  # noqa: E731, S602 (our own lines)
+    d, c = bench.dataset, bench.configuration
+    kind, _, options = bench.convert.partition(" ")
+    call(f"nnUNetv2_crossmatch convert {kind} '{data / bench.source}' -d {d} {options}")
+    (raw,) = (folder / "raw").glob(f"Dataset{d:03d}_*")
+    ending = json.loads((raw / "dataset.json").read_text())["file_ending"]
+    cases = lambda part: sorted(f.name.removesuffix(ending) for f in (raw / f"labels{part}").iterdir())  # noqa: E731
+    held_out = bench.held_out
+    if held_out is None:
+        held_out = "Ts"
+        for part in ("images", "labels"):
+            (raw / f"{part}Ts").mkdir()
+        for case in cases("Un")[-HELD_OUT:]:
+            for file in (f"images{{}}/{case}_0000{ending}", f"labels{{}}/{case}{ending}"):
+                (raw / file.format("Un")).rename(raw / file.format("Ts"))
+    spacing = f"-overwrite_target_spacing {bench.spacing} -overwrite_plans_name nnUNetPlansBench"
+    call(f"nnUNetv2_plan_and_preprocess -d {d} -c {c} -np 2 {spacing}")
+    small = f"--features {bench.features} --patch {bench.patch} --batch {bench.batch}"
+    call(f"'{sys.executable}' '{Path(__file__).with_name('small_plans.py')}' -d {d} -c {c} -p nnUNetPlansBench {small}")
+    call(f"nnUNetv2_crossmatch preprocess -d {d} -c {c} -p {PLANS} -np 2")
+
+    full = raw.with_name(f"Dataset{d + 500:03d}_{raw.name.partition('_')[2]}")
+    roles = {"train": cases("Tr"), "hidden": cases("Un"), "test": cases(held_out)}
+    listed = json.loads((raw / "unlabeled.json").read_text()) if (raw / "unlabeled.json").exists() else {}
+    for part, role in (("Tr", "train"), ("Un", "hidden"), (held_out, "test")):
+        for case in roles[role]:
+            image = raw / f"images{part}" / f"{case}_0000{ending}"
+            image = raw / listed[case]["images"][0] if role == "hidden" and listed else image
+            for source, target in (
+                (image, full / "imagesTr" / f"{case}_0000{ending}"),
+                (raw / f"labels{part}" / f"{case}{ending}", full / "labelsTr" / f"{case}{ending}"),
+            ):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(source.resolve())
+    dataset_json = json.loads((raw / "dataset.json").read_text())
+    dataset_json["numTraining"] = sum(map(len, roles.values()))
+    of_small, of_full = (folder / "preprocessed" / dataset.name for dataset in (raw, full))
+    of_full.mkdir()
+    shutil.copy(of_small / "dataset_fingerprint.json", of_full)
+    plans = json.loads((of_small / f"{PLANS}.json").read_text()) | {"dataset_name": full.name}
+    split = {"train": roles["train"] + roles["hidden"], "val": roles["test"]}
+    for target, content in (
+        (full / "dataset.json", dataset_json),
+        (of_full / "dataset.json", dataset_json),
+        (of_full / f"{PLANS}.json", plans),
+        (of_full / "splits_final.json", [split]),
+        (of_full / "roles.json", roles),
+    ):
+        target.write_text(json.dumps(content))
+    call(f"nnUNetv2_preprocess -d {d + 500} -plans_name {PLANS} -c {c} -np 2")
+
+
+def table(folder: Path) -> None:
+    """Of each bench and bill: mean of the test scans over classes and seeds, and the share of the gap closed."""
+    scores: dict[tuple, dict[str, dict[int, dict]]] = {}
+    for line in (folder / "runs.jsonl").read_text().splitlines():
+        result = json.loads(line)
+        arms = scores.setdefault((result["bench"], result["bill"]), {})
+        arms.setdefault(result["arm"], {})[result["seed"]] = result
+    for (bench, bill), arms in scores.items():
+        print(f"{bench}, a bill of {bill} steps")
+        mean = {arm: np.mean([r["test"] for r in seeds.values()]) for arm, seeds in arms.items()}
+        for arm, seeds in arms.items():
+            hidden = [f"{np.mean(r['hidden']):.3f}" for r in seeds.values()]
+            test = [f"{np.mean(r['test']):.3f}" for r in seeds.values()]
+            line = f"  {arm:20} seeds {' '.join(map(str, seeds))}: hidden {' '.join(hidden)}, test {' '.join(test)}"
+            if {"supervised", "all-labels"} <= mean.keys() and arm not in ("supervised", "all-labels"):
+                closed = (mean[arm] - mean["supervised"]) / (mean["all-labels"] - mean["supervised"])
+                line += f", gap closed {closed:.2f}"
+            print(line)
 
 
 def build(folder: Path, name: str, trainer: str, seed: int, epochs: int, device: str, constants: dict):
@@ -233,15 +311,18 @@ def run(folder: Path, name: str, arm: str, seed: int, bill: int, device: str, co
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in ("pool", "run"):
+    for command in ("prepare", "pool", "run", "table"):
         sub = commands.add_parser(command)
         sub.add_argument("folder", type=Path)
-        sub.add_argument("bench", choices=BENCHES)
-        if command == "pool":
+        if command != "table":
+            sub.add_argument("bench", choices=BENCHES)
+        if command == "prepare":
+            sub.add_argument("data", type=Path, help="the folder of ACDC, Hippocampus and LA")
+        elif command == "pool":
             sub.add_argument("--parts", type=int, default=1)
             sub.add_argument("--part", type=int, help="this one alone")
             sub.add_argument("--batches", type=int, default=2000, help="of each kind, in all parts")
-        else:
+        elif command == "run":
             sub.add_argument("arm", help="supervised, all-labels, crossmatch or the name of a trainer")
             sub.add_argument("seed", type=int)
             sub.add_argument("--bill", type=int, default=12000)
@@ -252,7 +333,12 @@ def main() -> None:
     use(arguments.folder.resolve())
     torch.set_num_threads(1)
     folder = arguments.folder.resolve()
-    if arguments.command == "pool":
+    if arguments.command == "prepare":
+        os.environ["nnUNet_n_proc_DA"] = "1"  # planning divides by it
+        prepare(folder, arguments.bench, arguments.data.resolve())
+    elif arguments.command == "table":
+        table(folder)
+    elif arguments.command == "pool":
         if arguments.part is not None:
             draw(folder, arguments.bench, arguments.part, arguments.batches // arguments.parts)
         else:

@@ -37,8 +37,10 @@ class EMATeacher(nn.Module):
         # not state_dict(): nnU-Net's blocks list one and the same tensor there under several names
         mine: list[torch.Tensor] = list(self.network.parameters())
         theirs: list[torch.Tensor] = list(student.parameters())
-        now = now.to(mine[0].dtype)
-        torch._foreach_mul_(mine, now)  # all at once: a kernel each would take as long as a small network's step
-        torch._foreach_add_(mine, list(torch._foreach_mul(theirs, 1 - now)))
+        # all at once, since a kernel each would take as long as a small network's step; student + decay (teacher -
+        # student) is exact with decay 0 and where both are the same
+        difference = list(torch._foreach_sub(mine, theirs))
+        torch._foreach_mul_(difference, now.to(mine[0].dtype))
+        torch._foreach_copy_(mine, torch._foreach_add(difference, theirs))
         for buffer, students in zip(self.network.buffers(), student.buffers(), strict=True):
             buffer.copy_(students)

@@ -408,7 +408,7 @@ ABOVE_1 = ("warmup", "ema_decay", "threshold", "p_cutmix", "p_drop", "edge", "pr
 
 @pytest.mark.parametrize(("cls", "constants"), ALL)
 def test_a_constant_out_of_range_is_refused_with_its_value(cls, constants):
-    for name in vars(constants):
+    for name in vars(constants).keys() - {"strong_view"}:
         for value in (-1, 1.5) if name in ABOVE_1 else (-1,):
             with pytest.raises(ValueError, match=f"{name} must be in .*, got {value}"):
                 replace(constants, **{name: value})
@@ -425,7 +425,7 @@ ENDS = {
 
 @pytest.mark.parametrize(("cls", "constants"), ALL)
 def test_a_range_has_the_ends_that_are_said(cls, constants):
-    for name in vars(constants):
+    for name in vars(constants).keys() - {"strong_view"}:
         for value, allowed in ENDS[name].items():
             if allowed:
                 assert vars(replace(constants, **{name: value}))[name] == value
