@@ -75,7 +75,9 @@ def test_every_constant_has_its_value(trainer):
     own = [field.name for field in fields(cls.constants) if field.name != "strong_view"]
     if inherited is not None:
         own = [name for name in own if getattr(inherited, name, ...) != getattr(cls.constants, name)]
-    listed = ("" if inherited is None else f"as `{cls.__base__.__name__}`, but ") + ", ".join(map(shown, own))
+    listed = ", ".join(map(shown, own))
+    if inherited is not None:
+        listed = f"as `{cls.__base__.__name__}`" + (f", but {listed}" if own else "")
     assert f"| `{trainer}` | {listed} |" in METHODS_README.splitlines()
 
 

@@ -8,6 +8,7 @@ import re
 
 METHODS = {  # trainer: module
     "nnUNetTrainerCrossMatch": "crossmatch",
+    "nnUNetTrainerCrossMatchFromStock": "from_stock",
     "nnUNetTrainerCrossMatchPaper": "crossmatch",
     "nnUNetTrainerACTION": "action",
     "nnUNetTrainerACTIONPlusPlus": "action",

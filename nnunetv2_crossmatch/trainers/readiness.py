@@ -74,6 +74,22 @@ class Readiness:
         for key, value in state.items():
             setattr(self, key, value)
 
+    def begin(self, dice: Mapping[str, float], share: Mapping[str, float]) -> list[str]:
+        """Begin with a trained network: its validation Dice and the share of each class, as :meth:`update` has them."""
+        t = self.thresholds
+        self.started = 0
+        messages = []
+        for name in self.names:
+            if dice[name] < t.dice:  # False for nan
+                messages.append(f"{name}: not taught from unlabeled scans yet, validation Dice {dice[name]:.2f}.")
+            elif not 1 / t.share <= share[name] <= t.share:
+                times = f"it takes {share[name]:.2g} times its labeled share of them"
+                messages.append(f"{name}: not taught from unlabeled scans yet, {times}.")
+            else:
+                self.taught.append(name)
+                self.levels[name] = float(dice[name])
+        return messages
+
     def update(self, epoch: int, epochs: int, curves: Mapping[str, np.ndarray]) -> list[str]:
         """Decide for ``epoch`` from all epochs before it; returns what there is to say.
 

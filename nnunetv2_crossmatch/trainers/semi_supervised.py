@@ -225,7 +225,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     def _tell_method(self) -> None:
         """What was decided, and whether batches come in halves from now on."""
         readiness = self.readiness
-        self.method.started = (readiness.started or 0) / self.num_epochs if readiness.active else None
+        teaches = readiness.active and readiness.taught  # background alone would teach that there is nothing else
+        self.method.started = (readiness.started or 0) / self.num_epochs if teaches else None
         taught = [name in readiness.taught for name in readiness.names]
         if not self.label_manager.has_regions:
             taught = [True, *taught]  # the background
