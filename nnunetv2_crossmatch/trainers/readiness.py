@@ -16,7 +16,7 @@ import numpy as np
 class Thresholds:
     """Chosen so that a class is let in once it is known, long before it is learned to the end.
 
-    window: epochs that are averaged.
+    window: epochs that are averaged, in a short training a fifth of its epochs.
     dice: nnU-Net's Dice of the class from which it is known.
     rise: of this Dice from one window to the next, above which it is still being found.
     stability: Dice of the network's labels with its average's.
@@ -101,7 +101,8 @@ class Readiness:
         if self.ended is not None:
             return []
         messages = []
-        missing = {name: self._missing(column) for name, column in self._columns(curves)}
+        window = max(1, min(self.thresholds.window, epochs // 5))
+        missing = {name: self._missing(column, window) for name, column in self._columns(curves)}
         if self.started is None:
             ready = [name for name in self.names if not missing[name]]
             if len(ready) < len(self.names) and epoch < self.thresholds.patience * epochs:
@@ -114,7 +115,7 @@ class Readiness:
                 return [f"The unlabeled scans were not used: the network was not sure of any class. {reasons}."]
             self.started = epoch
             messages.append(f"Self-training on the unlabeled scans begins with epoch {epoch}.")
-        dice = {name: _mean(column["dice"], self.thresholds.window) for name, column in self._columns(curves)}
+        dice = {name: _mean(column["dice"], window) for name, column in self._columns(curves)}
         known = [name for name in self.levels if np.isfinite(dice[name]) and np.isfinite(self.levels[name])]
         fall = np.mean([self.levels[name] - dice[name] for name in known]) if known else 0.0
         if fall > self.thresholds.mean_fall:
@@ -141,15 +142,15 @@ class Readiness:
     def _columns(self, curves: Mapping[str, np.ndarray]) -> list[tuple[str, dict[str, np.ndarray]]]:
         return [(name, {key: values[:, i] for key, values in curves.items()}) for i, name in enumerate(self.names)]
 
-    def _missing(self, column: Mapping[str, np.ndarray]) -> str:
+    def _missing(self, column: Mapping[str, np.ndarray], window: int) -> str:
         """What the class lacks, in words; nothing if it is ready."""
         t = self.thresholds
-        dice, share, stability = (_mean(column[key], t.window) for key in ("dice", "share", "stability"))
-        if len(column["dice"]) < 2 * t.window:
+        dice, share, stability = (_mean(column[key], window) for key in ("dice", "share", "stability"))
+        if len(column["dice"]) < 2 * window:
             return "too early to tell"
         if dice < t.dice:  # False for nan: no validation patch has the class
             return f"validation Dice {dice:.2f}"
-        if dice - _mean(column["dice"][: -t.window], t.window) > t.rise:
+        if dice - _mean(column["dice"][:-window], window) > t.rise:
             return f"validation Dice {dice:.2f} and still rising"
         if not stability >= t.stability:
             return f"labels of unlabeled scans still change (agreement {stability:.2f})"

@@ -38,7 +38,7 @@ def changed(cls: type, **values: object) -> type:
 
     def initialize(self) -> None:
         cls.initialize(self)
-        self.readiness._missing = lambda column: ""
+        self.readiness._missing = lambda *_: ""
 
     return type(cls.__name__, (cls,), {"constants": constants, "initialize": initialize})
 

@@ -22,7 +22,7 @@ def ready_from(epoch: int, names=("first", "second"), base: type = SmokeHalves) 
 
             def at(current, epochs, curves):
                 asked = iter(order)
-                self.readiness._missing = lambda column: (
+                self.readiness._missing = lambda *_: (
                     "" if next(asked) in names and current >= epoch else "not known yet"
                 )
                 return update(current, epochs, curves)

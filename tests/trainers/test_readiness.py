@@ -30,6 +30,12 @@ def test_it_begins_when_both_windows_are_full_and_every_class_is_known():
     assert said[0] == "Self-training on the unlabeled scans begins with epoch 6."
 
 
+def test_a_short_training_is_asked_sooner():
+    readiness = Readiness(NAMES)
+    follow(readiness, course(), epochs=5)
+    assert readiness.started == 2
+
+
 @pytest.mark.parametrize(
     ("lacking", "reason"),
     [
