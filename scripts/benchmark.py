@@ -6,7 +6,7 @@ and the peak of what a step adds to them: in the allocator on CUDA, all tensors 
 loss costs is the difference to a step with its weight set to 0. FLOPs and memory are those of one step, also of a
 method that draws what it computes.
 
-E and D are one encoder and one decoder pass; CrossMatch needs (12E + 22D)/(3E + 3D) of a supervised step at least:
+E and D are one encoder and one decoder pass; CrossMatchPaper needs (12E + 22D)/(3E + 3D) of a supervised step at least:
 4 encoder and 7 decoder passes with gradient, and a teacher decoding without.
 
 With --epochs every trainer runs whole epochs by itself instead, with its data loaders: how long they take, how long
@@ -365,7 +365,7 @@ def rows(results: dict[str, dict]) -> Iterator[str]:
         return
     e, d = stock["encoder_flops"], stock["decoder_flops"]
     floor = (12 * e + 22 * d) / (3 * e + 3 * d)
-    yield f"encoder pass {e / 1e9:.3f} GFLOP, decoder pass {d / 1e9:.3f} GFLOP, CrossMatch's floor {floor:.3f}"
+    yield f"encoder pass {e / 1e9:.3f} GFLOP, decoder pass {d / 1e9:.3f} GFLOP, CrossMatchPaper's floor {floor:.3f}"
     timed = "step_seconds" in stock
     yield f"{'trainer':32} {'GFLOP':>10} {'ratio':>7} {'MiB':>9} {'ratio':>7}" + (
         f" {'step s':>9} {'ratio':>7}  {'quartiles':15} share of the step" if timed else ""

@@ -267,14 +267,14 @@ def score(trainer, network, folder: Path, name: str, cases: list[str], step: flo
 
 def run(folder: Path, name: str, arm: str, seed: int, bill: int, device: str, constants: dict, tag: str) -> None:
     ours = arm not in ("supervised", "all-labels")
-    # a joint step costs 3.5 thirds; the epochs of the supervised phase before it leave some of the bill over
-    epochs = int(bill / (STEPS_PER_EPOCH * (3.5 / 3 if ours else 1)))
+    # a joint step costs 3.5 thirds, an epoch's look at the unlabeled patches 16 forward passes; the supervised phase
+    # before leaves some of the bill over
+    epochs = int(bill / (STEPS_PER_EPOCH * 3.5 / 3 + 16 / 3 if ours else STEPS_PER_EPOCH))
     folder_of_run = f"{arm}{tag}_{name}_{bill}_{seed}"
     trainer = build(folder, name, arm, seed, epochs, device, constants)
     trainer.output_folder = str(folder / "results" / folder_of_run)
     Path(trainer.output_folder).mkdir(parents=True, exist_ok=True)
     trainer.log_file = str(Path(trainer.output_folder) / "log.txt")
-    trainer.disable_checkpointing = True
     roles = json.loads(
         (folder / "preprocessed" / preprocessed_name(BENCHES[name], folder, full=True) / "roles.json").read_text()
     )

@@ -28,7 +28,7 @@ def masked_dice_loss(
     Returns:
         Scalar in [0, 1]; 0 with finite gradients when no voxel is kept.
     """
-    target = one_hot(label, probabilities)
+    target = _one_hot(label, probabilities)
     if complement:
         kept = kept.expand_as(probabilities).repeat(1, 2, *[1] * (kept.ndim - 2))
         probabilities, target = (torch.cat((values, 1 - values), 1) for values in (probabilities, target))
@@ -41,8 +41,7 @@ def masked_dice_loss(
     return loss.mean()
 
 
-def one_hot(label: Tensor, like: Tensor) -> Tensor:
-    """Class indices (batch, 1, *spatial) as (batch, classes, *spatial) of ``like``; what has that shape stays."""
+def _one_hot(label: Tensor, like: Tensor) -> Tensor:
     if label.shape == like.shape:
         return label.to(like.dtype)
     return torch.zeros_like(like).scatter_(1, label.long(), 1)

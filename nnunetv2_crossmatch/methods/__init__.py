@@ -92,8 +92,8 @@ class Method(nn.Module, ABC):
 
     Attributes:
         supports_regions: whether the method can be trained with regions, which overlap.
-        waits: whether its losses have weight 0 until the network knows a class (trainers/readiness.py).
-        halves: whether it takes half of the labeled and half of the unlabeled batch a step.
+        waits: whether its losses have weight 0 until the network knows the classes (trainers/readiness.py).
+        halves: whether a method that waits then takes half of the labeled and half of the unlabeled batch a step.
         started: progress at which the network was ready and the losses came in; None while they wait.
         taught: bool (classes or regions,), those that the unlabeled scans may teach; None: all.
         teacher: moving average of the network, which it follows after each step.

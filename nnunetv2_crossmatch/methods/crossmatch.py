@@ -118,7 +118,8 @@ class CrossMatch(Method):
         # an ignore label is past the last class
         own = labeled.label.masked_fill(~labeled.valid, 0)
         target = torch.cat((own, label.label.to(own.dtype)))
-        weight = torch.cat((labeled.valid.expand_as(own).float(), self._ramp() * label.kept))
+        of_labeled = torch.where(labeled.valid, 1.0, -1.0).expand_as(own)
+        weight = torch.cat((of_labeled, self._ramp() * label.kept))
         joint = partial(dice_cross_entropy, batch_dice=self.batch_dice)
         yield {"joint": deeply_supervised(joint, outputs, target, weight)}
 

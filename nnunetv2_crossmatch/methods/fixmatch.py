@@ -25,7 +25,7 @@ class FixMatchConstants(Constants):
         Here it is nnU-Net's CE + Dice: the two cross entropies keep their ratio, Dice is added to the labeled side.
     threshold: confidence from which a voxel's label counts, in [0, 1]. Paper.
     p_cutmix: share of the strong views with a pasted box, in [0, 1]. UniMatch's.
-    warmup: share of the training before the loss comes in, in [0, 1). Paper 0; CrossMatch's, since hard labels
+    warmup: share of the training before the loss comes in, in [0, 1). Paper 0; chosen, since hard labels
         of a network that knows nothing yet teach it background, and nnU-Net's Dice loss finds foreground late.
     strong_view: its ranges.
     """

@@ -26,7 +26,7 @@ class UniMatchConstants(Constants):
     threshold: confidence from which a voxel's label counts, in [0, 1]. Paper.
     p_drop: share of feature maps dropped, in [0, 1). Paper.
     p_cutmix: share of each strong view's samples with a pasted box, in [0, 1]. Paper's code.
-    warmup: share of the training before these losses come in, in [0, 1). Paper 0; CrossMatch's, see FixMatch.
+    warmup: share of the training before these losses come in, in [0, 1). Paper 0; chosen, see FixMatch.
     strong_view: its ranges.
     """
 

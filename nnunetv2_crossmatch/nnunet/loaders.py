@@ -89,8 +89,8 @@ def draw_patches(loader: nnUNetDataLoader, count: int, seed: int) -> list[dict[s
 class Halves:
     """Gives the batches of an augmenter whole or, in an epoch that wants it, one half after the other.
 
-    Every second sample is of the first half, so that nnU-Net's last ones, with forced foreground, fall into both. A
-    batch of one stays whole.
+    Every second sample is of the first half, so that nnU-Net's last ones, with forced foreground, fall into both where
+    there are two of them (from five samples on). A batch of one stays whole.
 
     Args:
         augmenter: gives ``data`` (batch, channels, *spatial) and ``target``, the same or a list of levels.

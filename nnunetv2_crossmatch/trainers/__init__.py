@@ -32,7 +32,7 @@ def __getattr__(name: str) -> type:
     cls = getattr(importlib.import_module(f"{__name__}.{METHODS[trainer]}"), trainer)
     if variant:
         length = (
-            {"epochs": 2, "iterations_per_epoch": 3, "val_iterations_per_epoch": 2}
+            {"epochs": 2, "iterations_per_epoch": 3, "val_iterations_per_epoch": 2, "ready_at": 1}
             if variant["smoke"]
             else {"epochs": int(variant["epochs"])}
         )

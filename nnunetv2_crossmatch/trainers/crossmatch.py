@@ -6,9 +6,10 @@ from nnunetv2_crossmatch.trainers.semi_supervised import nnUNetTrainerSemiSuperv
 
 
 class nnUNetTrainerCrossMatch(nnUNetTrainerSemiSupervised):
-    """Stock nnU-Net until the network knows a class, then CrossMatch (arXiv 2405.00354) at nearly a stock step's cost.
+    """Stock nnU-Net until the network knows the classes, then CrossMatch (arXiv 2405.00354) at nearly a step's cost.
 
-    750 epochs cost less than stock nnU-Net's 1000, whenever self-training begins, by FLOPs and by a GPU's time.
+    750 epochs cost less than stock nnU-Net's 1000, whenever self-training begins, by FLOPs and by a GPU's time. That
+    needs two samples a GPU; one cannot be halved, and costs twice as much.
     """
 
     method_class = CrossMatch

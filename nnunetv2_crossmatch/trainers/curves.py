@@ -59,6 +59,8 @@ def plot_curves(logger: MetaLogger, file: Path, classes: list[str], stages: Sequ
         "agreement with the pseudo-label": [name for name in store if name.startswith("agreement_")],
         "gradient norm before clipping": [name for name in store if name.startswith("gradient_norm_")],
         "share of steps": ["clipped_share", "skipped_share"],
+        "Dice of the network's labels with its average's, on unlabeled patches": ["stability"],
+        "share of unlabeled patches over the share of labeled ones": ["share"],
     }
     known = {name for names in panels.values() for name in names}
     own = [name for name in store if name not in known]

@@ -37,8 +37,7 @@ class nnUNetTrainerCrossMatchFromStock(nnUNetTrainerCrossMatch):
         super().on_train_start()
         if begins:
             if self.local_rank == 0:
-                average = self._split_network.twin(self.method.teacher.network)
-                share = self._probe.measure(self._split_network, average, self.device)["share"][-len(dice) :]
+                share = self._measure_probe().get("share", [float("nan")] * len(dice))[-len(dice) :]
                 names = self.readiness.names
                 for message in self.readiness.begin(
                     dict(zip(names, dice, strict=True)), dict(zip(names, share, strict=True))

@@ -45,6 +45,7 @@ class Readiness:
 
     Args:
         names: of the foreground classes or regions.
+        at: begin with this epoch, with every class, whatever the network knows: to try a GPU, or in tests.
 
     Attributes:
         started: epoch at which self-training began.
@@ -54,6 +55,7 @@ class Readiness:
     """
 
     names: Sequence[str]
+    at: int | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
     started: int | None = None
     ended: int | None = None
@@ -67,12 +69,17 @@ class Readiness:
 
     def state(self) -> dict[str, Any]:
         """What :meth:`load` takes: plain data."""
-        return {key: value for key, value in asdict(self).items() if key not in ("names", "thresholds")}
+        return {key: value for key, value in asdict(self).items() if key not in ("names", "at", "thresholds")}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Undo :meth:`state`."""
         for key, value in state.items():
             setattr(self, key, value)
+
+    def stages(self) -> list[tuple[float, str]]:
+        """(epoch, name) of what came after nnU-Net's own training."""
+        began = [] if self.started is None else [(float(self.started), "self-training")]
+        return began + ([(float(self.ended), "nnU-Net again")] if began and self.ended is not None else [])
 
     def begin(self, dice: Mapping[str, float], share: Mapping[str, float]) -> list[str]:
         """Begin with a trained network: its validation Dice and the share of each class, as :meth:`update` has them."""
@@ -82,7 +89,7 @@ class Readiness:
         for name in self.names:
             if dice[name] < t.dice:  # False for nan
                 messages.append(f"{name}: not taught from unlabeled scans yet, validation Dice {dice[name]:.2f}.")
-            elif not 1 / t.share <= share[name] <= t.share:
+            elif not self._plausible(share[name]):
                 times = f"it takes {share[name]:.2g} times its labeled share of them"
                 messages.append(f"{name}: not taught from unlabeled scans yet, {times}.")
             else:
@@ -100,44 +107,58 @@ class Readiness:
         """
         if self.ended is not None:
             return []
-        messages = []
-        window = max(1, min(self.thresholds.window, epochs // 5))
-        missing = {name: self._missing(column, window) for name, column in self._columns(curves)}
+        t, messages = self.thresholds, []
+        window = max(1, min(t.window, epochs // 5))
+        columns = self._columns(curves)
+        if self.at is None:
+            missing = {name: self._missing(column, window) for name, column in columns}
+        else:
+            missing = dict.fromkeys(self.names, "" if epoch >= self.at else "not yet")
         if self.started is None:
             ready = [name for name in self.names if not missing[name]]
-            if len(ready) < len(self.names) and epoch < self.thresholds.patience * epochs:
+            if len(ready) < len(self.names) and epoch < t.patience * epochs:
                 return []
             if not ready:
-                if epoch < self.thresholds.latest * epochs:
+                if epoch < t.latest * epochs:
                     return []
                 self.ended = epoch
                 reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-                return [f"The unlabeled scans were not used: the network was not sure of any class. {reasons}."]
+                return [f"The unlabeled scans are not used: the network is not sure of any class. {reasons}."]
             self.started = epoch
             messages.append(f"Self-training on the unlabeled scans begins with epoch {epoch}.")
-        dice = {name: _mean(column["dice"], window) for name, column in self._columns(curves)}
-        known = [name for name in self.levels if np.isfinite(dice[name]) and np.isfinite(self.levels[name])]
-        fall = np.mean([self.levels[name] - dice[name] for name in known]) if known else 0.0
-        if fall > self.thresholds.mean_fall:
+        dice = {name: _mean(column["dice"], window) for name, column in columns}
+        share = {name: _mean(column["share"], window) for name, column in columns}
+        for name in self.levels:  # no validation patch had the class then
+            if np.isnan(self.levels[name]):
+                self.levels[name] = dice[name]
+        falls = {name: level - dice[name] for name, level in self.levels.items() if np.isfinite(level - dice[name])}
+        fall = np.mean(list(falls.values())) if falls else 0.0
+        if fall > t.mean_fall:
             self.ended, self.taught = epoch, []
             return [
                 f"Self-training ends: nnU-Net's validation Dice fell by {fall:.3f} since it began. The network goes "
                 "back to where it was then and learns from the labeled scans alone."
             ]
         for name in self.names:
-            fell = name in known and self.levels[name] - dice[name] > self.thresholds.fall
-            if name in self.taught and fell:
-                self.taught.remove(name)
-                messages.append(
-                    f"{name}: not taught from unlabeled scans any more, its validation Dice fell from "
-                    f"{self.levels[name]:.2f} to {dice[name]:.2f}."
-                )
-            elif name not in self.taught and not missing[name] and not fell:
+            if name in self.taught:
+                reason = ""
+                if falls.get(name, 0.0) > t.fall:
+                    reason = f"its validation Dice fell from {self.levels[name]:.2f} to {dice[name]:.2f}"
+                elif self.at is None and not self._plausible(share[name]):
+                    reason = f"it takes {share[name]:.2g} times its labeled share of them"
+                if reason:
+                    self.taught.remove(name)
+                    messages.append(f"{name}: not taught from unlabeled scans any more, {reason}.")
+            elif not missing[name] and falls.get(name, 0.0) <= t.fall / 2:  # half: not to and fro
                 self.taught.append(name)
                 self.levels.setdefault(name, float(dice[name]))
                 level = f" (validation Dice {dice[name]:.2f})" if np.isfinite(dice[name]) else ""
                 messages.append(f"{name}: now taught from unlabeled scans, too{level}.")
         return messages
+
+    def _plausible(self, share: float) -> bool:
+        """Also where there is none: labeled patches without the class say nothing."""
+        return bool(np.isnan(share) or 1 / self.thresholds.share <= share <= self.thresholds.share)
 
     def _columns(self, curves: Mapping[str, np.ndarray]) -> list[tuple[str, dict[str, np.ndarray]]]:
         return [(name, {key: values[:, i] for key, values in curves.items()}) for i, name in enumerate(self.names)]
@@ -154,7 +175,7 @@ class Readiness:
             return f"validation Dice {dice:.2f} and still rising"
         if not stability >= t.stability:
             return f"labels of unlabeled scans still change (agreement {stability:.2f})"
-        if not 1 / t.share <= share <= t.share:
+        if not self._plausible(share):
             return f"takes {share:.2g} times its labeled share of the unlabeled scans"
         return ""
 

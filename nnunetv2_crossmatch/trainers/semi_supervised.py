@@ -56,6 +56,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     method_class: type[Method]
     constants: Constants
     epochs = 150
+    ready_at: int | None = None  # see Readiness
 
     method: Method  # -> initialize
     dataloader_train: Augmenter | Halves  # nnU-Net's
@@ -86,7 +87,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             spacing=tuple(configuration.spacing),
             batch_dice=configuration.batch_dice,
         ).to(self.device)
-        self.readiness = Readiness(self._foreground_names)
+        self.readiness = Readiness(self._foreground_names, self.ready_at)
         self._own_parameters = [p for p in self.method.parameters() if p.requires_grad]
         if self._own_parameters:
             like_networks = {k: v for k, v in self.optimizer.param_groups[0].items() if k != "params"}
@@ -117,6 +118,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             self.initialize()
         self._unlabeled_cases = self._prepare_unlabeled()  # under DDP the first process works, the others wait
         super().on_train_start()
+        if self.local_rank == 0 and self.current_epoch == 0:
+            self._snapshot.unlink(missing_ok=True)  # of a training that was given up
         self._take_halves()
         if self.local_rank == 0:
             self._hidden_labels = self._read_hidden_labels()
@@ -155,15 +158,15 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             train, val = super().get_dataloaders()
         dataset = UnlabeledDataset(str(self.planned.unlabeled_folder), self._unlabeled_cases)
         loader = unlabeled_loader(labeled_loader(train), dataset, self.label_manager)
-        if self.method.waits and self.local_rank == 0:
+        if self._self_trains and self.local_rank == 0:
             self._probe = self._draw_probe(loader, labeled_loader(train))
         self.dataloader_unlabeled = augment(loader, unlabeled_workers, pin_memory=self.device.type == "cuda")
         return train, val
 
     def _draw_probe(self, unlabeled: nnUNetDataLoader, labeled: nnUNetDataLoader) -> Probe:
-        count = patches_wanted(self.configuration_manager.patch_size)
+        count = patches_wanted(self.configuration_manager.patch_size, self.batch_size)
         images = draw_patches(unlabeled, count, self._seed)
-        labels = draw_patches(without_intensity(labeled, self.label_manager), count, self._seed)
+        labels = draw_patches(without_intensity(labeled, self.label_manager), 4 * count, self._seed)
         return Probe(
             [(batch["data"], batch["target"] >= 0) for batch in images],
             [batch["target"] for batch in labels],
@@ -175,6 +178,19 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             self.dataloader_train = Halves(self.dataloader_train, larger_first=True)
             self.dataloader_unlabeled = Halves(self.dataloader_unlabeled, larger_first=False)
             self._halves = [self.dataloader_train, self.dataloader_unlabeled]
+            if self.batch_size == 1:
+                self.print_to_log_file(
+                    "warning: one sample a step cannot be halved, so a step of self-training costs 2.33 of nnU-Net's "
+                    "and not 1.17"
+                )
+
+    def _measure_probe(self) -> dict[str, list[float]]:
+        average = self._split_network.twin(self.method.teacher.network)
+        try:
+            return self._probe.measure(self._split_network, average, self.device)
+        except RuntimeError as e:  # out of memory: the other processes wait for this one
+            self.print_to_log_file(f"warning: the unlabeled patches could not be looked at: {e}")
+            return {}
 
     def on_train_end(self) -> None:
         for name in ("dataloader_train", "dataloader_unlabeled"):  # nnU-Net asks for their type
@@ -196,14 +212,19 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         super().on_train_epoch_start()
         self._step_in_epoch = 0
         self.method.partner.forget()
-        if self.method.waits:
+        if self._self_trains:
             self._ask_readiness()
             self._tell_method()
 
     @property
+    def _self_trains(self) -> bool:
+        """Whether the method waits for the network, and has a loss to wait with."""
+        return self.method.waits and any(self.method.weights_after_warmup(1.0).values())
+
+    @property
     def _snapshot(self) -> Path:
         """The training as it was when self-training began."""
-        return Path(self.output_folder) / "checkpoint_before_self_training.pth"
+        return Path(self.output_folder) / "before_self_training.pth"  # no checkpoint_*: --c never goes on from it
 
     def _ask_readiness(self) -> None:
         """Let the unlabeled scans teach, class by class, or no more; the same on every process."""
@@ -246,6 +267,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
 
     def _turn_back(self) -> None:
         """To the network, the optimizer and the method as they were; the schedule goes on."""
+        if not self._snapshot.exists():
+            self.print_to_log_file(f"warning: {self._snapshot} is not there; the network stays as it is.")
+            return
         content = read_checkpoint(self._snapshot)
         self._plain_network.load_state_dict(content["network_weights"])
         self.optimizer.load_state_dict(content["optimizer_state"])
@@ -274,7 +298,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             with self.network.no_sync() if self.is_ddp else nullcontext():
                 values = self._method_backward({**weights, SUPERVISED: 1.0}, labeled)
             ratios |= self.method.curves
-            graphs = "joint" if {SUPERVISED, "labeled"} & values.keys() else "unlabeled"
+            graphs = "joint" if {SUPERVISED, "labeled", "joint"} & values.keys() else "unlabeled"
             ratios[f"gradient_norm_{graphs}"] = (self._unscaled(_norm(p.grad for p in parameters)), 1)
 
         if supervised and SUPERVISED not in values:
@@ -382,9 +406,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         curves = self._ratios.pop()
         if self.local_rank == 0 and self._hidden_labels:
             curves["pseudo_label_dice"] = self._dice_of_hidden_labels(self._hidden_labels)
-        if self.local_rank == 0 and self.method.waits:
-            average = self._split_network.twin(self.method.teacher.network)
-            curves |= self._probe.measure(self._split_network, average, self.device)
+        if self.local_rank == 0 and self._self_trains and self.readiness.ended is None:
+            curves |= self._measure_probe()
         log_curves(self.logger, curves, self.current_epoch, self._classes)
         rounded = {name: np.round(value, 4).tolist() for name, value in curves.items()}
         self.print_to_log_file(CURVES + json.dumps(rounded))
@@ -392,12 +415,15 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         if isinstance(shares, list):
             foreground = dict(zip(self._classes, shares, strict=True))
             foreground.pop("0", None)  # the background
+            if self.method.taught is not None:  # what is not taught is left out on purpose
+                named = zip(self._classes, self.method.taught.tolist(), strict=True)
+                foreground = {name: foreground[name] for name, taught in named if taught and name in foreground}
             missing = [name for name, share in foreground.items() if not share > 0]  # nan: predicted nowhere
             if missing:
                 collapsed = ", so the unlabeled scans teach no foreground" if len(missing) == len(foreground) else ""
                 self.print_to_log_file(
                     f"warning: no unlabeled voxel was confidently {' or '.join(missing)} in this epoch{collapsed}. "
-                    "If that lasts, train with a longer warmup or a lower threshold."
+                    f"If that lasts, train with a {'' if self.method.waits else 'longer warmup or a '}lower threshold."
                 )
 
     @property
@@ -409,6 +435,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         super().on_epoch_end()
         if self.local_rank == 0:
             stages = [(start * self.num_epochs, name.partition(":")[0]) for start, name in self.method.stages]
+            if self._self_trains:
+                stages = [(0.0, "nnU-Net"), *self.readiness.stages()]
             plot_curves(self.logger, Path(self.output_folder) / "progress_unlabeled.png", self._classes, stages)
 
     def training_state(self) -> dict[str, Any]:
@@ -426,7 +454,13 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         changed = {name: value for name, value in state["constants"].items() if constants.get(name) != value}
         if changed:
             self.print_to_log_file(f"warning: this training began with {changed} and goes on with {constants}.")
-        self.readiness.load(state["readiness"])
+        if "readiness" in state:
+            self.readiness.load(state["readiness"])
+        elif self.method.waits:
+            raise CheckpointError(
+                f"The checkpoint in {self.output_folder} is of an earlier version's {state['method']}, which trained "
+                "in another way. Finish it with that version, or move it away and train from scratch."
+            )
         try:
             self.method.load_state_dict(state["state"])
         except RuntimeError as e:

@@ -54,6 +54,14 @@ def test_regions_are_nnunets_binary_loss(batch_dice):
     assert mine.item() == pytest.approx(theirs.item(), rel=1e-6)
 
 
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_a_weight_below_0_is_nnunets_ignore_label(batch_dice):
+    logits, label, kept = inputs()
+    mine = dice_cross_entropy(logits, label, torch.where(kept, 1.0, -1.0), batch_dice=batch_dice)
+    theirs = of_nnunet(batch_dice, 4)(logits, label.masked_fill(~kept, 4))
+    assert mine.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
 def test_half_a_weight_is_half_a_voxel():
     """Two copies of a sample, each with half of its weight, are the sample."""
     logits, label, kept = inputs()

@@ -1,4 +1,5 @@
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,6 +149,7 @@ def test_a_run_stopped_in_the_middle_of_any_stage_goes_on_as_if_it_had_not(make_
         trainer.on_train_epoch_start()
         labeled, unlabeled = batches[number]
         trainer.dataloader_unlabeled = iter([unlabeled])
+        random.seed(number)
         torch.manual_seed(number)
         trainer.train_step({"data": labeled["data"].clone(), "target": [t.clone() for t in labeled["target"]]})
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickletools
 import shutil
+import sys
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_crossmatch.trainers import semi_supervised
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, read_checkpoint
-from tests.trainers.conftest import EAGER, ONLINE, Smoke, SmokeEMA, changed, write_labels
+from tests.trainers.conftest import EAGER, ONLINE, Smoke, SmokeEMA, SmokeHalves, changed, write_labels
 
 TIMES = ("epoch_start_timestamps", "epoch_end_timestamps")
 
@@ -123,6 +124,41 @@ def test_after_any_epoch_and_between_two_checkpoints(make_trainer):
     ]
     best_each_time = type("Better", (SmokeEMA,), {"on_validation_epoch_end": better_every_epoch})
     assert_goes_on_as_if_nothing_had_happened(make_trainer, best_each_time, deaths)
+
+
+@pytest.mark.parametrize("cls", [SmokeHalves, SmokeEMA])
+def test_a_checkpoint_from_before_readiness_is_continued_or_refused_with_a_reason(make_trainer, cls):
+    folder = train(make_trainer, killed(cls, after=1))
+    file = folder / "checkpoint_latest.pth"
+    content = torch.load(file, weights_only=True)
+    del content[OURS]["readiness"]
+    torch.save(content, file)
+    if cls is SmokeEMA:
+        train(make_trainer, cls, go_on=True)
+        assert (folder / "checkpoint_final.pth").exists()
+    else:
+        with pytest.raises(CheckpointError, match="earlier version's CrossMatch"):
+            train(make_trainer, cls, go_on=True)
+
+
+class Phased(SmokeHalves):
+    """Begins self-training with epoch 1 on halves of two samples, three a step left over; epoch 2 does harm."""
+
+    ready_at = 1
+
+    def on_validation_epoch_end(self, outputs):
+        super().on_validation_epoch_end(outputs)
+        dice = [0.9, 0.9] if self.current_epoch < 2 else [0.1, 0.1]
+        self.logger.local_logger.my_fantastic_logging["dice_per_class_or_region"][-1] = dice
+
+
+def test_through_both_phases_and_back(make_trainer, monkeypatch):
+    def two_samples(plans, dataset_json):
+        plans["configurations"]["2d"]["batch_size"] = 2
+
+    monkeypatch.setattr(sys.modules[__name__], "one_sample", two_samples)
+    deaths = [{"after": epoch} for epoch in (1, 2, 3)]
+    assert_goes_on_as_if_nothing_had_happened(make_trainer, Phased, deaths)
 
 
 def better_every_epoch(trainer, outputs):
@@ -238,12 +274,16 @@ def test_another_method_is_not_trained_on(folder, make_trainer):
         train(make_trainer, Smoke, go_on=True)
 
 
-def test_other_constants_are_said_and_a_teacher_that_was_not_there_is_refused(folder, make_trainer):
+def test_other_constants_are_said_and_a_state_that_does_not_fit_is_refused(folder, make_trainer):
     trainer = make_trainer(changed(Smoke, threshold=0.5), "2d")
     maybe_load_checkpoint(trainer, continue_training=True, validation_only=False)
     assert "this training began with {'threshold': 0.0}" in Path(trainer.log_file).read_text()
+    file = folder / "checkpoint_latest.pth"
+    content = torch.load(file, weights_only=True)
+    content[OURS]["state"]["teacher.weight"] = torch.zeros(1)
+    torch.save(content, file)
     with pytest.raises(CheckpointError, match="does not fit"):
-        maybe_load_checkpoint(make_trainer(changed(Smoke, ema_decay=0.9), "2d"), True, False)
+        maybe_load_checkpoint(make_trainer(Smoke, "2d"), True, False)
 
 
 def test_a_checkpoint_is_plain_data_that_every_torch_reads(folder):

@@ -7,30 +7,23 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunetv2_crossmatch import trainers
 from nnunetv2_crossmatch.nnunet.logger import PREFIX
 from nnunetv2_crossmatch.trainers import nnUNetTrainerCrossMatch_smoke
-from tests.trainers.conftest import SmokeHalves, annotate_all, ignore, regions, regions_with_ignore, start, weights
+from tests.trainers.conftest import (
+    SmokeHalves,
+    annotate_all,
+    changed,
+    ignore,
+    regions,
+    regions_with_ignore,
+    start,
+    weights,
+)
 
 
-def ready_from(epoch: int, names=("first", "second"), base: type = SmokeHalves) -> type:
-    """A trainer whose network knows these classes from an epoch on."""
-
-    class Trainer(base):
-        def initialize(self):
-            super().initialize()
-            update, order = self.readiness.update, ("first", "second")
-
-            def at(current, epochs, curves):
-                asked = iter(order)
-                self.readiness._missing = lambda *_: (
-                    "" if next(asked) in names and current >= epoch else "not known yet"
-                )
-                return update(current, epochs, curves)
-
-            self.readiness.update = at
-
-    Trainer.__name__ = base.__name__
-    return Trainer
+def ready_from(epoch: int) -> type:
+    return type("SmokeHalves", (SmokeHalves,), {"ready_at": epoch})
 
 
 def log_of(trainer) -> str:
@@ -52,7 +45,21 @@ def test_phase_a_is_stock_nnunet_to_the_bit(make_trainer, configuration):
 
 
 def changed_without_readiness() -> type:
-    return type("Smoke", (nnUNetTrainerCrossMatch_smoke,), {"constants": SmokeHalves.constants})
+    return type("Smoke", (nnUNetTrainerCrossMatch_smoke,), {"constants": SmokeHalves.constants, "ready_at": None})
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerCrossMatch_smoke", "nnUNetTrainerCrossMatchFromStock_smoke"])
+def test_a_smoke_trainer_tries_both_phases(name):
+    assert getattr(trainers, name).ready_at == 1
+
+
+def test_without_weight_it_is_stock_to_the_end(make_trainer):
+    weightless = changed(SmokeHalves, weight=0.0)
+    trainer = make_trainer(weightless, "2d")
+    trainer.run_training()
+    assert trainer.readiness.started is None and "Self-training" not in log_of(trainer)
+    log = trainer.logger.local_logger.my_fantastic_logging
+    assert not {PREFIX + "stability", PREFIX + "loss_joint"} & log.keys()
 
 
 def test_phase_b_trains_on_half_batches_with_the_averages_labels(make_trainer):
@@ -74,15 +81,17 @@ def test_phase_b_trains_on_half_batches_with_the_averages_labels(make_trainer):
 
 
 def test_a_class_that_is_not_ready_is_ignored_until_it_is(make_trainer):
-    trainer = make_trainer(ready_from(0, names=("first",)), "2d")
-    trainer.num_epochs = 10
-    start(trainer)
-    assert trainer.readiness.started is None, "it waits for the other one for a while"
-    trainer.current_epoch = 5
-    trainer.on_train_epoch_start()
-    assert trainer.method.started == 0.5 and trainer.method.taught.tolist() == [True, True, False]
+    trainer = start(make_trainer(SmokeHalves, "2d"))
+    trainer.readiness.taught = trainer.readiness.names[:1]
+    trainer._tell_method()
+    assert trainer.method.started == 0 and trainer.method.taught.tolist() == [True, True, False]
     trainer.train_step(next(trainer.dataloader_train))
     assert trainer.method.curves["kept_share"][0][2] == 0
+    trainer.on_train_epoch_end([{"loss": np.float32(1)}])
+    assert "no unlabeled voxel was confidently 2" not in log_of(trainer), "it is left out on purpose"
+    trainer.readiness.taught = []
+    trainer._tell_method()
+    assert not any(trainer.method.weights(0.5).values()), "background alone is not taught"
 
 
 def test_when_it_does_harm_the_run_goes_back_to_where_it_was(make_trainer):
@@ -90,9 +99,15 @@ def test_when_it_does_harm_the_run_goes_back_to_where_it_was(make_trainer):
     trainer.num_epochs = 4
     states, original = {}, trainer.on_train_epoch_start
 
+    def state() -> list[torch.Tensor]:
+        momentum = [of["momentum_buffer"] for of in trainer.optimizer.state.values()]
+        return [value.clone() for value in (*weights(trainer), *trainer.method.state_dict().values(), *momentum)]
+
     def watch():
         original()
-        states[trainer.current_epoch] = weights(trainer)
+        states[trainer.current_epoch] = state()
+        rate = 0.01 * (1 - trainer.current_epoch / 4) ** 0.9
+        assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(rate), "the schedule goes on"
 
     trainer.on_train_epoch_start = watch
     validate = trainer.on_validation_epoch_end
@@ -103,22 +118,19 @@ def test_when_it_does_harm_the_run_goes_back_to_where_it_was(make_trainer):
         trainer.logger.local_logger.my_fantastic_logging["dice_per_class_or_region"][-1] = dice
 
     trainer.on_validation_epoch_end = harmed
-    trainer.initialize()
-    object.__setattr__(trainer.readiness.thresholds, "window", 1)
     trainer.run_training()
     assert "Self-training ends: nnU-Net's validation Dice fell by 0.700" in log_of(trainer)
     assert trainer.readiness.started == 1 and trainer.readiness.ended == 2
     assert all(map(torch.equal, states[1], states[2])), "the weights of when it began"
     log = trainer.logger.local_logger.my_fantastic_logging
     assert np.isfinite(log[PREFIX + "loss_supervised"]).tolist() == [True, False, True, True]
-    assert log["lrs"][2] < log["lrs"][1], "the schedule goes on"
 
 
 def test_if_nothing_is_ready_it_stays_supervised_and_says_why(make_trainer):
     trainer = make_trainer(changed_without_readiness(), "2d")
     trainer.num_epochs = 3
     trainer.run_training()
-    assert "The unlabeled scans were not used: the network was not sure of any class." in log_of(trainer)
+    assert "The unlabeled scans are not used: the network is not sure of any class." in log_of(trainer)
     assert PREFIX + "loss_joint" not in trainer.logger.local_logger.my_fantastic_logging
 
 
@@ -142,7 +154,7 @@ def test_the_probe_counts_shares_and_agreement_voxel_by_voxel(make_trainer):
     measured = trainer._probe.measure(trainer._split_network, trainer._split_network.twin(average), trainer.device)
     mine, its = [], []
     for image, of_batch in trainer._probe._batches:
-        for sample, counted in zip(image.float(), of_batch, strict=True):
+        for sample, counted in zip(image, of_batch, strict=True):
             mine += network(sample[None])[0].argmax(1).flatten()[counted.flatten()].tolist()
             its += average(sample[None])[0].argmax(1).flatten()[counted.flatten()].tolist()
     mine, its = np.array(mine), np.array(its)

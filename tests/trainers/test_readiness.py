@@ -60,7 +60,7 @@ def test_one_class_that_is_not_known_holds_all_back_for_a_while(lacking, reason)
     lacking = {name: [[row[1], row[1]] for row in values] for name, values in lacking.items()}
     assert readiness.update(59, 100, course(**lacking)) == []
     (said,) = readiness.update(60, 100, course(**lacking))
-    assert "were not used" in said and said.count(reason) == 2 and not readiness.active
+    assert "are not used" in said and said.count(reason) == 2 and not readiness.active
     assert readiness.update(61, 100, course()) == [], "it is said once, and it does not begin any more"
 
 
@@ -76,6 +76,18 @@ def test_a_class_whose_dice_falls_is_muted_and_comes_back():
     said = follow(readiness, course(dice=fallen))
     assert any("right: not taught" in line and "from 0.80 to" in line for line in said)
     assert said[-1].startswith("right: now taught") and readiness.active
+
+
+def test_a_class_that_spreads_over_the_unlabeled_scans_is_muted_too():
+    readiness = Readiness(NAMES)
+    said = follow(readiness, course(share=[[1.0, 1.0]] * 8 + [[1.0, 7.0]] * 4))
+    assert readiness.taught == ["left"] and "right: not taught from unlabeled scans any more, it takes" in said[-1]
+
+
+def test_what_labeled_patches_do_not_show_is_not_asked_of_the_unlabeled_ones():
+    readiness = Readiness(NAMES)
+    follow(readiness, course(share=[[1.0, np.nan]] * 8))
+    assert sorted(readiness.taught) == ["left", "right"] and readiness.stages() == [(6.0, "self-training")]
 
 
 def test_when_the_mean_falls_it_ends_for_good():
