@@ -32,8 +32,8 @@ class BCPConstants(Constants):
         The ramp over the self-training is chosen, since nnU-Net's networks may not know every class when it begins. The
         paper's code computes and logs the same ramp, and weighs by the constant.
     edge: of the box, as a share of the patch's, in (0, 1). Paper.
-    pretrain: share of the training with labeled pairs alone, in [0, 1). Paper's for ACDC, 10 000 of 40 000 steps;
-        for LA it has 2000 of 17 000.
+    pretrain: share of the training with labeled pairs alone, at least, in [0, 1): longer if the network does not know
+        the classes then. Paper's for ACDC, 10 000 of 40 000 steps; for LA it has 2000 of 17 000.
     ema_decay: of the teacher, in [0, 1). Paper.
     """
 
@@ -56,12 +56,14 @@ class BCP(Method):
     supervision, since nnU-Net's own cannot weigh a part of a patch. The paper's code has half of the sum over its two
     batches of mixtures, one each way, which is this scale; which samples go which way is drawn anew in each step.
 
-    The teacher is the network until self-training begins, and its moving average from there on.
+    The teacher is the network's moving average from the first step on, some 100 steps long: when self-training begins
+    it is the pre-trained network, as in the paper.
 
     The teacher's label keeps the largest connected component of each class, and what is cut off is background:
     the paper's way, made for one heart in a patch, not for classes with several parts.
     """
 
+    waits = True
     constants: BCPConstants
 
     def __init__(self, constants: BCPConstants, student: nn.Module, **plan: Any) -> None:
@@ -70,18 +72,23 @@ class BCP(Method):
         self_training = (constants.pretrain, "self-training: labeled and unlabeled patches pasted into each other")
         self.stages = (pretraining, self_training) if constants.pretrain > 0 else (self_training,)
 
+    def _pretrains(self, progress: float) -> bool:
+        return self.started is None or progress < self.constants.pretrain
+
+    def weights(self, progress: float) -> dict[str, float]:
+        """Labeled pairs train while it waits."""
+        return self.weights_after_warmup(progress)
+
     def weights_after_warmup(self, progress: float) -> dict[str, float]:
-        if progress < self.constants.pretrain:
+        if self._pretrains(progress):
             return {SUPERVISED: 0.0, "labeled": 1.0}
         c = self.constants
+        begun = max(c.pretrain, self.started or 0.0)
         return {
             SUPERVISED: 0.0,
             "labeled": 1.0,
-            "unlabeled": c.weight * ramp_up((progress - c.pretrain) / (1 - c.pretrain)),
+            "unlabeled": c.weight * ramp_up((progress - begun) / (1 - begun)),
         }
-
-    def ema_decay(self, progress: float) -> float:
-        return 0.0 if progress < self.constants.pretrain else super().ema_decay(progress)
 
     def losses(
         self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch
@@ -91,7 +98,7 @@ class BCP(Method):
         box = draw_boxes(batch, tuple(image.shape[2:]), 1.0, image.device, (volume, volume), (1.0, 1.0))
         # an ignore label is past the last class
         own = PseudoLabel(labeled.label.masked_fill(~labeled.valid, 0), labeled.valid, labeled.valid)
-        if self.progress < c.pretrain:
+        if self._pretrains(self.progress):
             self.partner.draw(batch)
             target = own.mix(box, self.partner)
             outputs = network.outputs(paste(box, image, self.partner.of("image", image)))
@@ -115,7 +122,7 @@ class BCP(Method):
     @torch.no_grad()
     def _teach(self, network: SplitUNet, unlabeled: UnlabeledBatch) -> PseudoLabel:
         logits = network.twin(self.teacher.network).logits(unlabeled.image)
-        label = PseudoLabel.of(logits, unlabeled.valid, regions=self.regions)
+        label = PseudoLabel.of(logits, unlabeled.valid, regions=self.regions, taught=self.taught)
         return replace(label, label=keep_largest_components(label.label))
 
     def _loss(self, outputs: Outputs, target: PseudoLabel, part: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ BY_CLASS = dict(ALL)
 def make(cls, network, progress: float = 0.5, regions: bool = False, **changed):
     """With a teacher, or a second network, unlike the network."""
     method = cls(replace(BY_CLASS[cls], **changed), network, patch=SPATIAL, regions=regions)
+    method.started = 0.0  # of one that waits
     torch.manual_seed(3)
     with torch.no_grad():
         for p in method.teacher.parameters() if method.has_teacher else ():
@@ -354,15 +355,31 @@ def test_bcp_weighs_unlabeled_parts_by_a_ramp_over_the_self_training(network):
         assert method.weights(progress) == expected
 
 
-def test_bcps_teacher_starts_from_the_pre_trained_network(network):
-    method, weight, taught = BCP(BCPConstants(ema_decay=0.5), network, patch=SPATIAL), weights_of(network)[0], None
-    for progress in (0.0, 0.1, 0.2, 0.25, 0.5):
-        with torch.no_grad():
-            weight.add_(torch.randn_like(weight))
-        method.begin_step(progress)
-        method.after_step(network)
-        taught = weight.clone() if progress < 0.25 else 0.5 * taught + 0.5 * weight
-        torch.testing.assert_close(weights_of(method.teacher.network)[0], taught)
+def test_bcp_waits_for_the_network_and_ramps_from_there(network):
+    method = make(BCP, network)
+    method.started = None
+    assert method.weights(0.9) == {SUPERVISED: 0.0, "labeled": 1.0}
+    unlabeled, labeled = inputs(False)
+    method.begin_step(0.9)
+    assert step(method, network, unlabeled, labeled).keys() == {"labeled"}
+    method.started = 0.5
+    assert method.weights(0.5)["unlabeled"] == pytest.approx(0.5 * math.exp(-5))
+    assert method.weights(0.75)["unlabeled"] == pytest.approx(0.5 * math.exp(-5 / 4))
+
+
+def test_bcp_pastes_no_class_that_may_not_be_taught(network, monkeypatch):
+    method = make(BCP, network)
+    method.taught = torch.tensor([True, False, True])
+    kept, original = [], BCP._loss
+    monkeypatch.setattr(
+        BCP, "_loss", lambda self, o, target, part: kept.append(target) or original(self, o, target, part)
+    )
+    unlabeled, labeled = inputs(False)
+    step(method, network, unlabeled, labeled)
+    _, of_unlabeled = kept
+    with torch.no_grad():
+        raw = method.teacher.network(unlabeled.image)[0].argmax(1, keepdim=True)
+    assert not of_unlabeled.kept[raw == 1].any() and of_unlabeled.kept.any()
 
 
 def test_bcp_begins_with_labeled_pairs(deep_network, plain_views):

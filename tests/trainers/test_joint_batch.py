@@ -28,6 +28,8 @@ DIFFERENT = {
     "nnUNetTrainerACTIONPlusPlus": {"lambda_anco": 1e-9, "lambda_aaco": 1e-9},  # as above
     "nnUNetTrainerBCP": {"pretrain": 0.99},  # later a batch of one has both mixtures, a batch of two one of each
 }
+# before self-training alone: one sample is not halved, two are
+NOT_YET = {"nnUNetTrainerCrossMatch"}
 # every voxel counts, so a mean over a process's voxels is one over as many as the other's; and all losses are seen
 CONSTANTS = {name: {**EAGER, "weight": 10.0} for name in ONLINE}
 CONSTANTS["nnUNetTrainerUAMT"]["threshold"] = 1.0  # of the entropy, which has to be below it
@@ -37,6 +39,8 @@ def trainer_class(name: str) -> type:
     cls = recursive_find_trainer_class_by_name(f"{name}_smoke")
     cls = changed(cls, **{**CONSTANTS[name], **DIFFERENT.get(name, {})})
     cls.epochs, cls.iterations_per_epoch = 1, STEPS
+    if name in NOT_YET:
+        cls.ready_at = 1
     return cls
 
 
