@@ -262,7 +262,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         logged = logged_curves(self.logger)
         curves = {"dice": self.logger.get_value("dice_per_class_or_region", step=None)}
         for name in ("stability", "share"):  # of the background, too, where there is one
-            curves[name] = [np.atleast_1d(values)[-count:] for values in logged.get(name, [])]
+            # one nan where an epoch has none
+            curves[name] = [np.broadcast_to(np.atleast_1d(values)[-count:], count) for values in logged.get(name, [])]
         return {name: np.array(values, float).reshape(len(values), count) for name, values in curves.items()}
 
     def _turn_back(self) -> None:

@@ -32,6 +32,7 @@ DIFFERENT = {
 NOT_YET = {"nnUNetTrainerCrossMatch"}
 # every voxel counts, so a mean over a process's voxels is one over as many as the other's; and all losses are seen
 CONSTANTS = {name: {**EAGER, "weight": 10.0} for name in ONLINE}
+CONSTANTS["nnUNetTrainerCrossMatch"]["weight"] = 1.0  # the largest it may have
 CONSTANTS["nnUNetTrainerUAMT"]["threshold"] = 1.0  # of the entropy, which has to be below it
 
 
