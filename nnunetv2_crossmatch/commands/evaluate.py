@@ -1,6 +1,7 @@
 """nnUNetv2_crossmatch evaluate."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command
@@ -39,6 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
     from nnunetv2_crossmatch.evaluation.summary import summarize
 
     evaluation = evaluate_folders(arguments.reference, arguments.prediction, arguments.djfile, arguments.np)
+    for warning in evaluation.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     summaries = summarize(evaluation)
     folder = arguments.o or arguments.prediction
     folder.mkdir(parents=True, exist_ok=True)

@@ -179,6 +179,7 @@ def compare_models(
         }
         models.append(Model(trainer, runs[trainer], _joined(parts), predictions))
     reference = models[0].evaluation
+    headers = [line for model in models for line in model.evaluation.warnings]
     patients = known_patients(raw_folder, preprocessed_folder)
     units = [patients.get(case, case) for case in reference.cases]
     return Comparison(
@@ -188,7 +189,7 @@ def compare_models(
         {case: truth_folder / (case + ending) for case in reference.cases},
         units,
         {model.trainer: paired.compare(reference, model.evaluation, units) for model in models[1:]},
-        _warnings(runs),
+        list(dict.fromkeys([*headers, *_warnings(runs)])),
     )
 
 
@@ -227,6 +228,7 @@ def _joined(parts: list[Evaluation]) -> Evaluation:
         np.concatenate([part.values for part in parts])[order],
         np.concatenate([part.missed for part in parts])[order],
         [],
+        list(dict.fromkeys(line for part in parts for line in part.warnings)),
     )
 
 

@@ -1,19 +1,19 @@
 """A folder of predictions against a folder of references."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_crossmatch.evaluation.case import BadMask, Labels, measure_case
+from nnunetv2_crossmatch.evaluation.case import BadMask, Measured, measure_case
 from nnunetv2_crossmatch.evaluation.summary import Evaluation
-from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.nnunet.images import find_reader
+from nnunetv2_crossmatch.nnunet.labels import read_labels
+from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.workers import run_in_workers
 
 
@@ -26,6 +26,9 @@ def evaluate_folders(
 ) -> Evaluation:
     """Measure every reference's prediction, files of the same name being a pair.
 
+    The spacing is that of the scan, which is looked for in ``imagesTs`` beside a folder ``labelsTs``; without it the
+    prediction's, which nnU-Net copies from the scan. The reference's header often says something else.
+
     Args:
         reference: masks such as ``labelsTs``.
         prediction: what nnUNetv2_predict wrote. The reader is that of its ``plans.json``, or without one the
@@ -34,8 +37,8 @@ def evaluate_folders(
         cases: of the references, those that are meant; all by default.
 
     Raises:
-        DatasetError: no dataset.json, an empty folder, missing predictions; masks of another size or spacing than
-            their reference, with labels outside the map or unreadable (all of them, after the others were measured).
+        DatasetError: no dataset.json, an empty folder, missing predictions; masks of another size than their
+            reference, with labels outside the map or unreadable (all of them, after the others were measured).
         RuntimeError: a worker was killed.
     """
     labels_file = dataset_json or prediction / "dataset.json"
@@ -53,7 +56,10 @@ def evaluate_folders(
 
     reader, labels = _reader(prediction, dataset, next(iter(references.values()))), read_labels(dataset)
     measured, problems = {}, []
-    jobs = {case: (references[case], predictions[case], reader, labels) for case in references}
+    jobs = {
+        case: (file, predictions[case], reader, labels, _scan(file, dataset["file_ending"]))
+        for case, file in references.items()
+    }
     with closing(run_in_workers(measure_case, jobs, num_processes, "Evaluating")) as done:
         for case, future in done:
             try:
@@ -65,21 +71,31 @@ def evaluate_folders(
     return Evaluation(
         cases=list(references),
         classes=list(labels.classes),
-        values=np.stack([measured[case][0] for case in references]),
-        missed=np.stack([measured[case][1] for case in references]),
+        values=np.stack([measured[case].values for case in references]),
+        missed=np.stack([measured[case].missed for case in references]),
         extra=sorted(predictions.keys() - references.keys()),
+        warnings=_odd_headers([measured[case] for case in references], (reference, prediction)),
     )
 
 
-def read_labels(dataset: dict) -> Labels:
-    """Foreground classes, or regions where the dataset has them, as nnU-Net reads ``dataset.json``."""
-    manager = LabelManager(dataset["labels"], regions_class_order=None, force_use_labels=True)
-    values = {name: tuple(np.atleast_1d(value).tolist()) for name, value in dataset["labels"].items()}
-    return Labels(
-        classes={name: value for name, value in values.items() if name != "ignore" and any(value)},
-        known=tuple(int(label) for label in manager.all_labels),
-        ignore=manager.ignore_label,
-    )
+def _scan(reference: Path, file_ending: str) -> Path | None:
+    """The first channel of the scan, if it is where nnU-Net's raw datasets have it."""
+    folder = reference.parent.with_name(reference.parent.name.replace("labels", "images", 1))
+    scan = folder / f"{reference.name.removesuffix(file_ending)}_0000{file_ending}"
+    return scan if scan.exists() else None
+
+
+def _odd_headers(measured: Iterable[Measured], folders: Iterable[Path]) -> list[str]:
+    found = [(file, what) for case in measured for file, what in case.odd.items()]
+    lines = []
+    for folder in folders:
+        odd = [f"{file.name} ({what})" for file, what in found if file.parent == folder]
+        if odd:
+            lines.append(
+                f"{len(odd)} masks in {folder} have another spacing in their header than their scan: {some(odd)}. "
+                "Distances are measured with the latter."
+            )
+    return lines
 
 
 def _masks(folder: Path, file_ending: str) -> dict[str, Path]:
@@ -93,4 +109,4 @@ def _reader(prediction: Path, dataset: dict, example: Path) -> BaseReaderWriter:
     plans = prediction / "plans.json"
     if plans.is_file():
         return PlansManager(str(plans)).image_reader_writer_class()
-    return determine_reader_writer_from_dataset_json(dataset, str(example), verbose=False)()
+    return find_reader(dataset, [example])()

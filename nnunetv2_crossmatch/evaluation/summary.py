@@ -1,7 +1,7 @@
 """What the numbers of many cases come to: mean, standard deviation and a bootstrap interval."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ class Evaluation:
             neither mask has the class.
         missed: (cases, classes), where only one of the two masks has the class.
         extra: predictions without a reference, which were left alone.
+        warnings: masks whose header is not that of their scan.
     """
 
     cases: list[str]
@@ -29,6 +30,7 @@ class Evaluation:
     values: NDArray[np.float64]
     missed: NDArray[np.bool_]
     extra: list[str]
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.preprocessing.content import LABELED, UNLABELED, Content, read_content, update_content
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
+from nnunetv2_crossmatch.preprocessing.geometry import missing_spacings
 from nnunetv2_crossmatch.preprocessing.leaks import find_leaks
+from nnunetv2_crossmatch.preprocessing.masks import mask_findings
 from nnunetv2_crossmatch.preprocessing.outliers import find_outliers
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS, known_patients
 from nnunetv2_crossmatch.utilities.errors import DatasetError
@@ -43,8 +45,9 @@ def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None =
         fold: the one that is trained; without it all of splits_final.json are checked.
 
     Raises:
-        DatasetError: the list of unlabeled scans itself is wrong.
+        DatasetError: the list of unlabeled scans itself is wrong, or dataset.json is not the one that was planned with.
     """
+    dataset.require_unchanged()
     findings = Findings()
     preprocessed_folder = dataset.preprocessed
     if dataset.raw is None:
@@ -55,6 +58,12 @@ def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None =
         findings.content, problems = update_content(dataset, num_processes)
         for part, of_part in problems.items():
             (findings.bad if part in (LABELED, UNLABELED) else findings.warnings).extend(of_part)
+    for part, scans in findings.content.items():
+        bad, odd = mask_findings(part, scans, dataset.json)
+        (findings.bad if part == LABELED else findings.warnings).extend(bad)
+        findings.warnings += odd
+    for part, is_bad, line in missing_spacings(findings.content, LABELED):
+        (findings.bad if is_bad and part in (LABELED, UNLABELED) else findings.warnings).append(line)
 
     splits = preprocessed_folder / SPLITS
     folds = dict(enumerate(load_json(str(splits)))) if splits.exists() else {}

@@ -257,7 +257,8 @@ def _predict(
             data, _, _, properties = dataset.load_case(case)
             logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data[:])).numpy()
             arguments = (logits, properties, predictor.plans_manager.plans, predictor.dataset_json)
-            waiting.append((case, pool.submit(_export, case, files[case], *arguments, origin, incoming)))
+            about = f"the pseudo-label of {case}"
+            waiting.append((case, pool.submit(about, _export, case, files[case], *arguments, origin, incoming)))
             if len(waiting) > num_processes:
                 case, done = waiting.popleft()
                 yield case, done.result()

@@ -9,6 +9,7 @@ import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_crossmatch.nnunet.images import differences, nearest_integers
 from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
 from nnunetv2_crossmatch.nnunet.segmentation import (
     SEGMENTATION_SUFFIXES,
@@ -20,7 +21,7 @@ from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
 from nnunetv2_crossmatch.self_training.record import FOLDER, RECORD, Origin, Record, image_stamp, is_corrected
-from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.files import (
     INCOMING,
     check_writable,
@@ -99,7 +100,7 @@ def pseudo_labels_for_training(
     missing = [case for case in cases if case not in entries]
     if missing or origin is None:
         fix = _ELSEWHERE if raw_folder is None else f"Remove those that are there, then run: {command}"
-        raise DatasetError([f"{source} lacks {_some(missing)}, or {file} does not say what made them. {fix}"])
+        raise DatasetError([f"{source} lacks {some(missing)}, or {file} does not say what made them. {fix}"])
     images = Manifest.read(planned.unlabeled_folder)
     held_out = [] if fold == "all" else sorted(validation)
     if problems := _unusable(source, entries, images, dataset_json["labels"], held_out):
@@ -151,14 +152,10 @@ def _unusable(
     }
     found = {reason: [case for case in entries if applies(case, entries[case])] for reason, applies in reasons.items()}
     return [
-        f"{len(cases)} of {len(entries)} pseudo-labels in {source} are of {reason}: {_some(cases)}."
+        f"{len(cases)} of {len(entries)} pseudo-labels in {source} are of {reason}: {some(cases)}."
         for reason, cases in found.items()
         if cases
     ]
-
-
-def _some(cases: list[str]) -> str:
-    return ", ".join(cases[:3]) + (f" and {len(cases) - 3} more" if len(cases) > 3 else "")
 
 
 def _bring_up_to_date(
@@ -249,20 +246,9 @@ def _read(file: Path, plans: PlansManager, properties: dict, allowed: list[int])
             f"{file} has shape {seg.shape[1:]} and spacing {own['spacing']}, its scan {shape} and "
             f"{properties['spacing']}. {fix}"
         )
-    if not _same_geometry(own, properties):
+    if set(differences(own, properties)) & {"origin", "orientation"}:
         raise BadLabel(f"{file} has another origin or orientation than its scan. {fix}")
+    seg = nearest_integers(seg)
     if foreign := set(np.unique(seg).tolist()) - set(allowed):
         raise BadLabel(f"{file} has labels {sorted(foreign)}, which are none of {allowed}. {fix}")
     return seg.astype(np.int16)
-
-
-def _same_geometry(own: dict, of_scan: dict) -> bool:
-    """Of what nnU-Net's readers note beside the spacing: SimpleITK's origin and direction, or nibabel's affine."""
-    first, second = map(_geometry, (own, of_scan))
-    return first.shape == second.shape and np.allclose(first, second, rtol=1e-3, atol=1e-2)
-
-
-def _geometry(properties: dict) -> np.ndarray:
-    itk, nibabel = (properties.get(f"{reader}_stuff", {}) for reader in ("sitk", "nibabel"))
-    affine = nibabel.get("reoriented_affine", nibabel.get("original_affine", []))
-    return np.array([*itk.get("origin", []), *itk.get("direction", []), *np.ravel(affine)])

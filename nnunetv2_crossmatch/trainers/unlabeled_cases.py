@@ -28,6 +28,7 @@ from nnunetv2_crossmatch.preprocessing.splits import (
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, complete_checkpoint, plain, read_checkpoint
 from nnunetv2_crossmatch.trainers.records import record_resources, write_training
+from nnunetv2_crossmatch.utilities.main_guard import require_main_guard
 from nnunetv2_crossmatch.utilities.versions import versions
 
 WARNINGS_IN_LOG = 10
@@ -54,6 +55,7 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
+        require_main_guard()  # nnU-Net would say so after the last epoch, when it starts processes to validate
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_cascaded:
             raise RuntimeError(

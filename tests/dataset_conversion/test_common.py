@@ -52,6 +52,14 @@ def test_float_labels_and_stored_values(base, source):
     np.testing.assert_array_equal(array(folder / "labelsUn" / "case2.nii.gz"), scan(2)[1])
 
 
+def test_labels_that_are_nearly_integers_are_rounded_and_others_shown_in_full(base, source):
+    nearly = scan(2)[1] * np.float32(0.9996)
+    folder = write_dataset(conversion(source, label=nearly), 1)
+    np.testing.assert_array_equal(array(folder / "labelsUn" / "case2.nii.gz"), scan(2)[1])
+    with pytest.raises(DatasetError, match=r"case2: the label has the values 0.99800\d+, 1.99600\d+; only"):
+        write_dataset(conversion(source, label=scan(2)[1] * np.float32(0.998)), 2)
+
+
 def test_an_unreadable_image(base, source):
     with pytest.raises(DatasetError, match="case2: the image cannot be read"):
         write_dataset(conversion(source, spoil=lambda file: file.write_text("no image")), 1)

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import SimpleITK as sitk
 from medpy.metric import binary
 
+from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.evaluation import evaluate
-from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders, read_labels
+from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
+from nnunetv2_crossmatch.nnunet.labels import read_labels
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import REAL
 
@@ -103,8 +106,21 @@ def test_every_bad_mask_is_named_at_once(folders):
     assert str(prediction / "b.nii.gz") in second and "[7.0]" in second
 
 
+def test_the_spacing_of_the_scans_in_imagests_counts_and_other_headers_are_warned_of(folders, capsys):
+    reference, prediction = folders
+    expected = evaluate_folders(reference, prediction, num_processes=1).values
+    for file in sorted(reference.iterdir()):
+        mask = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+        write(reference.with_name("imagesTs") / file.name.replace(".nii.gz", "_0000.nii.gz"), mask)
+        write(file, mask, (1.0, 1.0, 1.0))
+    np.testing.assert_array_equal(evaluate_folders(reference, prediction, num_processes=1).values, expected)
+    main(["evaluate", str(reference), str(prediction), "-np", "1"])
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert f"warning: 3 masks in {reference} have another spacing in their header than their scan: a.nii.gz" in warning
+
+
 def die(*_) -> None:
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
