@@ -5,7 +5,14 @@ from pathlib import Path
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
-from nnunetv2_crossmatch.preprocessing.content import LABELED, UNLABELED, Content, read_content, update_content
+from nnunetv2_crossmatch.preprocessing.content import (
+    LABELED,
+    UNLABELED,
+    Content,
+    read_content,
+    update_content,
+    wrong_channels,
+)
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.preprocessing.geometry import missing_spacings
 from nnunetv2_crossmatch.preprocessing.leaks import find_leaks
@@ -52,12 +59,13 @@ def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None =
     preprocessed_folder = dataset.preprocessed
     if dataset.raw is None:
         findings.content = read_content(preprocessed_folder)
+        problems = wrong_channels(findings.content, {}, dataset.json)
         if not findings.content:
             findings.warnings.append("The raw scans were never checked. Where they are, run nnUNetv2_crossmatch check.")
     else:
         findings.content, problems = update_content(dataset, num_processes)
-        for part, of_part in problems.items():
-            (findings.bad if part in (LABELED, UNLABELED) else findings.warnings).extend(of_part)
+    for part, of_part in problems.items():
+        (findings.bad if part in (LABELED, UNLABELED) else findings.warnings).extend(of_part)
     for part, scans in findings.content.items():
         bad, odd = mask_findings(part, scans, dataset.json)
         (findings.bad if part == LABELED else findings.warnings).extend(bad)

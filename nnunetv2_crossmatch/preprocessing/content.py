@@ -48,7 +48,7 @@ def update_content(dataset: Dataset, num_processes: int) -> tuple[Content, dict[
     """
     raw_folder, preprocessed_folder = dataset.require_raw(), dataset.preprocessed
     parts = labeled_and_held_out(raw_folder, dataset.json)
-    if not parts[LABELED]:
+    if not parts[LABELED] and "dataset" not in dataset.json:
         raise DatasetError(
             [
                 f"{raw_folder / LABELED} has no scan that ends in {dataset.json['file_ending']}, the file_ending of "
@@ -56,7 +56,7 @@ def update_content(dataset: Dataset, num_processes: int) -> tuple[Content, dict[
             ]
         )
     masks = mask_files(raw_folder, dataset.json, parts)
-    reader = _reader(dataset.json, next(iter(parts[LABELED].values())), preprocessed_folder)
+    reader = _reader(dataset.json, next(iter(parts[LABELED].values()), []), preprocessed_folder)
     made_with = {**_settings(dataset.json), "reader": reader.__name__, "versions": versions()}
     seen = _seen(preprocessed_folder, made_with)
     unlabeled, unlisted = survey_unlabeled(
@@ -65,7 +65,7 @@ def update_content(dataset: Dataset, num_processes: int) -> tuple[Content, dict[
     if unlabeled:
         parts[UNLABELED] = unlabeled
     content, unseen, problems = _known(parts, masks, seen)
-    channels: dict[tuple[str, str], int] = {}
+    channels: dict[tuple[str, str], WrongChannels] = {}
     if unseen:
         with locked(preprocessed_folder / f".{FILE}.lock"):  # a second process waits and finds all done
             seen = _seen(preprocessed_folder, made_with)
@@ -77,34 +77,47 @@ def update_content(dataset: Dataset, num_processes: int) -> tuple[Content, dict[
                         try:
                             content[part][case] = future.result()
                         except WrongChannels as e:
-                            channels[part, case] = e.channels
+                            channels[part, case] = e
                         except BadScan as e:
                             problems[part].append(str(e))
             finally:  # also what an interrupted run has seen
                 _write(content, seen[0], made_with, preprocessed_folder)
     else:
         _write(content, seen[0], made_with, preprocessed_folder)
-    for part, of_part in _wrong_channels(content, channels, dataset.json).items():
+    for part, of_part in wrong_channels(content, channels, dataset.json).items():
         problems[part] += of_part
     return content, {**problems, UNLABELED: [*unlisted, *problems.get(UNLABELED, [])]}
 
 
-def _wrong_channels(content: Content, channels: dict[tuple[str, str], int], dataset_json: dict) -> dict[str, list[str]]:
-    """A line for each number, for the first part that has such scans; takes them out of the content."""
+def wrong_channels(
+    content: Content, refused: dict[tuple[str, str], WrongChannels], dataset_json: dict
+) -> dict[str, list[str]]:
+    """A line for each other number of channels than dataset.json names, for the first part that has such scans.
+
+    They are taken out of the content.
+
+    Args:
+        refused: (part, case) of scans that are not in the content for this reason.
+    """
     names = list((dataset_json.get("channel_names") or dataset_json["modality"]).values())
+    numbers = {scan: e.channels for scan, e in refused.items()}
     for part, cases in content.items():
         for case, entry in list(cases.items()):
             if len(entry["intensities"]) != len(names):
-                channels[part, case] = len(cases.pop(case)["intensities"])
+                numbers[part, case] = len(cases.pop(case)["intensities"])
     lines: dict[str, list[str]] = {}
-    for number in sorted(set(channels.values())):
-        scans = [scan for scan, its in channels.items() if its == number]
+    for number in sorted(set(numbers.values())):
+        scans = sorted(scan for scan, its in numbers.items() if its == number)
         part = min((part for part, _ in scans), key=lambda part: (part not in (LABELED, UNLABELED), part))
-        lines.setdefault(part, []).append(
-            f"{len(scans)} scans have another number of channels, {number}, than dataset.json names, {len(names)} "
-            f"({', '.join(names)}): {some([f'{part}/{case}' for part, case in sorted(scans)])}. Supply the same "
-            "ones or correct channel_names."
-        )
+        if len(scans) == 1 and scans[0] in refused:
+            line = str(refused[scans[0]])
+        else:
+            line = (
+                f"{len(scans)} scans have another number of channels, {number}, than dataset.json names, {len(names)} "
+                f"({', '.join(names)}): {some([f'{part}/{case}' for part, case in scans])}. Supply the same ones or "
+                "correct channel_names."
+            )
+        lines.setdefault(part, []).append(line)
     return lines
 
 

@@ -14,6 +14,7 @@ from nnunetv2_crossmatch.preprocessing.scan_file import BadScan
 from nnunetv2_crossmatch.utilities.errors import some
 
 _SHOWN = 10  # values that a mask should not have
+_MOST = 10_000  # different values; it is an image, not a mask
 
 
 def mask_files(raw_folder: Path, dataset_json: dict, parts: Iterable[str]) -> dict[str, dict[str, Path]]:
@@ -31,8 +32,12 @@ def mask_files(raw_folder: Path, dataset_json: dict, parts: Iterable[str]) -> di
         folder = raw_folder / part.replace("images", "labels", 1)
         files = folder.glob("[!.]*" + ending) if folder.is_dir() else ()
         found[part] = {file.name.removesuffix(ending): file for file in sorted(files)}
-    for case, entry in dataset_json.get("dataset", {}).items():
-        found["imagesTr"][case] = raw_folder / os.path.expandvars(entry["label"])
+    if "dataset" in dataset_json:
+        found["imagesTr"] = {
+            case: raw_folder / os.path.expandvars(entry["label"])
+            for case, entry in dataset_json["dataset"].items()
+            if "label" in entry
+        }
     return found
 
 
@@ -66,12 +71,18 @@ def describe_mask(file: Path, scan_shape: list[int], scan_properties: dict, read
 
 def _values(mask: np.ndarray) -> tuple[list[int], list[float]]:
     """Integers among the values, and the first values that are none."""
-    integers = mask.astype(np.int64)
-    if (integers == mask).all() and integers.min() >= 0 and integers.max() < 1 << 16:
-        return np.flatnonzero(np.bincount(integers.reshape(-1))).tolist(), []  # faster than sorting
-    values = np.unique(mask)
-    whole = values == np.rint(values)
-    return values[whole].astype(int).tolist()[:_SHOWN], values[~whole].astype(float).tolist()[:_SHOWN]
+    whole: set[int] = set()
+    odd: set[float] = set()
+    for piece in mask[0]:  # slice by slice: a CT's integers would be a gigabyte
+        integers = piece.astype(np.int64)
+        if (integers == piece).all() and integers.min() >= 0 and integers.max() < 1 << 16:
+            whole.update(np.flatnonzero(np.bincount(integers.reshape(-1))).tolist())  # faster than sorting
+        else:
+            for value in np.unique(piece).tolist():
+                (whole if value == round(value) else odd).add(value)
+        if len(whole) + len(odd) > _MOST:
+            break
+    return sorted(map(int, whole)), sorted(odd)[:_SHOWN]
 
 
 def mask_findings(part: str, scans: Mapping[str, dict], dataset_json: dict) -> tuple[list[str], list[str]]:
@@ -117,7 +128,7 @@ def mask_findings(part: str, scans: Mapping[str, dict], dataset_json: dict) -> t
         ),
         *line(
             {
-                case: ", ".join(map(str, foreign))
+                case: some([str(value) for value in foreign])
                 for case, mask in masks.items()
                 if (foreign := [value for value in mask["values"] if value not in known])
             },

@@ -110,6 +110,13 @@ def test_the_preprocessed_folder_alone_is_enough(raw, preprocessed):
     assert findings.leaks == [] and "never checked" in findings.warnings[0]
 
 
+def test_other_channels_than_what_was_seen_are_a_line_without_the_raw_scans_too(raw, preprocessed):
+    look(raw, preprocessed)
+    two = {**dataset_json(raw), "channel_names": {"0": "MR0", "1": "MR1"}}
+    (line,) = check_dataset(Dataset(None, preprocessed, two), 1).bad
+    assert line.startswith("8 scans have another number of channels, 1, than dataset.json names, 2 (MR0, MR1)")
+
+
 def test_bad_scans_are_errors_in_training_and_warnings_among_test_scans(raw, preprocessed):
     for part, case in (("Tr", "case1"), ("Un", "scan1"), ("Ts", "test1")):
         (raw / f"images{part}" / f"{case}_0000.nii.gz").write_bytes(b"no image")
