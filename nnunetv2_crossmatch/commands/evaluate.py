@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
+    from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders, header_warnings
     from nnunetv2_crossmatch.evaluation.report import (
         foreground_cells,
         format_benchmark,
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     from nnunetv2_crossmatch.evaluation.summary import summarize
 
     evaluation = evaluate_folders(arguments.reference, arguments.prediction, arguments.djfile, arguments.np)
-    for warning in evaluation.warnings:
+    for warning in header_warnings(evaluation.odd_headers):
         print(f"warning: {warning}", file=sys.stderr)
     summaries = summarize(evaluation)
     folder = arguments.o or arguments.prediction

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nnunetv2_crossmatch.comparison import paired
 from nnunetv2_crossmatch.comparison.runs import TrainedRun, read_run, validation_cases
 from nnunetv2_crossmatch.evaluation.case import METRICS
-from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
+from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders, header_warnings
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
 from nnunetv2_crossmatch.nnunet.run_folder import FINAL, RunFolder
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
@@ -179,7 +179,7 @@ def compare_models(
         }
         models.append(Model(trainer, runs[trainer], _joined(parts), predictions))
     reference = models[0].evaluation
-    headers = [line for model in models for line in model.evaluation.warnings]
+    odd = {file: what for model in models for file, what in model.evaluation.odd_headers.items()}
     patients = known_patients(raw_folder, preprocessed_folder)
     units = [patients.get(case, case) for case in reference.cases]
     return Comparison(
@@ -189,7 +189,7 @@ def compare_models(
         {case: truth_folder / (case + ending) for case in reference.cases},
         units,
         {model.trainer: paired.compare(reference, model.evaluation, units) for model in models[1:]},
-        list(dict.fromkeys([*headers, *_warnings(runs)])),
+        [*header_warnings(odd), *_warnings(runs)],
     )
 
 
@@ -228,7 +228,7 @@ def _joined(parts: list[Evaluation]) -> Evaluation:
         np.concatenate([part.values for part in parts])[order],
         np.concatenate([part.missed for part in parts])[order],
         [],
-        list(dict.fromkeys(line for part in parts for line in part.warnings)),
+        {file: what for part in parts for file, what in part.odd_headers.items()},
     )
 
 

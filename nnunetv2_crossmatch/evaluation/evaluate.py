@@ -1,6 +1,6 @@
 """A folder of predictions against a folder of references."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_crossmatch.evaluation.case import BadMask, Measured, measure_case
+from nnunetv2_crossmatch.evaluation.case import BadMask, measure_case
 from nnunetv2_crossmatch.evaluation.summary import Evaluation
 from nnunetv2_crossmatch.nnunet.images import find_reader
 from nnunetv2_crossmatch.nnunet.labels import read_labels
@@ -74,7 +74,7 @@ def evaluate_folders(
         values=np.stack([measured[case].values for case in references]),
         missed=np.stack([measured[case].missed for case in references]),
         extra=sorted(predictions.keys() - references.keys()),
-        warnings=_odd_headers([measured[case] for case in references], (reference, prediction)),
+        odd_headers={file: what for case in references for file, what in measured[case].odd.items()},
     )
 
 
@@ -85,16 +85,19 @@ def _scan(reference: Path, file_ending: str) -> Path | None:
     return scan if scan.exists() else None
 
 
-def _odd_headers(measured: Iterable[Measured], folders: Iterable[Path]) -> list[str]:
-    found = [(file, what) for case in measured for file, what in case.odd.items()]
+def header_warnings(odd: Mapping[Path, str]) -> list[str]:
+    """A line for each folder.
+
+    Args:
+        odd: see :class:`~nnunetv2_crossmatch.evaluation.summary.Evaluation`.
+    """
     lines = []
-    for folder in folders:
-        odd = [f"{file.name} ({what})" for file, what in found if file.parent == folder]
-        if odd:
-            lines.append(
-                f"{len(odd)} masks in {folder} have another spacing in their header than their scan: {some(odd)}. "
-                "Distances are measured with the latter."
-            )
+    for folder in dict.fromkeys(file.parent for file in odd):
+        named = [f"{file.name} ({what})" for file, what in odd.items() if file.parent == folder]
+        lines.append(
+            f"{len(named)} masks in {folder} have another spacing in their header than their scan: {some(named)}. "
+            "Distances are measured with the latter."
+        )
     return lines
 
 

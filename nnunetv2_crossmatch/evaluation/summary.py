@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ class Evaluation:
             neither mask has the class.
         missed: (cases, classes), where only one of the two masks has the class.
         extra: predictions without a reference, which were left alone.
-        warnings: masks whose header is not that of their scan.
+        odd_headers: masks whose header has another spacing than their scan, and both.
     """
 
     cases: list[str]
@@ -30,7 +31,7 @@ class Evaluation:
     values: NDArray[np.float64]
     missed: NDArray[np.bool_]
     extra: list[str]
-    warnings: list[str] = field(default_factory=list)
+    odd_headers: dict[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
