@@ -55,7 +55,6 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ) -> None:
-        require_main_guard()  # nnU-Net would say so after the last epoch, when it starts processes to validate
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_cascaded:
             raise RuntimeError(
@@ -88,6 +87,10 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
                 if isinstance(blur, GaussianBlurTransform):
                     blur.benchmark = False  # it picks its algorithm by the clock
         return train, val
+
+    def run_training(self) -> None:
+        require_main_guard()  # or it would fail after the last epoch, when nnU-Net starts processes to validate
+        super().run_training()
 
     def on_train_start(self) -> None:
         super().on_train_start()

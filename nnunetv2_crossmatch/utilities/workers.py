@@ -40,7 +40,6 @@ def open_pool(workers: int) -> Iterator[Pool]:
     Raises:
         RuntimeError: a worker died (says how, and at which file); the script has no ``if __name__ == "__main__"``.
     """
-    require_main_guard()
     if workers <= 1:
         with ThreadPoolExecutor(1) as thread:
             try:
@@ -48,6 +47,7 @@ def open_pool(workers: int) -> Iterator[Pool]:
             finally:
                 thread.shutdown(cancel_futures=True)
         return
+    require_main_guard()
     context = _Context()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as notes:
         executor = ProcessPoolExecutor(workers, context, _end_with_parent)
