@@ -113,9 +113,12 @@ def test_the_spacing_of_the_scans_in_imagests_counts_and_other_headers_are_warne
         mask = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
         write(reference.with_name("imagesTs") / file.name.replace(".nii.gz", "_0000.nii.gz"), mask)
         write(file, mask, (1.0, 1.0, 1.0))
+    own = sitk.GetArrayFromImage(sitk.ReadImage(str(prediction / "b.nii.gz")))
+    write(prediction / "b.nii.gz", own, (1.0, 1.0, 1.0))
     np.testing.assert_array_equal(evaluate_folders(reference, prediction, num_processes=1).values, expected)
     main(["evaluate", str(reference), str(prediction), "-np", "1"])
-    (warning,) = capsys.readouterr().err.splitlines()
+    warning, of_prediction = capsys.readouterr().err.splitlines()
+    assert f"warning: 1 masks in {prediction} have another spacing" in of_prediction
     assert f"warning: 3 masks in {reference} have another spacing in their header than their scan: a.nii.gz" in warning
 
 

@@ -224,6 +224,11 @@ def test_tiffs_without_a_spacing_file_among_others_that_have_one(tiffs):
         "2 of 3 TIFFs in unlabeled have no spacing file: e0, e1. nnU-Net would take 1 x 1 x 1; others"
     )
     assert "have 0.7 x 0.5 x 0.5." in line
+    (tiffs / "imagesTr" / "cell0.json").unlink()
+    findings = look(tiffs)
+    assert findings.bad == [], "the labeled ones are no better"
+    lines = [line.split(" have no spacing file")[0] for line in findings.warnings if "spacing file" in line]
+    assert lines == ["1 of 3 TIFFs in imagesTr", "2 of 3 TIFFs in unlabeled"]
     for file in tiffs.rglob("c*.json"):
         file.unlink()
     (tiffs / "scope" / "embryo_2.json").unlink()
