@@ -32,6 +32,13 @@ def test_an_unlabeled_image_that_is_used_in_place_is_not_read(base, source):
     np.testing.assert_array_equal(array(folder / "labelsUn" / "case2.nii.gz"), scan(2)[1])
 
 
+def test_what_is_hidden_or_of_a_mac_is_not_below(source):
+    for name in ("a/scan1", "a/._scan1", "a/.DS_Store", "__MACOSX/a/scan1", ".git/scan1", "b/scan2"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).touch()
+    assert [str(file.relative_to(source)) for file in below(source, "*")] == ["a", "a/scan1", "b", "b/scan2"]
+
+
 def test_a_label_of_another_size(base, source):
     with pytest.raises(DatasetError, match=r"case2: the image has \(24, 24, 16\) voxels .* its label \(24, 24, 15\)"):
         write_dataset(conversion(source, label=scan(2)[1][1:]), 1)
