@@ -48,27 +48,32 @@ def read_images(files: Sequence[Path], reader: BaseReaderWriter) -> tuple[NDArra
         with redirect_stdout(said):
             data, properties = reader.read_images([str(file) for file in files])
         if isinstance(reader, Tiff3DIO):
-            beside = files_beside(files[0])
-            properties["spacing"] = _spacing_in(beside[0]) if beside else (1, 1, 1)
-            if beside:
+            properties["spacing"] = _tiff_spacing(files[0])
+            if files_beside(files[0]):
                 said = StringIO()  # that there is none where nnU-Net looks
     finally:
         print(said.getvalue(), end="")
     return data, properties
 
 
-def _spacing_in(file: Path) -> list[float]:
+def _tiff_spacing(tiff: Path) -> list[float]:
+    """z, y, x; 1 without a spacing file, as nnU-Net assumes."""
+    beside = files_beside(tiff)
+    if not beside:
+        return [1.0, 1.0, 1.0]
     try:
-        spacing = json.loads(file.read_bytes())["spacing"]
+        spacing = json.loads(beside[0].read_bytes())["spacing"]
         if len(spacing) == 3:
             return [float(s) for s in spacing]
     except (ValueError, KeyError, TypeError):
         pass
-    raise ValueError(f'{file} is not of the form {{"spacing": [z, y, x]}}')
+    raise ValueError(f'{beside[0]} is not of the form {{"spacing": [z, y, x]}}')
 
 
 def read_spacing(files: Sequence[Path], reader: BaseReaderWriter) -> NDArray:
     """z, y, x in mm, by the header alone where that is enough."""
+    if isinstance(reader, Tiff3DIO):
+        return np.array(_tiff_spacing(files[0]))
     if type(reader) is SimpleITKIO:
         header = sitk.ImageFileReader()
         header.SetFileName(str(files[0]))
