@@ -11,7 +11,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
 from nnunetv2_crossmatch.evaluation import metrics
-from nnunetv2_crossmatch.nnunet.images import TIFF_ENDINGS, files_beside, nearest_integers, read_spacing
+from nnunetv2_crossmatch.nnunet.images import nearest_integers, read_spacing, says_where
 from nnunetv2_crossmatch.nnunet.labels import Labels
 
 METRICS = ("dice", "jaccard", "hd95_voxels", "asd_voxels", "hd95_mm", "asd_mm")
@@ -119,8 +119,7 @@ def _read(file: Path, reader: BaseReaderWriter, known: tuple[int, ...]) -> tuple
     unknown = np.unique(mask[~np.isin(mask, known)])
     if unknown.size:
         raise BadMask(f"{file} holds {unknown[:10].tolist()}, but dataset.json has the labels {sorted(known)}.")
-    says_where = file.suffix.lower() not in TIFF_ENDINGS or files_beside(file)
-    return mask[0], np.asarray(properties["spacing"], dtype=float) if says_where else None
+    return mask[0], np.asarray(properties["spacing"], dtype=float) if says_where(file) else None
 
 
 def _spacing_of(scan: Path, reader: BaseReaderWriter) -> NDArray:

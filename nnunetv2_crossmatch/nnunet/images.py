@@ -37,6 +37,11 @@ def files_beside(file: Path) -> list[Path]:
     return [beside for stem in stems if (beside := file.with_name(stem + ".json")).is_file()][:1]
 
 
+def says_where(file: Path) -> bool:
+    """Whether the header has a geometry; a TIFF has none but that of its spacing file."""
+    return file.suffix.lower() not in TIFF_ENDINGS or bool(files_beside(file))
+
+
 def read_images(files: Sequence[Path], reader: BaseReaderWriter) -> tuple[NDArray, dict]:
     """``reader.read_images`` with the spacing of a TIFF wherever its file is; see :func:`files_beside`.
 
@@ -141,5 +146,11 @@ def nearest_integers(values: NDArray) -> NDArray:
     """Values that are within ``NEARLY`` of an integer rounded to it, the others as they are."""
     if values.dtype.kind in "biu":
         return values
-    rounded = np.rint(values)
-    return np.where(np.abs(values - rounded) <= NEARLY, rounded, values)
+    result = np.array(values, order="C")
+    flat = result.reshape(-1)
+    for start in range(0, flat.size, 1 << 20):  # a CT's differences would be another half gigabyte
+        piece = flat[start : start + (1 << 20)]
+        rounded = np.rint(piece)
+        near = np.abs(piece - rounded) <= NEARLY
+        piece[near] = rounded[near]
+    return result

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
-from nnunetv2_crossmatch.nnunet.images import NEARLY, differences, files_beside
+from nnunetv2_crossmatch.nnunet.images import NEARLY, differences, says_where
 from nnunetv2_crossmatch.nnunet.labels import read_labels
 from nnunetv2_crossmatch.preprocessing.scan import check_alone, read_quietly
 from nnunetv2_crossmatch.preprocessing.scan_file import BadScan
@@ -59,12 +59,11 @@ def describe_mask(file: Path, scan_shape: list[int], scan_properties: dict, read
     mask, properties = read_quietly(lambda: reader.read_seg(str(file)), str(file))
     if len(mask) != 1:
         raise BadScan(f"{file} has {len(mask)} channels. A mask has one.")
-    says_where = file.suffix.lower() not in (".tif", ".tiff") or bool(files_beside(file))
     shape = list(mask.shape[1:])
     return {
         "shape": shape,
         "spacing": [float(s) for s in properties["spacing"]],
-        "differs": differences(properties, scan_properties) if says_where and shape == scan_shape else [],
+        "differs": differences(properties, scan_properties) if says_where(file) and shape == scan_shape else [],
         **dict(zip(("values", "odd"), _values(mask), strict=True)),
     }
 
