@@ -225,7 +225,8 @@ def _check_resampling(
     files: list[Path],
 ) -> None:
     """A wrong spacing would have the scan resampled to nothing or to more than any memory holds."""
-    if is_flat(shape, list(spacing)) and min(plans.plans["original_median_shape_after_transp"]) > 1:
+    are_volumes = min(plans.plans["original_median_shape_after_transp"]) > 1
+    if is_flat(shape, list(spacing)) and are_volumes and plans.plans["image_reader_writer"] != "NaturalImage2DIO":
         raise BadScan(
             f"{', '.join(map(str, files))} is a 2D image, but the labeled scans are 3D; nnU-Net would take "
             f"{next(iter(spacing)):g} mm for the spacing that it does not have. Supply the 3D scan or remove the case."
