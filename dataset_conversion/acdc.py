@@ -31,6 +31,7 @@ from nnunetv2_crossmatch.dataset_conversion.common import (
     wrong_folder,
 )
 from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.files import read_text
 
 SPACING = (1.5, 1.5, 10.0)  # mm, x y z, nominal; not in the h5 files
 LABELED = (99, 38, 50, 21, 49, 58, 100)
@@ -88,7 +89,7 @@ def _frames(infos: dict[str, Path], folder: Path, patient: str) -> list[Path]:
     """The ED and the ES volume; Info.cfg itself where it is missing."""
     if (info := infos.get(patient)) is None:
         return [folder / patient / "Info.cfg"]
-    text = info.read_text()
+    text = read_text(info)
     frames = [re.search(rf"^{phase}:\s*(\d+)\s*$", text, re.MULTILINE) for phase in ("ED", "ES")]
     if not all(frames):
         raise DatasetError([f"{info} does not say which frames are ED and ES (lines 'ED: 1' and 'ES: 12')."])

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from nnunetv2_crossmatch.nnunet.images import nearest_integers
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, ensure_splits, known_patients
 from nnunetv2_crossmatch.utilities.errors import DatasetError
-from nnunetv2_crossmatch.utilities.files import check_writable, locked
+from nnunetv2_crossmatch.utilities.files import NO_UNICODE, check_writable, is_unicode, locked, read_list
+from nnunetv2_crossmatch.utilities.folders import is_litter
 
 LISTS = Path(__file__).parent / "lists"
 NIFTI_ENDINGS = (".nii.gz", ".nii")
@@ -210,13 +211,20 @@ def _read(case: Case, what: str, read: Callable[[], Grid]) -> Grid:
 
 def _header(file: Path) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(file))
+    reader.SetFileName(_readable(file))
     reader.ReadImageInformation()
     return reader
 
 
 def read_image(file: Path) -> sitk.Image:
-    return sitk.ReadImage(str(file))
+    return sitk.ReadImage(_readable(file))
+
+
+def _readable(file: Path) -> str:
+    """Raises DatasetError: a name at which SimpleITK aborts the process."""
+    if not is_unicode(file):
+        raise DatasetError([f"{file} {NO_UNICODE}. Rename it."])
+    return str(file)
 
 
 def read_h5(file: Path, key: str, axes: str, spacing: tuple[float, float, float]) -> sitk.Image:
@@ -231,14 +239,18 @@ def read_h5(file: Path, key: str, axes: str, spacing: tuple[float, float, float]
 def below(source: Path, pattern: str) -> list[Path]:
     """Files and folders with such a name anywhere below, through links too, sorted.
 
-    What a Mac adds to an archive (``__MACOSX``, ``._*``, ``.DS_Store``) and other hidden files are none.
+    What an operating system adds to an archive (``__MACOSX``, ``._*``, ...) and other hidden files are none.
     """
     found = []
     for place, folders, files in os.walk(source, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        names = [*folders, *(name for name in files if not name.startswith("."))]
+        folders[:] = filter(_is_shown, folders)
+        names = [*folders, *filter(_is_shown, files)]
         found += [Path(place) / name for name in fnmatch.filter(names, pattern)]
     return sorted(found)
+
+
+def _is_shown(name: str) -> bool:
+    return not (name.startswith(".") or is_litter(Path(name)))
 
 
 def nifti_file(folder: Path, stem: str) -> Path:
@@ -249,7 +261,7 @@ def nifti_file(folder: Path, stem: str) -> Path:
 
 def listed(name: str) -> list[str]:
     """The names of a published list."""
-    return (LISTS / f"{name}.txt").read_text().split()
+    return read_list(LISTS / f"{name}.txt")
 
 
 def take_labeled(train: Sequence[T], labeled: int) -> tuple[Sequence[T], Sequence[T]]:

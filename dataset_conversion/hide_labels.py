@@ -3,17 +3,19 @@
 import math
 import random
 import re
+import sys
 from collections import defaultdict
 from pathlib import Path
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_crossmatch.dataset_conversion.common import new_dataset, require
 from nnunetv2_crossmatch.nnunet.images import files_beside
-from nnunetv2_crossmatch.preprocessing.listing import labeled_and_held_out, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.listing import labeled_and_held_out, left_out, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.reconcile import unknown_ids
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, read_patients
-from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
+from nnunetv2_crossmatch.utilities.errors import DatasetError, printable
 from nnunetv2_crossmatch.utilities.files import write_json
 
 
@@ -34,22 +36,28 @@ def hide_labels(source: Path, dataset_id: int, labeled: str, seed: int = 0, grou
         The new raw dataset folder.
 
     Raises:
-        DatasetError: a number out of range; an expression that does not match a training case; missing files.
+        DatasetError: a number out of range; ids in patients.json that are no case; an expression that does not
+            match a training case; missing files.
         FileExistsError: a dataset with this id is there already.
     """
     source = source.resolve()
-    dataset_json = load_json(str(source / "dataset.json"))
+    dataset_json = read_dataset_json(source / "dataset.json")
+    parts = labeled_and_held_out(source, dataset_json)
     cases = get_filenames_of_train_images_and_targets(str(source), dataset_json)
     unlabeled = list_unlabeled(source, dataset_json) or {}
+    for line in left_out(source, dataset_json):
+        print(f"warning: {printable(line)}", file=sys.stderr)
     require(
         (Path(file) for entry in cases.values() for file in (*entry["images"], entry["label"])),
         "of a labeled case",
     )
+    known = {case for scans in (cases, unlabeled, *parts.values()) for case in scans}
     if group_by:
-        held_out = (case for scans in labeled_and_held_out(source, dataset_json).values() for case in scans)
-        patients = _grouped(group_by, {*cases, *unlabeled}, set(held_out))
+        patients = _grouped(group_by, {*cases, *unlabeled}, known)
     else:
         patients = read_patients(source)
+        if problems := unknown_ids(source / PATIENTS, patients, known):
+            raise DatasetError(problems)
     chosen = _draw(sorted(cases), patients, labeled, seed)
 
     with new_dataset(dataset_id, source.name.split("_", 1)[1]) as folder:
@@ -73,9 +81,9 @@ def hide_labels(source: Path, dataset_id: int, labeled: str, seed: int = 0, grou
     return folder
 
 
-def _grouped(group_by: str, training: set[str], held_out: set[str]) -> dict[str, str]:
+def _grouped(group_by: str, training: set[str], known: set[str]) -> dict[str, str]:
     try:
-        matches = {case: re.search(group_by, case) for case in sorted(training | held_out)}
+        matches = {case: re.search(group_by, case) for case in sorted(known)}
     except re.error as e:
         raise DatasetError([f"--group-by {group_by!r} is no regular expression: {e}."]) from None
     groups = {case: (match[1] if match.re.groups else match[0]) or "" for case, match in matches.items() if match}

@@ -1,14 +1,16 @@
 """A folder of NIfTI scans as the Medical Segmentation Decathlon lays them out (imagesTr, labelsTr, dataset.json)."""
 
 import random
+import sys
 from functools import partial
 from pathlib import Path
 
 import SimpleITK as sitk
-from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.dataset_conversion.common import Case, Conversion, read_image, require, wrong_folder
-from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError, printable
+from nnunetv2_crossmatch.utilities.files import read_json
+from nnunetv2_crossmatch.utilities.folders import read_folder
 
 FILE_ENDING = ".nii.gz"
 SEED = 0  # of the draw; the same order for any number, so 4 labeled cases are among 10
@@ -27,14 +29,18 @@ def convert(source: Path, labeled: int, test: int = 0) -> Conversion:
     source = source.resolve()
     if not (source / "imagesTr").is_dir() or not (source / "labelsTr").is_dir():
         raise wrong_folder(source, f"imagesTr and labelsTr with {FILE_ENDING} files")
-    images = sorted(f for f in (source / "imagesTr").glob("*" + FILE_ENDING) if not f.name.startswith("."))
+    found = read_folder(source / "imagesTr", FILE_ENDING)
+    images = found.files
     masks = [source / "labelsTr" / f.name for f in images]
     require(masks, "label of a scan in imagesTr")
+    deep = [f"{folder} is a folder and not looked into." for folder in found.folders]
+    for line in (*found.left_out, *deep):
+        print(printable(line), file=sys.stderr)
     if labeled < 1 or test < 0 or labeled + test >= len(images):
         raise DatasetError(
             [f"{source} has {len(images)} cases; {labeled} labeled and {test} test cases cannot be drawn from them."]
         )
-    described = load_json(str(source / "dataset.json")) if (source / "dataset.json").exists() else {}
+    described = read_json(source / "dataset.json") if (source / "dataset.json").exists() else {}
     channels = list((described.get("modality") or described.get("channel_names") or {"0": "MRI"}).values())
     if len(channels) > 1:
         raise DatasetError([f"{source} has {len(channels)} channels in one file; nnU-Net wants one file each."])

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -27,6 +28,8 @@ COMPLAINTS = (ValueError, OSError, RuntimeError, AssertionError)  # ours and nnU
 
 def main(argv: list[str] | None = None) -> None:
     arguments = build_parser().parse_args(argv)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no Unicode
     try:
         arguments.run(arguments)
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ E and D are one encoder and one decoder pass; CrossMatch needs (12E + 22D)/(3E +
 With --epochs every trainer runs whole epochs by itself instead, with its data loaders: how long they take, how long
 a step waits for data, and what a labeled and an unlabeled batch cost a worker.
 
-example: python scripts/benchmark.py -d 4 -tr nnUNetTrainerCrossMatch nnUNetTrainerCrossMatchEMA
+example: python scripts/benchmark.py -d 4 -tr nnUNetTrainerCrossMatch nnUNetTrainerCrossMatchPaper
          python scripts/benchmark.py -d 4 -tr nnUNetTrainerACTION --at 0.5 --set lambda_anco=0 --steps 0
          python scripts/benchmark.py -d 4 -tr nnUNetTrainerCrossMatch --device cuda --synthetic --out gpu.json
 """
@@ -142,11 +142,16 @@ def build(name: str, arguments: argparse.Namespace, *, compiled: bool = True):
             trainer.initialize()
             labeled, unlabeled = made_up(trainer)
             trainer.dataloader_train, trainer.dataloader_unlabeled = repeat(labeled), repeat(unlabeled)
+            if hasattr(trainer, "method"):
+                trainer._take_halves()
         else:
             trainer.on_train_start()
         trainer.current_epoch = int(trainer.num_epochs * arguments.at)
         trainer.network.train()
         trainer._step_in_epoch = 0
+        if hasattr(trainer, "method") and trainer.method.waits:
+            trainer.readiness.started, trainer.readiness.taught = 0, list(trainer.readiness.names)
+            trainer._tell_method()
     return trainer
 
 

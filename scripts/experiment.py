@@ -25,7 +25,8 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_crossmatch.preprocessing.listing import group_channels, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.image_folder import group_channels
+from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
 
 STEPS_PER_EPOCH = 250
 
@@ -203,7 +204,7 @@ def main() -> None:
     seconds = time.perf_counter() - start
 
     raw = Path(nnUNet_raw) / run.dataset
-    held_out = group_channels(raw / f"images{arguments.held_out}", trainer.dataset_json["file_ending"])
+    held_out = group_channels(raw / f"images{arguments.held_out}", trainer.dataset_json)
     hidden = dict(list(list_unlabeled(raw, trainer.dataset_json).items())[: arguments.hidden])
     result = {
         "dataset": run.dataset,

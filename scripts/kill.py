@@ -4,7 +4,7 @@ The training saves after each epoch, so that many instants lie within the writin
 every checkpoint file has to be readable, and the furthest one no earlier than before; the next life goes on from
 it as --c does. A training that reached its end starts again. Exit code 1 if anything was lost.
 
-example: python scripts/kill.py -d 4 -c 3d_fullres -p nnUNetPlansSmall -tr nnUNetTrainerCrossMatchEMA --kills 40
+example: python scripts/kill.py -d 4 -c 3d_fullres -p nnUNetPlansSmall -tr nnUNetTrainerCrossMatch --kills 40
 """
 
 import argparse
@@ -98,7 +98,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-d", required=True, help="dataset id or name, planned and preprocessed")
     parser.add_argument("-c", default="3d_fullres", help="configuration")
     parser.add_argument("-p", default="nnUNetPlans", help="plans")
-    parser.add_argument("-tr", default="nnUNetTrainerCrossMatchEMA", help="trainer")
+    parser.add_argument("-tr", default="nnUNetTrainerCrossMatch", help="trainer")
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=10.0, help="the longest life")
     parser.add_argument("--seed", type=int, default=0)

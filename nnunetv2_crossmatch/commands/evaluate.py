@@ -47,6 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(evaluation, summaries, folder / "evaluation.json")
     write_csv(evaluation, folder / "evaluation.csv")
+    for line in evaluation.left_out:
+        print(f"warning: {line}", file=sys.stderr)
     print(format_summary(summaries))
     if arguments.benchmark:
         print("", format_benchmark(arguments.benchmark, {"this result": foreground_cells(summaries)}), sep="\n")

@@ -19,14 +19,12 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from nnunetv2_crossmatch.preprocessing.dataset import Planned
-    from nnunetv2_crossmatch.preprocessing.listing import labeled_scans
-    from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients
+    from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
     from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 
     dataset = find_dataset(arguments.d)
-    raw, preprocessed = dataset.require_raw(), dataset.preprocessed
     plans = dataset.plans(arguments.p)
-    ensure_splits(preprocessed, list(labeled_scans(raw, dataset.json)), known_patients(raw, preprocessed))
+    prepare_splits(dataset)
     for configuration in arguments.c:
         cases = preprocess_unlabeled(Planned(dataset, plans, configuration), arguments.np)
         print(f"{dataset.name} {configuration}: {len(cases)} unlabeled cases are ready")

@@ -54,7 +54,7 @@ def report(dataset: Dataset, num_processes: int, accept: bool = False) -> None:
 
     findings = check_dataset(dataset, num_processes)
     if accept:
-        accept_leaks(dataset.preprocessed, findings.leaks)
+        accept_leaks(dataset.preprocessed, findings.leaks, findings.stale)
         findings = check_dataset(dataset, num_processes)
     for warning in findings.warnings:
         print(f"warning: {warning}", file=sys.stderr)

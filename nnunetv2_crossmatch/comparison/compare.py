@@ -19,10 +19,11 @@ from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders, header_war
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
 from nnunetv2_crossmatch.nnunet.run_folder import FINAL, RunFolder
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
+from nnunetv2_crossmatch.preprocessing.image_folder import group_channels, left_out_of
 from nnunetv2_crossmatch.preprocessing.manifest import source_stamp
-from nnunetv2_crossmatch.preprocessing.splits import SPLITS, known_patients
-from nnunetv2_crossmatch.utilities.errors import DatasetError
-from nnunetv2_crossmatch.utilities.files import INCOMING, write_json
+from nnunetv2_crossmatch.preprocessing.splits import known_patients, read_splits
+from nnunetv2_crossmatch.utilities.errors import DatasetError, printable, some
+from nnunetv2_crossmatch.utilities.files import INCOMING, NO_UNICODE, is_unicode, write_json
 
 MADE_OF = "made_of.json"
 
@@ -127,8 +128,7 @@ def compare_models(
         raise ValueError(f"Name two or more different trainers, the reference first, not {' '.join(trainers)}.")
     raw_folder, preprocessed_folder = dataset.require_raw(), dataset.preprocessed
     if folds is None:
-        file = preprocessed_folder / SPLITS
-        folds = list(range(len(load_json(str(file))))) if file.exists() else ["all"]
+        folds = list(range(len(read_splits(preprocessed_folder)))) or ["all"]
     folds = list(dict.fromkeys(folds))
     if "all" in folds and not test:
         raise ValueError("Fold all validates the cases that it was trained on. Use --test, or name other folds.")
@@ -150,6 +150,9 @@ def compare_models(
         truth_folder = raw_folder / "labelsTs"
         if not truth_folder.is_dir():
             raise DatasetError([f"{truth_folder} is missing. Put the test scans' masks there, or leave out --test."])
+        scans = group_channels(raw_folder / "imagesTs", dataset.json)  # nnU-Net would predict others without a word
+        if nameless := [file for files in scans.values() for file in files if not is_unicode(file)]:
+            raise DatasetError(f"{file} {NO_UNICODE}. Rename it." for file in nameless)
         folders = {
             trainer: [_predict_test([run.folder for run in of_trainer], raw_folder / "imagesTs", device)]
             for trainer, of_trainer in runs.items()
@@ -164,7 +167,7 @@ def compare_models(
             raise DatasetError(problems)
         folders = {trainer: [run.folder.validation for run in runs[trainer]] for trainer in trainers}
 
-    ending = load_json(str(raw_folder / "dataset.json"))["file_ending"]
+    ending = dataset.json["file_ending"]
     wanted = [None] if test else [validation[fold] for fold in folds]
     models = []
     for trainer in trainers:
@@ -189,8 +192,20 @@ def compare_models(
         {case: truth_folder / (case + ending) for case in reference.cases},
         units,
         {model.trainer: paired.compare(reference, model.evaluation, units) for model in models[1:]},
-        [*header_warnings(odd), *_warnings(runs)],
+        [
+            *header_warnings(odd),
+            *_warnings(runs),
+            *(_not_compared(raw_folder, reference, dataset.json) if test else []),
+        ],
     )
+
+
+def _not_compared(raw_folder: Path, evaluation: Evaluation, dataset_json: dict) -> list[str]:
+    """Test scans that are not, or not whole, among what was evaluated."""
+    lines = [*left_out_of(raw_folder / "imagesTs", dataset_json), *evaluation.left_out]
+    if evaluation.extra:
+        lines.append(f"{len(evaluation.extra)} test scans have no mask in labelsTs: {some(evaluation.extra)}.")
+    return list(map(printable, lines))
 
 
 def _predict_test(runs: Sequence[RunFolder], images: Path, device: torch.device) -> Path:
@@ -227,7 +242,8 @@ def _joined(parts: list[Evaluation]) -> Evaluation:
         parts[0].classes,
         np.concatenate([part.values for part in parts])[order],
         np.concatenate([part.missed for part in parts])[order],
-        [],
+        parts[0].extra if len(parts) == 1 else [],  # each fold predicts its own cases of those that have a reference
+        parts[0].left_out,
         {file: what for part in parts for file, what in part.odd_headers.items()},
     )
 

@@ -6,7 +6,6 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from jinja2 import Environment, PackageLoader
 
 from nnunetv2_crossmatch.comparison import figures
@@ -17,7 +16,9 @@ from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.summary import Evaluation
 from nnunetv2_crossmatch.nnunet.images import find_reader
 from nnunetv2_crossmatch.nnunet.labels import read_labels
-from nnunetv2_crossmatch.preprocessing.listing import group_channels, labeled_scans
+from nnunetv2_crossmatch.preprocessing.image_folder import group_channels
+from nnunetv2_crossmatch.preprocessing.listing import labeled_scans
+from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
 from nnunetv2_crossmatch.utilities.files import write_json as write_whole
 from nnunetv2_crossmatch.utilities.versions import versions
 
@@ -150,7 +151,7 @@ def write_html(comparison: Comparison, raw_folder: Path, command: str, file: Pat
     environment = Environment(
         loader=PackageLoader(__package__, ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    classes = read_labels(load_json(str(raw_folder / "dataset.json"))).classes
+    classes = read_labels(read_dataset_json(raw_folder / "dataset.json")).classes
     page = environment.get_template("report.html").render(
         comparison=comparison,
         caveat=CAVEAT,
@@ -174,11 +175,11 @@ def write_html(comparison: Comparison, raw_folder: Path, command: str, file: Pat
 
 def _scans(comparison: Comparison, raw_folder: Path) -> list[dict]:
     """Of each model but the first, the cases that improved most and those that were harmed most, with pictures."""
-    dataset = load_json(str(raw_folder / "dataset.json"))
+    dataset = read_dataset_json(raw_folder / "dataset.json")
     classes = read_labels(dataset).classes
     images = {}
     if comparison.test:
-        images = group_channels(raw_folder / "imagesTs", dataset["file_ending"])
+        images = group_channels(raw_folder / "imagesTs", dataset)
     elif "dataset" in dataset or (raw_folder / "imagesTr").is_dir():
         images = labeled_scans(raw_folder, dataset)
     cases = comparison.models[0].evaluation.cases

@@ -8,7 +8,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.nnunet.training_log import TrainingLog
-from nnunetv2_crossmatch.preprocessing.splits import SPLITS
+from nnunetv2_crossmatch.preprocessing.splits import SPLITS, read_splits
 from nnunetv2_crossmatch.self_training.record import RECORD
 from nnunetv2_crossmatch.trainers.records import read_method, read_resources, read_training
 from nnunetv2_crossmatch.utilities.errors import DatasetError
@@ -105,7 +105,7 @@ def validation_cases(runs: Sequence[TrainedRun], preprocessed_folder: Path) -> d
         DatasetError: names the runs and the cases that differ.
     """
     file = preprocessed_folder / SPLITS
-    splits = load_json(str(file)) if file.exists() else []
+    splits = read_splits(preprocessed_folder)
     problems = []
     first: dict[int | str, tuple[TrainedRun, list[set[str]]]] = {}
     for run in runs:

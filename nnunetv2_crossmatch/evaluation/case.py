@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from nnunetv2_crossmatch.evaluation import metrics
 from nnunetv2_crossmatch.nnunet.images import nearest_integers, read_spacing, says_where
 from nnunetv2_crossmatch.nnunet.labels import Labels
+from nnunetv2_crossmatch.utilities.files import NO_UNICODE, is_unicode
 
 METRICS = ("dice", "jaccard", "hd95_voxels", "asd_voxels", "hd95_mm", "asd_mm")
 
@@ -108,6 +109,8 @@ def measure(prediction: metrics.Mask, reference: metrics.Mask, spacing: NDArray)
 
 def _read(file: Path, reader: BaseReaderWriter, known: tuple[int, ...]) -> tuple[NDArray, NDArray | None]:
     """Mask (z, y, x) and its spacing in mm; None where a TIFF does not say it."""
+    if not is_unicode(file):
+        raise BadMask(f"{file} {NO_UNICODE}. Rename it.")
     try:
         with redirect_stdout(StringIO()):  # that a TIFF has no spacing file
             mask, properties = reader.read_seg(str(file))

@@ -5,7 +5,6 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -13,7 +12,10 @@ from nnunetv2_crossmatch.evaluation.case import BadMask, measure_case
 from nnunetv2_crossmatch.evaluation.summary import Evaluation
 from nnunetv2_crossmatch.nnunet.images import find_reader
 from nnunetv2_crossmatch.nnunet.labels import read_labels
+from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
 from nnunetv2_crossmatch.utilities.errors import DatasetError, some
+from nnunetv2_crossmatch.utilities.files import is_unicode
+from nnunetv2_crossmatch.utilities.folders import read_folder
 from nnunetv2_crossmatch.utilities.workers import run_in_workers
 
 
@@ -44,9 +46,13 @@ def evaluate_folders(
     labels_file = dataset_json or prediction / "dataset.json"
     if not labels_file.is_file():
         raise DatasetError([f"{labels_file} is missing. Name the dataset's own with -djfile."])
-    dataset = load_json(str(labels_file))
-    references, predictions = (_masks(folder, dataset["file_ending"]) for folder in (reference, prediction))
+    dataset = read_dataset_json(labels_file, needs_channels=False)
+    (references, left_out), (predictions, _) = (
+        _masks(folder, dataset["file_ending"]) for folder in (reference, prediction)
+    )
     if cases is not None:
+        if absent := sorted(set(cases) - references.keys()):
+            raise DatasetError(f"{reference / (case + dataset['file_ending'])} is missing." for case in absent)
         references = {case: file for case, file in references.items() if case in cases}
     if missing := references.keys() - predictions.keys():
         raise DatasetError(
@@ -54,7 +60,8 @@ def evaluate_folders(
             for case in sorted(missing)
         )
 
-    reader, labels = _reader(prediction, dataset, next(iter(references.values()))), read_labels(dataset)
+    examples = [file for file in references.values() if is_unicode(file)][:1]
+    reader, labels = _reader(prediction, dataset, examples), read_labels(dataset)
     measured, problems = {}, []
     jobs = {
         case: (file, predictions[case], reader, labels, _scan(file, dataset["file_ending"]))
@@ -74,6 +81,7 @@ def evaluate_folders(
         values=np.stack([measured[case].values for case in references]),
         missed=np.stack([measured[case].missed for case in references]),
         extra=sorted(predictions.keys() - references.keys()),
+        left_out=left_out,
         odd_headers={file: what for case in references for file, what in measured[case].odd.items()},
     )
 
@@ -81,8 +89,8 @@ def evaluate_folders(
 def _scan(reference: Path, file_ending: str) -> Path | None:
     """The first channel of the scan, if it is where nnU-Net's raw datasets have it."""
     folder = reference.parent.with_name(reference.parent.name.replace("labels", "images", 1))
-    scan = folder / f"{reference.name.removesuffix(file_ending)}_0000{file_ending}"
-    return scan if scan.exists() else None
+    names = f"{reference.name.removesuffix(file_ending)}_0000{file_ending}", reference.name
+    return next((scan for name in names if (scan := folder / name).exists() and scan != reference), None)
 
 
 def header_warnings(odd: Mapping[Path, str]) -> list[str]:
@@ -101,15 +109,17 @@ def header_warnings(odd: Mapping[Path, str]) -> list[str]:
     return lines
 
 
-def _masks(folder: Path, file_ending: str) -> dict[str, Path]:
-    files = sorted(file for file in folder.glob("*" + file_ending) if not file.name.startswith("."))
-    if not files:
-        raise DatasetError([f"{folder} holds no {file_ending} file, which is the ending that dataset.json names."])
-    return {file.name.removesuffix(file_ending): file for file in files}
+def _masks(folder: Path, file_ending: str) -> tuple[dict[str, Path], list[str]]:
+    """The masks, and what else lies there."""
+    found = read_folder(folder, file_ending) if folder.is_dir() else None
+    if found is None or not found.files:
+        none = f"{folder} holds no {file_ending} file, which is the ending that dataset.json names."
+        raise DatasetError([none, *(found.left_out if found is not None else [])])
+    return {file.name.removesuffix(file_ending): file for file in found.files}, found.left_out
 
 
-def _reader(prediction: Path, dataset: dict, example: Path) -> BaseReaderWriter:
+def _reader(prediction: Path, dataset: dict, examples: list[Path]) -> BaseReaderWriter:
     plans = prediction / "plans.json"
     if plans.is_file():
         return PlansManager(str(plans)).image_reader_writer_class()
-    return find_reader(dataset, [example])()
+    return find_reader(dataset, examples)()

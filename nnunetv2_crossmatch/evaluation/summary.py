@@ -23,6 +23,7 @@ class Evaluation:
             neither mask has the class.
         missed: (cases, classes), where only one of the two masks has the class.
         extra: predictions without a reference, which were left alone.
+        left_out: what lies in the folder of references and is none, a line for each kind.
         odd_headers: masks whose header has another spacing than their scan, and both.
     """
 
@@ -31,6 +32,7 @@ class Evaluation:
     values: NDArray[np.float64]
     missed: NDArray[np.bool_]
     extra: list[str]
+    left_out: list[str] = field(default_factory=list)
     odd_headers: dict[Path, str] = field(default_factory=dict)
 
 

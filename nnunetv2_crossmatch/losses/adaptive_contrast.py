@@ -44,10 +44,14 @@ def adaptive_contrast(
     temperature: float,
     center_weight: float,
 ) -> Tensor:
-    """Supervised contrast over a class-labeled queue plus a softmax over class centers (arXiv 2304.02689).
+    """Supervised contrast over a class-labeled queue and class centers, in one softmax (arXiv 2304.02689).
 
-    Per query: -mean over its class's entries p of log(exp(cos(q, p)/t) / sum over all entries a of exp(cos(q, a)/t)),
-    plus ``center_weight`` times -log(exp(cos(q, own center)/t) / sum over all centers of exp(cos(q, center)/t)).
+    Per query: -mean over its class's entries p of log(exp(cos(q, p)/t) / S) - ``center_weight`` log(exp(cos(q, own
+    center)/t) / S), where S is the sum over all entries and all centers a of exp(cos(q, a)/t).
+
+    Unlike there, the entries' term is a mean, so that its size is not the queue's: the paper writes a sum over them,
+    and its code divides both terms by the number of entries, which are thousands. The code has one positive more, what
+    the teacher makes of the query's own voxel.
 
     Args:
         queries: (classes, queries, channels), labeled voxels of each class.
@@ -60,21 +64,22 @@ def adaptive_contrast(
     Returns:
         Scalar, the mean over the queries of each class, then over the classes present.
     """
-    classes, count, _ = queries.shape
     queries = F.normalize(queries, dim=-1) / temperature
     entries = F.normalize(entries.detach(), dim=-1)
+    centers = centers.detach()
+    everything = torch.cat([entries.flatten(0, 1), centers])
     bias = torch.zeros_like(known, dtype=queries.dtype).masked_fill(~known, UNKNOWN).flatten()
+    bias = F.pad(bias, (0, len(centers)))
     # a class at a time, and once more in backward: its logits are as many as its queries times the whole queue
     again = partial(checkpoint, _log_sum, use_reentrant=False, preserve_rng_state=False)
-    total = torch.stack([again(q, entries.flatten(0, 1), bias) for q in queries])
+    total = torch.stack([again(q, everything, bias) for q in queries])
     # the mean of the positives' logits is the logit of their mean
     filled = known.sum(1)
     means = (entries * known[..., None]).sum(1) / filled[:, None].clamp(min=1)
     positive = (queries * means[:, None]).sum(2)
     supervised = torch.where(filled > 0, (total - positive).mean(1), 0)
 
-    own = torch.arange(classes, device=queries.device)[:, None].expand(-1, count)
-    center = F.cross_entropy((queries @ centers.detach().T).mT, own, reduction="none").mean(1)
+    center = (total - (queries * centers[:, None]).sum(2)).mean(1)
     return torch.where(present, supervised + center_weight * center, 0).sum() / present.sum().clamp(min=1)
 
 

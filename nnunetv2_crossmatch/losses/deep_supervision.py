@@ -15,7 +15,8 @@ def deeply_supervised(
     Args:
         loss: of float32 logits, label and kept voxels of one level.
         outputs: logits of every level, finest first, or without deep supervision of the finest alone.
-        label: (batch, 1 or regions, *spatial) of the finest level; coarser ones take the nearest voxel's.
+        label: (batch, 1 or regions, *spatial) of the finest level; coarser ones take the voxel nearest to
+            the center of theirs, as nnU-Net's labels do.
         kept: bool, like ``label``.
     """
     if isinstance(outputs, Tensor):
@@ -32,4 +33,6 @@ def deeply_supervised(
 
 
 def _nearest(values: Tensor, size: tuple[int, ...]) -> Tensor:
-    return F.interpolate(values.float(), size, mode="nearest").to(values.dtype) if values.shape[2:] != size else values
+    if values.shape[2:] == size:
+        return values
+    return F.interpolate(values.float(), size, mode="nearest-exact").to(values.dtype)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from nnunetv2_crossmatch.networks.ema import EMATeacher
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
 from nnunetv2_crossmatch.views.mixing import Partner
+from nnunetv2_crossmatch.views.strong_view import strong_view, voxel_edges
+from nnunetv2_crossmatch.views.target import PseudoLabel
 
 SUPERVISED = "supervised"  # the name of nnU-Net's own loss
 
@@ -75,30 +77,55 @@ class Method(nn.Module, ABC):
     submodules and buffers; it is saved with the checkpoint, apart from the network's weights. Parameters
     that require a gradient are trained by nnU-Net's optimizer together with the network's.
 
+    Under DDP a Dice or a mean in a method's losses is each process's own, of its own samples, and the gradients are
+    averaged. A Dice of the joint batch is something else, so more processes with fewer samples each train a little
+    differently. What a method shares between processes its class says.
+
     Args:
         constants: written to the run's folder. With an ``ema_decay`` among them that is not None the method has
             a teacher; with a ``warmup`` its losses have weight 0 for that share of the training.
         student: the network, to copy; it is trained by nnU-Net's optimizer.
         patch: size of the patch in voxels, 2 or 3 axes.
         regions: nnU-Net's region-based training: a sigmoid per channel instead of the softmax.
+        spacing: mm per voxel along each axis of the patch; None: the same along all.
+        batch_dice: nnU-Net's, from the plans: Dice of all samples together, not the mean of each one's.
 
     Attributes:
         supports_regions: whether the method can be trained with regions, which overlap.
+        waits: whether its losses have weight 0 until the network knows a class (trainers/readiness.py).
+        halves: whether it takes half of the labeled and half of the unlabeled batch a step.
+        started: progress at which the network was ready and the losses came in; None while they wait.
+        taught: bool (classes or regions,), those that the unlabeled scans may teach; None: all.
         teacher: moving average of the network, which it follows after each step.
         partner: the sample that each unlabeled sample is mixed with; its ``draw`` begins a step.
         curves: ratios of the last step, name -> (numerator, denominator), each a scalar or one value per
-            class. Summed over an epoch, then divided.
+            class. Summed over an epoch, then divided. The caller empties it before each step.
         progress: share of the training that is done, in [0, 1).
         stages: (progress, name) of each stage the training passes through, in order; logged and drawn.
     """
 
     supports_regions = True
+    waits = False
+    halves = False
     teacher: EMATeacher
 
-    def __init__(self, constants: Any, student: nn.Module, *, patch: tuple[int, ...], regions: bool = False) -> None:
+    def __init__(
+        self,
+        constants: Any,
+        student: nn.Module,
+        *,
+        patch: tuple[int, ...],
+        regions: bool = False,
+        spacing: tuple[float, ...] | None = None,
+        batch_dice: bool = True,
+    ) -> None:
         super().__init__()
         self.constants = constants
         self.regions = regions
+        self.batch_dice = batch_dice
+        self.voxel = voxel_edges(spacing, patch)
+        self.started: float | None = None
+        self.taught: Tensor | None = None
         self.has_teacher = getattr(constants, "ema_decay", None) is not None
         if self.has_teacher:
             self.teacher = EMATeacher(student)
@@ -110,15 +137,15 @@ class Method(nn.Module, ABC):
     def begin_step(self, progress: float) -> None:
         """Called before each step with the share of the training that is done."""
         self.progress = progress
-        self.curves = {}
 
     def weights(self, progress: float) -> dict[str, float]:
-        """:meth:`weights_after_warmup`; during the warm-up 0 for all but nnU-Net's own loss.
+        """:meth:`weights_after_warmup`; during the warm-up, or while it waits, 0 for all but nnU-Net's own loss.
 
         All zero skips the unlabeled part of the step: what is left is the supervised step.
         """
         weights = self.weights_after_warmup(progress)
-        if progress >= getattr(self.constants, "warmup", 0.0):
+        waiting = self.waits and self.started is None
+        if progress >= getattr(self.constants, "warmup", 0.0) and not waiting:
             return weights
         return {name: 0.0 for name in weights if name != SUPERVISED}
 
@@ -128,6 +155,15 @@ class Method(nn.Module, ABC):
 
         nnU-Net's own loss (``SUPERVISED``) has weight 1 unless it stands here with 0.
         """
+
+    def strong_view(self, unlabeled: UnlabeledBatch) -> Tensor:
+        """A freshly drawn strong view of the weak one; the ranges are the method's constant ``strong_view``."""
+        return strong_view(unlabeled.image, unlabeled.valid, self.voxel, self.constants.strong_view)
+
+    def pseudo_label(self, logits: Tensor, unlabeled: UnlabeledBatch) -> PseudoLabel:
+        """Of the classes that may be taught, from the method's constant ``threshold`` on."""
+        kept = {"threshold": self.constants.threshold, "taught": self.taught}
+        return PseudoLabel.of(logits, unlabeled.valid, regions=self.regions, **kept)
 
     def ema_decay(self, progress: float) -> float:
         """Decay of the teacher's moving average when ``progress`` of the training is done, in [0, 1)."""

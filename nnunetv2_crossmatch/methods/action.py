@@ -6,6 +6,8 @@ Anatomical-Aware Contrastive Distillation", IPMI 2023, arXiv 2206.02307.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from nnunetv2_crossmatch.networks.heads import GlobalHead, VoxelHead, WindowHead
 from nnunetv2_crossmatch.networks.split_unet import Features, SplitUNet
 from nnunetv2_crossmatch.networks.voxels import Voxels, draw_classes, of_union
 from nnunetv2_crossmatch.views.mixing import draw_boxes, paste
-from nnunetv2_crossmatch.views.strong_view import strong_view
+from nnunetv2_crossmatch.views.strong_view import STRONG_VIEW, StrongView
 
 EMBEDDING = {2: 512, 3: 128}  # channels of embeddings and representations by dimension of the patch, paper's code
 WINDOW = {2: (8, 8), 3: (5, 4)}  # edge of a cell in voxels, cells a side: windows of 64^2 and 20^3, half overlapping
@@ -33,8 +35,11 @@ class ACTIONConstants(Constants):
     lambda_local L_local | L_nnU-Net + lambda_unsup L_unsup + lambda_anco L_anco.
 
     stage_i, stage_ii: shares of the steps, >= 0, together <= 1; stage iii has the rest. The paper's epochs
-        are 100, 100, 200. A stage may begin within an epoch, so a run of one epoch has all three.
-    lambda_global, lambda_local, lambda_unsup, lambda_anco: weights, >= 0. Paper's code.
+        are 100, 100, 200, its code's steps 30 000 each. A stage may begin within an epoch, so a run of one epoch
+        has all three. Stage i has no supervised loss; 0 leaves it out of a run that has no steps to spare.
+    lambda_global, lambda_local, lambda_unsup, lambda_anco: weights, >= 0. The paper's code has 1, 1, 1 and 0.01
+        beside 1/2 (CE + Dice). nnU-Net's loss is CE + Dice, twice that, so theirs are twice as large, too:
+        2 x 1 and 2 x 0.01. In stage i, which has no other loss, the gradient is twice the code's.
     ema_decay: of the teacher, in [0, 1). Paper.
     bank: entries of each of the two banks (embeddings, windows), >= 1. Paper. Of the windows one of each image
         is entered, drawn at random, so that a bank holds many images.
@@ -45,15 +50,16 @@ class ACTIONConstants(Constants):
     hard: the student's probability of the voxel's class below which it is a query, in [0, 1]. ReCo.
     queries, negatives: drawn for each class, >= 1. ReCo, but for one draw of negatives for all queries of a
         class, which costs a fraction of the memory.
-    temperature, class_temperature: of L_anco, and of the draw of its negatives' classes, > 0. ReCo.
+    temperature: of L_anco, and of the draw of its negatives' classes, > 0. ReCo.
+    strong_view: its ranges.
     """
 
     stage_i: float = 0.25
     stage_ii: float = 0.25
-    lambda_global: float = 1.0
-    lambda_local: float = 1.0
-    lambda_unsup: float = 1.0
-    lambda_anco: float = 0.01
+    lambda_global: float = 2.0
+    lambda_local: float = 2.0
+    lambda_unsup: float = 2.0
+    lambda_anco: float = 0.02
     ema_decay: float = 0.99
     bank: int = 36
     student_temperature: float = 0.1
@@ -65,7 +71,7 @@ class ACTIONConstants(Constants):
     queries: int = 256
     negatives: int = 512
     temperature: float = 0.5
-    class_temperature: float = 0.5
+    strong_view: StrongView = STRONG_VIEW
 
     def __post_init__(self) -> None:
         self._require("[0, 1]", "stage_i", "stage_ii", "confident", "valid", "hard")
@@ -77,9 +83,18 @@ class ACTIONConstants(Constants):
         if self.stage_i + self.stage_ii > 1:
             raise ValueError(f"stage_i and stage_ii must leave a share >= 0, got {self.stage_i} and {self.stage_ii}")
 
+    def stage_done(self, progress: float) -> float:
+        """Share of the present stage that is done, from 0 to 1, when ``progress`` of the training is."""
+        starts = (0.0, self.stage_i, self.stage_i + self.stage_ii, 1.0)
+        start, end = next((s, e) for s, e in reversed([*pairwise(starts)]) if s <= progress and s < e)
+        return (progress - start) / (end - start)
+
 
 class ACTION(Method):
     """Three stages, one after the other, and one moving-average teacher throughout.
+
+    As in the paper's code, the teacher of stage iii begins as the student (after the first step of the stage), and
+    follows from there.
 
     Unlike the paper: stages i and ii distil the unlabeled patches alone (nnU-Net's labeled batch has no view
     without intensity augmentation), similarities are seen from the bank's mean (see
@@ -102,10 +117,9 @@ class ACTION(Method):
     constants: ACTIONConstants
     contrasts: tuple[str, ...] = ("anco",)  # losses that need the labeled voxels' features
 
-    def __init__(
-        self, constants: ACTIONConstants, student: nn.Module, *, patch: tuple[int, ...], regions: bool = False
-    ) -> None:
-        super().__init__(constants, student, patch=patch, regions=regions)
+    def __init__(self, constants: ACTIONConstants, student: nn.Module, **plan: Any) -> None:
+        super().__init__(constants, student, **plan)
+        patch = plan["patch"]
         parts = {"encoder": ("stages",), "decoder": ("stages", "transpconvs", "seg_layers")}
         for half, names in parts.items():
             if missing := [name for name in names if not hasattr(getattr(student, half), name)]:
@@ -147,18 +161,24 @@ class ACTION(Method):
         self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch
     ) -> Iterator[dict[str, Tensor]]:
         weights = self.weights(self.progress)
-        strong = strong_view(unlabeled.image, unlabeled.valid)
+        strong = self.strong_view(unlabeled)
         if "unsup" in weights:
             contrast = any(weights[name] for name in self.contrasts)
-            yield self._fine_tune(network, unlabeled, strong, labeled if contrast else None)
+            mixed = self._mix(network, unlabeled, strong)
+            yield self._fine_tune(network, mixed, labeled if contrast else None)
         else:
             yield self._distill(network, unlabeled, strong, local=bool(weights.get("local")))
 
     def after_step(self, network: nn.Module) -> None:
+        fine_tuning = "unsup" in self.weights(self.progress)
+        # the heads' teachers stop with stage ii, so they tell the first step of stage iii, in a continued run, too
+        if fine_tuning and self.teacher.updates == self.teacher_global.updates:
+            self.teacher.update(network, 0.0)
         super().after_step(network)
-        decay = self.ema_decay(self.progress)
-        self.teacher_global.update(self.global_head, decay)
-        self.teacher_local.update(self.local_head, decay)
+        if not fine_tuning:
+            decay = self.ema_decay(self.progress)
+            self.teacher_global.update(self.global_head, decay)
+            self.teacher_local.update(self.local_head, decay)
 
     def _distill(
         self, network: SplitUNet, unlabeled: UnlabeledBatch, strong: Tensor, *, local: bool
@@ -192,20 +212,20 @@ class ACTION(Method):
             teacher,
             bank.entries,
             bank.known,
-            student_temperature=c.student_temperature,
-            teacher_temperature=c.teacher_temperature,
+            student_temperature=self._now(c.student_temperature),
+            teacher_temperature=self._now(c.teacher_temperature),
         )
 
     def _fine_tune(
-        self, network: SplitUNet, unlabeled: UnlabeledBatch, strong: Tensor, labeled: LabeledBatch | None
+        self, network: SplitUNet, mixed: tuple[Tensor, ...], labeled: LabeledBatch | None
     ) -> dict[str, Tensor]:
-        """L_unsup, and with the labeled batch what contrasts both graphs' voxels, in one graph.
+        """L_unsup of what _mix() made, and with the labeled batch what contrasts both graphs' voxels, in one graph.
 
         The labeled graph comes last, so backward is through with it before it reaches the other one, most
         of which is computed only then.
         """
         c = self.constants
-        image, label, confidence, valid = self._mix(network, unlabeled, strong)
+        image, label, confidence, valid = mixed
         outputs, levels = network.forward_levels(image, economical=labeled is not None)
         logits = _finest(outputs)
         with torch.no_grad():
@@ -251,7 +271,7 @@ class ACTION(Method):
         c, counts = self.constants, known.counts + pseudo.counts
         with torch.no_grad():
             means, _ = self._means(known.sums + pseudo.sums, counts)
-            origin = negative_classes(means, counts > 0, c.class_temperature)
+            origin = negative_classes(means, counts > 0, self.temperature)
             origin = torch.multinomial(origin, c.negatives, replacement=True)  # (classes, negatives)
             voxels = of_union(known.any, known.counts, pseudo.any, pseudo.counts)
             negatives = self.represent(voxels[origin, torch.arange(c.negatives, device=origin.device)])
@@ -271,6 +291,10 @@ class ACTION(Method):
     def temperature(self) -> float:
         """Of the contrast, now."""
         return self.constants.temperature
+
+    def _now(self, temperature: float) -> float:
+        """What a temperature of the distillation is now."""
+        return temperature
 
     def _means(self, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Mean representations (classes, channels) of all processes' voxels, and how many these are.

@@ -6,6 +6,7 @@ Bai, Chen, Li, Shen, Wang, "Bidirectional Copy-Paste for Semi-Supervised Medical
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +14,23 @@ from torch import Tensor, nn
 from nnunetv2_crossmatch.losses.deep_supervision import deeply_supervised
 from nnunetv2_crossmatch.losses.masked_cross_entropy import masked_cross_entropy
 from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
-from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Method, UnlabeledBatch
+from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Method, UnlabeledBatch, ramp_up
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
 from nnunetv2_crossmatch.views.components import keep_largest_components
 from nnunetv2_crossmatch.views.mixing import draw_boxes, paste
 from nnunetv2_crossmatch.views.target import PseudoLabel, probabilities
 
+# Of Dice; the paper's code for ACDC. At 1e-5 a class that a part lacks is pushed far harder than by cross entropy.
+EPS = 1e-10
+
 
 @dataclass(frozen=True)
 class BCPConstants(Constants):
-    """Constants of L = L_labeled + weight L_unlabeled, each over its part of the mixtures.
+    """Constants of L = L_labeled + weight ramp_up L_unlabeled, each over its part of the mixtures.
 
-    weight: of the unlabeled parts, >= 0. Paper; at 0 the mixtures still train, see :class:`BCP`.
+    weight: of the unlabeled parts when the training ends, >= 0. Paper; at 0 the mixtures still train, see :class:`BCP`.
+        The ramp over the self-training is chosen, since nnU-Net's networks may not know every class when it begins. The
+        paper's code computes and logs the same ramp, and weighs by the constant.
     edge: of the box, as a share of the patch's, in (0, 1). Paper.
     pretrain: share of the training with labeled pairs alone, in [0, 1). Paper's for ACDC, 10 000 of 40 000 steps;
         for LA it has 2000 of 17 000.
@@ -47,8 +53,10 @@ class BCP(Method):
     batch of one has both. A labeled part keeps nnU-Net's augmentation, an unlabeled one is the weak view.
 
     No plain supervised term: the mixtures take its place, with Dice + cross entropy on each level of nnU-Net's deep
-    supervision (the paper halves the sum; nnU-Net's loss does not), since nnU-Net's own cannot weigh a part of a
-    patch. Under DDP it is each process's own.
+    supervision, since nnU-Net's own cannot weigh a part of a patch. The paper's code has half of the sum over its two
+    batches of mixtures, one each way, which is this scale; which samples go which way is drawn anew in each step.
+
+    The teacher is the network until self-training begins, and its moving average from there on.
 
     The teacher's label keeps the largest connected component of each class, and what is cut off is background:
     the paper's way, made for one heart in a patch, not for classes with several parts.
@@ -56,10 +64,8 @@ class BCP(Method):
 
     constants: BCPConstants
 
-    def __init__(
-        self, constants: BCPConstants, student: nn.Module, *, patch: tuple[int, ...], regions: bool = False
-    ) -> None:
-        super().__init__(constants, student, patch=patch, regions=regions)
+    def __init__(self, constants: BCPConstants, student: nn.Module, **plan: Any) -> None:
+        super().__init__(constants, student, **plan)
         pretraining = (0.0, "pre-training: labeled patches pasted into each other")
         self_training = (constants.pretrain, "self-training: labeled and unlabeled patches pasted into each other")
         self.stages = (pretraining, self_training) if constants.pretrain > 0 else (self_training,)
@@ -67,7 +73,15 @@ class BCP(Method):
     def weights_after_warmup(self, progress: float) -> dict[str, float]:
         if progress < self.constants.pretrain:
             return {SUPERVISED: 0.0, "labeled": 1.0}
-        return {SUPERVISED: 0.0, "labeled": 1.0, "unlabeled": self.constants.weight}
+        c = self.constants
+        return {
+            SUPERVISED: 0.0,
+            "labeled": 1.0,
+            "unlabeled": c.weight * ramp_up((progress - c.pretrain) / (1 - c.pretrain)),
+        }
+
+    def ema_decay(self, progress: float) -> float:
+        return 0.0 if progress < self.constants.pretrain else super().ema_decay(progress)
 
     def losses(
         self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch
@@ -88,7 +102,8 @@ class BCP(Method):
             parts = [~box, box]
         else:
             number = torch.arange(batch, device=box.device).reshape(-1, *[1] * (box.ndim - 1))
-            parts = [torch.where(number % 2 == 1, box, ~box)]  # every second sample the other way
+            first = torch.rand(1, device=box.device) < 0.5  # nnU-Net has foreground in the last samples for sure
+            parts = [torch.where((number % 2 == 1) ^ first, box, ~box)]  # every second sample the other way
         for from_labeled in parts:
             outputs = network.outputs(paste(from_labeled, unlabeled.image, image))
             yield {
@@ -108,7 +123,7 @@ class BCP(Method):
 
         def of_level(logits: Tensor, label: Tensor, kept: Tensor) -> Tensor:
             p = probabilities(logits, regions=self.regions)
-            dice = masked_dice_loss(p, label, kept, present_only=False)
+            dice = masked_dice_loss(p, label, kept, eps=EPS)
             return dice + masked_cross_entropy(logits, label, kept, kept)
 
         return deeply_supervised(of_level, outputs, target.label, target.kept & part)

@@ -7,6 +7,7 @@ arXiv 2106.01226. Constants: SSL4MIS.
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +24,11 @@ CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 class CPSConstants(Constants):
     """Constants of L = L_nnU-Net + L_nnU-Net of the second network + weight ramp_up L_cps.
 
-    weight: when the training ends, >= 0. SSL4MIS.
+    weight: when the training ends, >= 0. SSL4MIS: 0.1 for each network beside its 1/2 (CE + Dice), so 0.2 beside
+        nnU-Net's CE + Dice.
     """
 
-    weight: float = 0.1
+    weight: float = 0.2
 
     def __post_init__(self) -> None:
         self._require("[0, inf)", "weight")
@@ -44,10 +46,8 @@ class CPS(Method):
 
     constants: CPSConstants
 
-    def __init__(
-        self, constants: CPSConstants, student: nn.Module, *, patch: tuple[int, ...], regions: bool = False
-    ) -> None:
-        super().__init__(constants, student, patch=patch, regions=regions)
+    def __init__(self, constants: CPSConstants, student: nn.Module, **plan: Any) -> None:
+        super().__init__(constants, student, **plan)
         self.second = deepcopy(student)
         for module in self.second.modules():  # nnU-Net's initialization of convolutions
             if isinstance(module, CONVOLUTIONS):

@@ -1,7 +1,7 @@
 """FixMatch: the confident labels of the weak view teach the strong view.
 
 Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", NeurIPS 2020,
-arXiv 2001.07685. With CutMix for segmentation: arXiv 1906.01916.
+arXiv 2001.07685. With CutMix for segmentation: arXiv 1906.01916; so in the repository of UniMatch.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ from torch import Tensor
 from nnunetv2_crossmatch.losses.masked_cross_entropy import masked_cross_entropy
 from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+from nnunetv2_crossmatch.views.strong_view import STRONG_VIEW, StrongView
 from nnunetv2_crossmatch.views.target import PseudoLabel, strong_mix
 
 
@@ -20,17 +21,20 @@ from nnunetv2_crossmatch.views.target import PseudoLabel, strong_mix
 class FixMatchConstants(Constants):
     """Constants of L = L_nnU-Net + weight L_strong.
 
-    weight: >= 0. Paper.
+    weight: >= 0. Paper, and 1/2 (CE + L_strong) for segmentation, where the supervised term is cross entropy alone.
+        Here it is nnU-Net's CE + Dice: the two cross entropies keep their ratio, Dice is added to the labeled side.
     threshold: confidence from which a voxel's label counts, in [0, 1]. Paper.
     p_cutmix: share of the strong views with a pasted box, in [0, 1]. UniMatch's.
     warmup: share of the training before the loss comes in, in [0, 1). Paper 0; CrossMatch's, since hard labels
         of a network that knows nothing yet teach it background, and nnU-Net's Dice loss finds foreground late.
+    strong_view: its ranges.
     """
 
     weight: float = 1.0
     threshold: float = 0.95
     p_cutmix: float = 0.5
     warmup: float = 0.15
+    strong_view: StrongView = STRONG_VIEW
 
     def __post_init__(self) -> None:
         self._require("[0, inf)", "weight")
@@ -55,7 +59,7 @@ class FixMatch(Method):
         label = PseudoLabel.of(logits, unlabeled.valid, threshold=c.threshold, regions=self.regions)
 
         self.partner.draw(len(weak))
-        mixed, target = strong_mix(weak, label, self.partner, c.p_cutmix)
+        mixed, target = strong_mix(self.strong_view(unlabeled), label, self.partner, c.p_cutmix)
         logits = network.logits(mixed)
         self.curves["kept_share"] = label.kept_share(logits.shape[1])
         self.curves["agreement_strong_view"] = target.agreement(logits)

@@ -20,14 +20,15 @@ from nnunetv2_crossmatch.views.target import probabilities
 class MeanTeacherConstants(Constants):
     """Constants of L = L_nnU-Net + weight ramp_up L_consistency.
 
-    weight: when the training ends, >= 0. SSL4MIS.
+    weight: when the training ends, >= 0. SSL4MIS has 1/2 (CE + Dice) + 0.1 ramp_up L_consistency. nnU-Net's loss is
+        CE + Dice, twice that, so 0.1 there is 0.2 here.
     warmup: share of the training before the loss comes in, in [0, 1). SSL4MIS: 1000 of 30 000 steps.
     ema_decay: of the teacher, in [0, 1). SSL4MIS.
     noise: standard deviation, >= 0, of what is added to the teacher's view; cut off at twice that. SSL4MIS;
         there too the images have a standard deviation of 1.
     """
 
-    weight: float = 0.1
+    weight: float = 0.2
     warmup: float = 1 / 30
     ema_decay: float = 0.99
     noise: float = 0.1
@@ -51,7 +52,7 @@ class MeanTeacher(Method):
         target = self._teach(network, unlabeled.image)
         kept = self._kept(network, unlabeled)
         prediction = probabilities(network.logits(unlabeled.image), regions=self.regions)
-        yield {"consistency": masked_mse(prediction, target, kept)}
+        yield {"consistency": self._distance(prediction, target, kept)}
 
     @torch.no_grad()
     def _teach(self, network: SplitUNet, image: Tensor) -> Tensor:
@@ -63,3 +64,6 @@ class MeanTeacher(Method):
     def _kept(self, network: SplitUNet, unlabeled: UnlabeledBatch) -> Tensor:
         """Voxels that count, bool (batch, 1 or regions, *spatial)."""
         return unlabeled.valid
+
+    def _distance(self, prediction: Tensor, target: Tensor, kept: Tensor) -> Tensor:
+        return masked_mse(prediction, target, kept)

@@ -1,7 +1,7 @@
 """UA-MT: Mean Teacher on the voxels of which the teacher is certain.
 
 Yu, Wang, Li, Fu, Heng, "Uncertainty-aware Self-ensembling Model for Semi-supervised 3D Left Atrium
-Segmentation", MICCAI 2019, arXiv 1907.07034.
+Segmentation", MICCAI 2019, arXiv 1907.07034. Constants: SSL4MIS.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,9 @@ from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 
 @dataclass(frozen=True)
 class UAMTConstants(MeanTeacherConstants):
-    """Mean Teacher's, without its warm-up as in the paper's code, and of the uncertainty.
+    """Mean Teacher's, without its warm-up as in SSL4MIS, and of the uncertainty.
 
+    weight: see :class:`MeanTeacherConstants`; 0.1 beside 1/2 (CE + Dice) in SSL4MIS for this method, too.
     passes: of the teacher, >= 1, whose mean prediction has the entropy. Paper.
     threshold: share of the largest entropy, in [0, 1], below which a voxel counts when the training begins;
         it rises to 1 with the ramp. Paper.
@@ -35,7 +36,11 @@ class UAMTConstants(MeanTeacherConstants):
 
 
 class UAMT(MeanTeacher):
-    """nnU-Net's networks have no dropout, the paper's other source of chance: the passes differ by their noise."""
+    """nnU-Net's networks have no dropout, the paper's other source of chance: the passes differ by their noise.
+
+    The squared difference is summed over the classes and halved, as in SSL4MIS, where Mean Teacher's is their mean.
+    With two classes these are the same, and a region is two classes.
+    """
 
     constants: UAMTConstants
 
@@ -53,3 +58,7 @@ class UAMT(MeanTeacher):
         certain = (entropy < threshold) & unlabeled.valid
         self.curves["kept_share"] = (certain.sum(), unlabeled.valid.expand_as(certain).sum())
         return certain
+
+    def _distance(self, prediction: Tensor, target: Tensor, kept: Tensor) -> Tensor:
+        halves = 1 if self.regions else prediction.shape[1] / 2
+        return halves * super()._distance(prediction, target, kept)

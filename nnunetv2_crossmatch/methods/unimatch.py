@@ -13,6 +13,7 @@ from torch import Tensor
 from nnunetv2_crossmatch.losses.masked_dice import masked_dice_loss
 from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet, draw_channel_masks, drop_channels
+from nnunetv2_crossmatch.views.strong_view import STRONG_VIEW, StrongView
 from nnunetv2_crossmatch.views.target import PseudoLabel, probabilities, strong_mix
 
 
@@ -20,19 +21,22 @@ from nnunetv2_crossmatch.views.target import PseudoLabel, probabilities, strong_
 class UniMatchConstants(Constants):
     """Constants of L = L_nnU-Net + lambda_strong (L_s1 + L_s2) + lambda_fp L_fp.
 
-    lambda_strong, lambda_fp: >= 0. Paper, whose halving of the sum is left out: nnU-Net's loss keeps its scale.
+    lambda_strong, lambda_fp: >= 0. Its code for medical images has
+        1/2 [1/2 (CE + Dice) + 1/4 (L_s1 + L_s2) + 1/2 L_fp]; four times that has nnU-Net's CE + Dice, 1/2 and 1.
     threshold: confidence from which a voxel's label counts, in [0, 1]. Paper.
     p_drop: share of feature maps dropped, in [0, 1). Paper.
     p_cutmix: share of each strong view's samples with a pasted box, in [0, 1]. Paper's code.
     warmup: share of the training before these losses come in, in [0, 1). Paper 0; CrossMatch's, see FixMatch.
+    strong_view: its ranges.
     """
 
-    lambda_strong: float = 0.25
-    lambda_fp: float = 0.5
+    lambda_strong: float = 0.5
+    lambda_fp: float = 1.0
     threshold: float = 0.95
     p_drop: float = 0.5
     p_cutmix: float = 0.5
     warmup: float = 0.15
+    strong_view: StrongView = STRONG_VIEW
 
     def __post_init__(self) -> None:
         self._require("[0, inf)", "lambda_strong", "lambda_fp")
@@ -62,10 +66,10 @@ class UniMatch(Method):
 
         self.partner.draw(len(weak))
         for view in "12":
-            mixed, target = strong_mix(weak, label, self.partner, c.p_cutmix, view)
+            mixed, target = strong_mix(self.strong_view(unlabeled), label, self.partner, c.p_cutmix, view)
             yield {"strong": self._learn(f"strong_view{view}", network.logits(mixed), target)}
 
     def _learn(self, stream: str, logits: Tensor, target: PseudoLabel) -> Tensor:
         self.curves[f"agreement_{stream}"] = target.agreement(logits)
         p = probabilities(logits, regions=self.regions)
-        return masked_dice_loss(p, target.label, target.kept, present_only=False)
+        return masked_dice_loss(p, target.label, target.kept, complement=self.regions)

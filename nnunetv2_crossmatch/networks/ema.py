@@ -35,7 +35,10 @@ class EMATeacher(nn.Module):
         now = (1 - 1 / (self.updates + 1)).clamp(max=decay)
         self.updates += 1
         # not state_dict(): nnU-Net's blocks list one and the same tensor there under several names
-        for mine, theirs in zip(self.network.parameters(), student.parameters(), strict=True):
-            mine.lerp_(theirs, 1 - now.to(mine.dtype))
+        mine: list[torch.Tensor] = list(self.network.parameters())
+        theirs: list[torch.Tensor] = list(student.parameters())
+        now = now.to(mine[0].dtype)
+        torch._foreach_mul_(mine, now)  # all at once: a kernel each would take as long as a small network's step
+        torch._foreach_add_(mine, list(torch._foreach_mul(theirs, 1 - now)))
         for buffer, students in zip(self.network.buffers(), student.buffers(), strict=True):
             buffer.copy_(students)

@@ -57,10 +57,13 @@ class SplitUNet:
         """Full-resolution logits of ``image``, as :meth:`decode`."""
         return self.decode(self.encode(image))
 
-    def outputs(self, image: Tensor) -> Outputs:
-        """What the network's forward returns: logits, with deep supervision of every level."""
+    def outputs(self, image: Tensor, change: Callable[[Features], Features] = list) -> Outputs:
+        """What the network's forward returns: logits, with deep supervision of every level.
+
+        ``change`` is done to the features between encoder and decoder.
+        """
         with self._autocast():
-            return self.decoder(self.encoder(image))
+            return self.decoder(change(self.encoder(image)))
 
     def forward_levels(self, image: Tensor, *, economical: bool = False) -> tuple[Outputs, Features]:
         """What the network's forward returns, and the decoder's feature map of every level.

@@ -1,6 +1,5 @@
 """Images and masks as nnU-Net's readers give them, and what these leave to their caller."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -15,6 +14,9 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from numpy.typing import NDArray
+
+from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.files import is_unicode, read_json
 
 TIFF_ENDINGS = (".tif", ".tiff")
 NEARLY = 1e-3  # how far from an integer a mask's value may be and still be meant as one
@@ -49,11 +51,12 @@ def read_images(files: Sequence[Path], reader: BaseReaderWriter) -> tuple[NDArra
         ValueError: the spacing file is not one.
     """
     said = StringIO()
+    spacing = _tiff_spacing(files[0]) if isinstance(reader, Tiff3DIO) else None  # first: nnU-Net names no line
     try:
         with redirect_stdout(said):
             data, properties = reader.read_images([str(file) for file in files])
-        if isinstance(reader, Tiff3DIO):
-            properties["spacing"] = _tiff_spacing(files[0])
+        if spacing is not None:
+            properties["spacing"] = spacing
             if files_beside(files[0]):
                 said = StringIO()  # that there is none where nnU-Net looks
     finally:
@@ -67,9 +70,11 @@ def _tiff_spacing(tiff: Path) -> list[float]:
     if not beside:
         return [1.0, 1.0, 1.0]
     try:
-        spacing = json.loads(beside[0].read_bytes())["spacing"]
+        spacing = read_json(beside[0])["spacing"]
         if len(spacing) == 3:
             return [float(s) for s in spacing]
+    except DatasetError as e:
+        raise ValueError(*e.problems) from None
     except (ValueError, KeyError, TypeError):
         pass
     raise ValueError(f'{beside[0]} is not of the form {{"spacing": [z, y, x]}}')
@@ -95,7 +100,7 @@ def find_reader(dataset_json: dict, examples: Iterable[Path]) -> type[BaseReader
         RuntimeError: nnU-Net's: it has none for this file ending.
     """
     said = StringIO()  # it prints every failure
-    for example in (*map(str, examples), None):
+    for example in (*(str(file) for file in examples if is_unicode(file)), None):
         with suppress(RuntimeError), redirect_stdout(said), redirect_stderr(said):
             return determine_reader_writer_from_dataset_json(dataset_json, example, verbose=False)
     raise RuntimeError(f"nnU-Net has no reader for {dataset_json['file_ending']}, the file_ending of dataset.json.")

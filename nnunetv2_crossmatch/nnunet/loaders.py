@@ -1,8 +1,11 @@
 """Unlabeled patches from nnU-Net's own loader, with the geometry of the labeled ones."""
 
+import random
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
@@ -43,7 +46,7 @@ def labeled_loader(augmenter: Augmenter) -> nnUNetDataLoader:
 
 
 def unlabeled_loader(
-    labeled: nnUNetDataLoader, dataset: UnlabeledDataset, label_manager: LabelManager
+    labeled: nnUNetDataLoader, dataset: PreprocessedDataset, label_manager: LabelManager
 ) -> nnUNetDataLoader:
     """A loader of random patches with the batch size, patch size and geometry of ``labeled``.
 
@@ -62,6 +65,68 @@ def unlabeled_loader(
     )
     loader.has_ignore = False  # with an ignore label nnU-Net centers patches on annotated voxels
     return loader
+
+
+def without_intensity(labeled: nnUNetDataLoader, label_manager: LabelManager) -> nnUNetDataLoader:
+    """The loader of the same labeled cases, with patches drawn and turned as unlabeled ones are."""
+    return unlabeled_loader(labeled, labeled._data, label_manager)
+
+
+def draw_patches(loader: nnUNetDataLoader, count: int, seed: int) -> list[dict[str, Any]]:
+    """Batches of together ``count`` patches at least, the same for a seed; no other random draw is touched."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        return [loader.generate_train_batch() for _ in range(-(-count // loader.batch_size))]
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class Halves:
+    """Gives the batches of an augmenter whole or, in an epoch that wants it, one half after the other.
+
+    Every second sample is of the first half, so that nnU-Net's last ones, with forced foreground, fall into both. A
+    batch of one stays whole.
+
+    Args:
+        augmenter: gives ``data`` (batch, channels, *spatial) and ``target``, the same or a list of levels.
+        larger_first: which half has one more of an odd batch.
+    """
+
+    def __init__(self, augmenter: Augmenter, *, larger_first: bool) -> None:
+        self.augmenter = augmenter
+        self._order = (0, 1) if larger_first else (1, 0)
+        self._halving = False
+        self._rest: list[dict[str, Any]] = []
+
+    def begin_epoch(self, *, halving: bool) -> None:
+        """A half that was left over is forgotten, so that no checkpoint needs it."""
+        self._halving, self._rest = halving, []
+
+    def __iter__(self) -> "Halves":
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        if self._rest:
+            return self._rest.pop()
+        batch = next(self.augmenter)
+        if not self._halving or len(batch["data"]) == 1:
+            return batch
+        first, second = (
+            {
+                "data": batch["data"][start::2],
+                "target": [level[start::2] for level in batch["target"]]
+                if isinstance(batch["target"], list)
+                else batch["target"][start::2],
+            }
+            for start in self._order
+        )
+        self._rest = [second]
+        return first
 
 
 def augment(loader: nnUNetDataLoader, workers: int, pin_memory: bool) -> Augmenter:

@@ -1,9 +1,8 @@
 """All that can be said of a dataset's scans before training: unreadable, leaking, unlike the labeled ones."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.preprocessing.content import (
     LABELED,
@@ -15,12 +14,14 @@ from nnunetv2_crossmatch.preprocessing.content import (
 )
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.preprocessing.geometry import missing_spacings
-from nnunetv2_crossmatch.preprocessing.leaks import find_leaks
+from nnunetv2_crossmatch.preprocessing.leaks import find_leaks, scans_of
+from nnunetv2_crossmatch.preprocessing.listing import left_out
 from nnunetv2_crossmatch.preprocessing.masks import mask_findings
 from nnunetv2_crossmatch.preprocessing.outliers import find_outliers
-from nnunetv2_crossmatch.preprocessing.splits import SPLITS, known_patients
-from nnunetv2_crossmatch.utilities.errors import DatasetError
-from nnunetv2_crossmatch.utilities.files import locked, write_json
+from nnunetv2_crossmatch.preprocessing.reconcile import known_cases, reconcile, unknown_ids
+from nnunetv2_crossmatch.preprocessing.splits import known_patients, read_splits
+from nnunetv2_crossmatch.utilities.errors import DatasetError, printable
+from nnunetv2_crossmatch.utilities.files import locked, read_json, write_json
 
 ACCEPTED = "accepted_leaks.json"  # in the preprocessed dataset folder: leaks that the user lives with
 
@@ -29,13 +30,15 @@ ACCEPTED = "accepted_leaks.json"  # in the preprocessed dataset folder: leaks th
 class Findings:
     """What :func:`check_dataset` found, a line each.
 
-    bad: labeled and unlabeled scans that cannot be used.
+    bad: labeled and unlabeled scans that cannot be used, ids that are no case.
     leaks: what makes the scores of a training worthless, and is not accepted.
+    stale: accepted leaks that name scans which are not there any more.
     """
 
     content: Content = field(default_factory=dict)
     bad: list[str] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def raise_errors(self, dataset: str) -> None:
@@ -52,7 +55,8 @@ def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None =
         fold: the one that is trained; without it all of splits_final.json are checked.
 
     Raises:
-        DatasetError: the list of unlabeled scans itself is wrong, or dataset.json is not the one that was planned with.
+        DatasetError: the list of unlabeled scans itself is wrong, or another file that was written by hand;
+            dataset.json is not the one that was planned with.
     """
     dataset.require_unchanged()
     findings = Findings()
@@ -64,6 +68,7 @@ def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None =
             findings.warnings.append("The raw scans were never checked. Where they are, run nnUNetv2_crossmatch check.")
     else:
         findings.content, problems = update_content(dataset, num_processes)
+        findings.warnings += left_out(dataset.raw, dataset.json)
     for part, of_part in problems.items():
         (findings.bad if part in (LABELED, UNLABELED) else findings.warnings).extend(of_part)
     for part, scans in findings.content.items():
@@ -73,28 +78,46 @@ def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None =
     for part, is_bad, line in missing_spacings(findings.content, LABELED):
         (findings.bad if is_bad and part in (LABELED, UNLABELED) else findings.warnings).append(line)
 
-    splits = preprocessed_folder / SPLITS
-    folds = dict(enumerate(load_json(str(splits)))) if splits.exists() else {}
+    patients, parts = known_patients(dataset.raw, preprocessed_folder), known_cases(dataset)
+    errors, warnings = reconcile(dataset, patients, parts, parts.get(LABELED, ()), fold)
+    findings.bad += errors
+    findings.warnings[:0] = warnings  # a training's log shows the first ones
+    folds = dict(enumerate(read_splits(preprocessed_folder)))
     if fold is not None:
         folds = {i: split for i, split in folds.items() if str(i) == str(fold)}
     accepted = _accepted(preprocessed_folder)
-    for leak in find_leaks(findings.content, known_patients(dataset.raw, preprocessed_folder), folds):
+    leaks = find_leaks(findings.content, patients, folds)
+    for leak in leaks:
         stops = leak.is_error and leak.message not in accepted
         (findings.leaks if stops else findings.warnings).append(leak.message)
+    if findings.content:
+        there = {f"{part}/{case}" for part, cases in parts.items() for case in cases}
+        unfound = accepted - {leak.message for leak in leaks}
+        findings.stale = [message for message in unfound if not there.issuperset(scans_of(message))]
+        named = {scan for message in findings.stale for scan in scans_of(message)}
+        findings.bad += [
+            f"{line} Or forget it: nnUNetv2_crossmatch check -d {dataset.name} --accept"
+            for line in unknown_ids(preprocessed_folder / ACCEPTED, sorted(named), there, "scan")
+        ]
 
     labeled, unlabeled = (findings.content.get(part) for part in (LABELED, UNLABELED))
     if labeled and unlabeled:
         channels = dataset.json.get("channel_names") or dataset.json["modality"]
         findings.warnings += find_outliers(labeled, unlabeled, list(channels.values()))
+    findings.warnings = list(map(printable, findings.warnings))
     return findings
 
 
-def accept_leaks(preprocessed_folder: Path, leaks: list[str]) -> None:
-    """From now on these are warnings; others, found later, are errors."""
+def accept_leaks(preprocessed_folder: Path, leaks: list[str], stale: Collection[str] = ()) -> None:
+    """From now on these are warnings, but for the stale ones; others, found later, are errors."""
     with locked(preprocessed_folder / f".{ACCEPTED}.lock"):
-        write_json(sorted({*leaks, *_accepted(preprocessed_folder)}), preprocessed_folder / ACCEPTED)
+        accepted = {*leaks, *_accepted(preprocessed_folder)}.difference(stale)
+        write_json(sorted(accepted), preprocessed_folder / ACCEPTED)
 
 
 def _accepted(preprocessed_folder: Path) -> set[str]:
     file = preprocessed_folder / ACCEPTED
-    return set(load_json(str(file))) if file.exists() else set()
+    accepted = read_json(file) if file.exists() else []
+    if not isinstance(accepted, list) or not all(isinstance(message, str) for message in accepted):
+        raise DatasetError([f"{file} is no list of messages. Remove it, then nnUNetv2_crossmatch check --accept."])
+    return set(accepted)

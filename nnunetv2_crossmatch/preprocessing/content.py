@@ -9,6 +9,7 @@ from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer
 
 from nnunetv2_crossmatch.nnunet.images import find_reader, has_no_geometry
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
+from nnunetv2_crossmatch.preprocessing.image_folder import left_out_of
 from nnunetv2_crossmatch.preprocessing.listing import labeled_and_held_out, survey_unlabeled, why_unusable
 from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, is_current, source_stamp
 from nnunetv2_crossmatch.preprocessing.masks import describe_mask, mask_files
@@ -52,7 +53,8 @@ def update_content(dataset: Dataset, num_processes: int) -> tuple[Content, dict[
         raise DatasetError(
             [
                 f"{raw_folder / LABELED} has no scan that ends in {dataset.json['file_ending']}, the file_ending of "
-                "dataset.json. Correct it, or supply the labeled scans."
+                "dataset.json. Correct it, or supply the labeled scans.",
+                *left_out_of(raw_folder / LABELED, dataset.json),
             ]
         )
     masks = mask_files(raw_folder, dataset.json, parts)
@@ -151,7 +153,7 @@ def _known(
             if entry is not None:
                 content[part][case] = entry
             elif missing := [f"{file} ({case}) {why}" for file in both if (why := why_unusable(file))]:
-                problems[part] += [f"{it}. Supply it or remove the case." for it in missing]
+                problems[part] += [f"{it}. Supply or rename it, or remove the case." for it in missing]
             else:
                 unseen[part, case] = files, mask
     if unmasked := sorted(parts[LABELED].keys() - masks[LABELED].keys()):

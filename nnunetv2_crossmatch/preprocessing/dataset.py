@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_crossmatch.preprocessing.listing import has_training_scans
 from nnunetv2_crossmatch.preprocessing.manifest import plans_stamp
+from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 
 _PLANNED_WITH = (  # of dataset.json, what the preprocessed labeled scans depend on
@@ -48,12 +48,13 @@ class Dataset:
         Raises:
             RuntimeError: nnU-Net's: there is none of that name; nnUNet_raw is not set.
             FileNotFoundError: its raw folder has no dataset.json.
+            DatasetError: it is not of its form.
         """
         name = maybe_convert_to_dataset_name(name_or_id)
         file = Path(nnUNet_raw) / name / "dataset.json"
         if not file.exists():
             raise FileNotFoundError(f"There is no {file}. Set nnUNet_raw to where the raw scans of {name} are.")
-        return cls(file.parent, Path(nnUNet_preprocessed) / name, load_json(str(file)))
+        return cls(file.parent, Path(nnUNet_preprocessed) / name, read_dataset_json(file))
 
     @classmethod
     def find_preprocessed(cls, name_or_id: str) -> "Dataset":
@@ -62,12 +63,13 @@ class Dataset:
         Raises:
             RuntimeError: nnU-Net's: there is none of that name.
             FileNotFoundError: it is not preprocessed.
+            DatasetError: its dataset.json is not of its form.
         """
         name = maybe_convert_to_dataset_name(name_or_id)
         preprocessed = Path(nnUNet_preprocessed) / name
         if not (file := preprocessed / "dataset.json").exists():
             raise FileNotFoundError(f"There is no {file}. Run nnUNetv2_plan_and_preprocess -d {name_or_id}.")
-        return cls(raw_folder_at_hand(name), preprocessed, load_json(str(file)))
+        return cls(raw_folder_at_hand(name), preprocessed, read_dataset_json(file))
 
     @property
     def name(self) -> str:
@@ -88,7 +90,7 @@ class Dataset:
         planned = self.preprocessed / "dataset.json"
         if self.raw is None or not planned.exists():
             return
-        before, now = (load_json(str(file)) for file in (planned, self.raw / "dataset.json"))
+        before, now = (read_dataset_json(file) for file in (planned, self.raw / "dataset.json"))
         if changed := [key for key in _PLANNED_WITH if before.get(key) != now.get(key)]:
             raise DatasetError(
                 [

@@ -1,5 +1,6 @@
 """The same image or the same patient where it must not be twice."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,16 @@ def find_leaks(content: Content, patients: dict[str, str], folds: Mapping[int, d
         that validates the former leaves out the latter).
     """
     return [*_images(content, folds), *_patients(content, patients, folds)]
+
+
+_SCAN = re.compile(
+    r"((?:unlabeled|images[^/,=]*)/.+?)(?= = |, (?:unlabeled|images[^/,=]*)/|\. (?:Remove|Give|Correct) |\.$)"
+)
+
+
+def scans_of(message: str) -> list[str]:
+    """The scans that the message of a leak names, each as PART/CASE."""
+    return _SCAN.findall(message.partition(": ")[2])
 
 
 def _images(content: Content, folds: Mapping[int, dict[str, list[str]]]) -> Iterator[Leak]:

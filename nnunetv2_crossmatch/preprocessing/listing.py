@@ -1,15 +1,27 @@
 """Which scans are unlabeled: ``unlabeled.json``, or without it the folder ``imagesUn``."""
 
-import json
 import os
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from statistics import mode
+from typing import TypeGuard
 
-from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.preprocessing.image_folder import (
+    UNLABELED_FOLDER,
+    UNLABELED_LIST,
+    Problems,
+    by_case,
+    from_folder,
+    group_channels,
+    left_out_of,
+    numbers_of,
+)
+from nnunetv2_crossmatch.utilities.errors import DatasetError, some
+from nnunetv2_crossmatch.utilities.files import NO_UNICODE, is_unicode, read_json
+from nnunetv2_crossmatch.utilities.folders import is_litter, read_folder
 
 
 def list_unlabeled(
@@ -41,17 +53,18 @@ def survey_unlabeled(
     Raises:
         DatasetError: there is no list to read, or it is empty.
     """
-    list_file, folder = raw_folder / "unlabeled.json", raw_folder / "imagesUn"
-    if os.path.lexists(list_file):
-        source, (cases, problems) = list_file, _from_json(list_file)
-    elif folder.is_dir():
-        source, (cases, problems) = folder, _from_folder(folder, dataset_json["file_ending"])
-    elif os.path.lexists(folder):
-        raise DatasetError([f"{folder} {why_unusable(folder) or 'is not a folder'}. Correct or remove it."])
-    else:
+    source = unlabeled_source(raw_folder)
+    if source is None:
         return None, []
+    if source.name == UNLABELED_LIST:
+        cases, problems = _from_json(source)
+    elif source.is_dir():
+        cases, problems = from_folder(source, dataset_json)
+    else:
+        raise DatasetError([f"{source} {why_unusable(source) or 'is not a folder'}. Correct or remove it."])
     if not cases and not problems:
-        raise DatasetError([f"{source} names no scan. Put the unlabeled scans there, or train nnUNetTrainer."])
+        none = f"{source} names no scan. Put the unlabeled scans there, or train nnUNetTrainer."
+        raise DatasetError([none, *left_out(raw_folder, dataset_json)])
 
     others = labeled_and_held_out(raw_folder, dataset_json)
     bad_ids = {case: why for case in cases if (why := _why_no_file_name(case))}
@@ -75,8 +88,60 @@ def survey_unlabeled(
     return dict(sorted(_without(cases, problems).items())), [message for _, message in problems]
 
 
+def unlabeled_source(raw_folder: Path) -> Path | None:
+    """What says which scans are unlabeled: ``unlabeled.json``, else ``imagesUn``; None where neither is there."""
+    sources = (raw_folder / name for name in (UNLABELED_LIST, UNLABELED_FOLDER))
+    return next((source for source in sources if os.path.lexists(source)), None)
+
+
+def unlabeled_ids(raw_folder: Path, dataset_json: dict) -> set[str]:
+    """Ids of all unlabeled cases, of those that cannot be used too."""
+    source = unlabeled_source(raw_folder)
+    if source is None or (source.name == UNLABELED_FOLDER and not source.is_dir()):
+        return set()
+    is_list = source.name == UNLABELED_LIST
+    cases, problems = _from_json(source) if is_list else from_folder(source, dataset_json)
+    return {*cases, *(case for case, _ in problems if case is not None)}
+
+
+def left_out(raw_folder: Path, dataset_json: dict) -> list[str]:
+    """:func:`left_out_of` every folder of scans, and what is called nearly like one."""
+    lines = []
+    for folder in sorted(raw_folder.glob("[iI][mM][aA][gG][eE][sS]*")):
+        spelled = {name.casefold(): name for name in ("imagesTr", "imagesTs", UNLABELED_FOLDER)}
+        right = spelled.get(folder.name.casefold(), "images" + folder.name[len("images") :])
+        if right != folder.name:
+            lines.append(f"{folder} is not {right}: upper and lower case count. Rename it.")
+        elif not folder.is_dir():
+            lines.append(f"{folder} is not a folder and not used.")
+        elif folder.name == UNLABELED_FOLDER and os.path.lexists(raw_folder / UNLABELED_LIST):
+            lines += _not_listed(raw_folder)
+        elif folder.name != "imagesTr" or "dataset" not in dataset_json:
+            lines += left_out_of(folder, dataset_json)
+    return lines
+
+
+def _not_listed(raw_folder: Path) -> list[str]:
+    """unlabeled.json wins over imagesUn; links and relative paths may lead from the one to the other."""
+    list_file, folder = raw_folder / UNLABELED_LIST, raw_folder / UNLABELED_FOLDER
+    try:
+        listed = {os.path.realpath(file) for files in _from_json(list_file)[0].values() for file in files}
+    except DatasetError:
+        return []  # said where the list is read
+    there = [file for file in folder.rglob("[!.]*") if not (file.is_dir() or file.suffix == ".json" or is_litter(file))]
+    names = sorted(str(file.relative_to(folder)) for file in there if os.path.realpath(file) not in listed)
+    if not names:
+        return []
+    return [
+        f"{folder}: {len(names)} files not used ({some(names)}), because {list_file} is there and does not list them. "
+        "List them, or remove one of the two."
+    ]
+
+
 def why_unusable(file: Path) -> str | None:
     """Why there is no file to read; devices and pipes are none, because reading them need not end."""
+    if not is_unicode(file):
+        return NO_UNICODE
     if os.path.isfile(file):
         return None
     if os.path.exists(file):
@@ -87,7 +152,7 @@ def why_unusable(file: Path) -> str | None:
 def has_training_scans(raw_folder: Path) -> bool:
     """Whether there is a raw dataset, not merely its test scans."""
     return (raw_folder / "dataset.json").exists() and any(
-        (raw_folder / name).exists() for name in ("imagesTr", "imagesUn", "unlabeled.json")
+        (raw_folder / name).exists() for name in ("imagesTr", UNLABELED_FOLDER, UNLABELED_LIST)
     )
 
 
@@ -97,62 +162,48 @@ def are_absent(files: list[Path]) -> bool:
 
 
 def labeled_scans(raw_folder: Path, dataset_json: dict) -> dict[str, list[Path]]:
-    """Image files of the training cases, from dataset.json's ``dataset`` or else from ``imagesTr``."""
+    """Image files of the training cases, from dataset.json's ``dataset`` or else from ``imagesTr``.
+
+    Raises:
+        DatasetError: neither is there, or not as nnU-Net wants it.
+    """
     if "dataset" in dataset_json:
-        return {case: _resolve(raw_folder, entry["images"]) for case, entry in sorted(dataset_json["dataset"].items())}
+        named, list_file = dataset_json["dataset"], raw_folder / "dataset.json"
+        entries = named.items() if isinstance(named, dict) else [("", None)]
+        if wrong := [case for case, entry in entries if not _has_images(entry)]:
+            raise DatasetError([f"{list_file}: {_WANTED.format(what=f'dataset, {some(wrong)}')}"])
+        return {case: _resolve(raw_folder, entry["images"]) for case, entry in sorted(entries)}
     if not (raw_folder / "imagesTr").is_dir():
         raise DatasetError([f"{raw_folder / 'imagesTr'} is missing. Supply it, or hide the raw dataset folder."])
-    return group_channels(raw_folder / "imagesTr", dataset_json["file_ending"])
+    return group_channels(raw_folder / "imagesTr", dataset_json)
 
 
 def labeled_and_held_out(raw_folder: Path, dataset_json: dict) -> dict[str, dict[str, list[Path]]]:
-    """{"imagesTr": labeled scans, "imagesTs": test scans, ...}; every other folder ``images*`` is held out too."""
+    """{"imagesTr": labeled scans, "imagesTs": test scans, ...}; every other folder ``images*`` is held out too.
+
+    Held-out scans need no channel number: ``amos_0004`` is a name unless all channels are there.
+    """
     ending = dataset_json["file_ending"]
-    parts = {"imagesTr": labeled_scans(raw_folder, dataset_json)}
+    labeled = labeled_scans(raw_folder, dataset_json)
+    # not the number of channels: one PNG has three
+    files_per_case = mode(map(len, labeled.values())) if labeled else 1
+    parts = {"imagesTr": labeled}
     for folder in sorted(raw_folder.glob("images*")):
-        if folder.is_dir() and folder.name not in ("imagesTr", "imagesUn"):
-            scans = parts.setdefault(folder.name, {})
-            for file in sorted(folder.glob("[!.]*" + ending)):  # leniently: nnU-Net does not mind what else lies there
-                scans.setdefault(re.sub(r"_\d{4}$", "", file.name.removesuffix(ending)), []).append(file)
+        if folder.is_dir() and folder.name not in ("imagesTr", UNLABELED_FOLDER):
+            parts[folder.name] = {}
+            cases, others = by_case(read_folder(folder, ending).files, ending)
+            for case, files in cases.items():
+                if numbers_of(files, ending) == list(range(files_per_case)):
+                    parts[folder.name][case] = files
+                else:
+                    others += files
+            parts[folder.name].update({file.name.removesuffix(ending): [file] for file in others})
     return parts
 
 
-def group_channels(folder: Path, file_ending: str) -> dict[str, list[Path]]:
-    """Files named CASE_0000.nii.gz, CASE_0001.nii.gz, ... by case.
-
-    Raises:
-        DatasetError: files with the dataset's ending but without a channel number; missing channels.
-    """
-    cases, problems = _from_folder(folder, file_ending)
-    if problems:
-        raise DatasetError(message for _, message in problems)
-    return cases
-
-
-_Problems = list[tuple[str | None, str]]  # the case that cannot be used, where it is one, and the message
-
-
-def _without(cases: dict[str, list[Path]], problems: _Problems) -> dict[str, list[Path]]:
+def _without(cases: dict[str, list[Path]], problems: Problems) -> dict[str, list[Path]]:
     bad = {case for case, _ in problems}
     return {case: files for case, files in cases.items() if case not in bad}
-
-
-def _from_folder(folder: Path, file_ending: str) -> tuple[dict[str, list[Path]], _Problems]:
-    pattern = re.compile(rf"(?P<case>.+)_(?P<channel>\d{{4}}){re.escape(file_ending)}", re.DOTALL)
-    cases: dict[str, list[Path]] = {}
-    problems: _Problems = []
-    for file in sorted(folder.iterdir(), key=lambda file: file.name):  # whole paths compare slowly
-        if file.name.startswith(".") or not file.name.endswith(file_ending):
-            continue
-        if match := pattern.fullmatch(file.name):
-            cases.setdefault(match["case"], []).append(file)
-            if int(match["channel"]) != len(cases[match["case"]]) - 1:
-                message = f"{file}: a channel before it is missing. Supply it or remove the case."
-                problems.append((match["case"], message))
-        else:
-            stem = file.name.removesuffix(file_ending)
-            problems.append((None, f"{file} has no channel number. Rename it to {stem}_0000{file_ending}."))
-    return cases, problems
 
 
 _FORBIDDEN = {"Cc": "a control character", "Zl": "a line break", "Zp": "a line break", "Cs": "no valid Unicode"}
@@ -169,10 +220,10 @@ def _why_no_file_name(case: str) -> str | None:
     return "it is too long" if len(case.encode()) > _LONGEST_ID else None
 
 
-def _colliding_ids(source: Path, cases: Iterable[str]) -> _Problems:
+def _colliding_ids(source: Path, cases: Iterable[str]) -> Problems:
     """Two ids whose preprocessed files have the same name on a file system that ignores upper and lower case."""
     owner: dict[str, str] = {}
-    problems: _Problems = []
+    problems: Problems = []
     for case in sorted(cases):
         name = unicodedata.normalize("NFC", case).casefold()
         for written in (name, name + "_seg"):  # as nnU-Net calls the two arrays of a case
@@ -183,7 +234,7 @@ def _colliding_ids(source: Path, cases: Iterable[str]) -> _Problems:
     return problems
 
 
-def _reused_files(source: Path, cases: dict[str, list[Path]], others: dict[str, dict[str, list[Path]]]) -> _Problems:
+def _reused_files(source: Path, cases: dict[str, list[Path]], others: dict[str, dict[str, list[Path]]]) -> Problems:
     """The same file under two unlabeled ids, or listed although it is a labeled or held-out scan."""
     real_folder = cache(os.path.realpath)  # resolving every path by itself asks for every folder above it
 
@@ -191,7 +242,7 @@ def _reused_files(source: Path, cases: dict[str, list[Path]], others: dict[str, 
         return os.path.realpath(file) if file.is_symlink() else os.path.join(real_folder(file.parent), file.name)
 
     owner = {real(file): str(file) for scans in others.values() for files in scans.values() for file in files}
-    problems: _Problems = []
+    problems: Problems = []
     for case, files in cases.items():
         for file in map(real, files):
             if file in owner:
@@ -205,8 +256,16 @@ def _resolve(folder: Path, images: list[str]) -> list[Path]:
     return [folder / os.path.expandvars(image) for image in images]
 
 
-def _from_json(list_file: Path) -> tuple[dict[str, list[Path]], _Problems]:
-    problems: _Problems = []
+_WANTED = '{what} is not of the form {{"case id": {{"images": ["path", ...]}}}}.'
+
+
+def _has_images(entry: object) -> TypeGuard[dict[str, list[str]]]:
+    images = entry.get("images") if isinstance(entry, dict) else None
+    return isinstance(images, list) and bool(images) and all(isinstance(image, str) for image in images)
+
+
+def _from_json(list_file: Path) -> tuple[dict[str, list[Path]], Problems]:
+    problems: Problems = []
 
     def once(pairs: list[tuple[str, object]]) -> dict:
         repeated = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
@@ -217,16 +276,11 @@ def _from_json(list_file: Path) -> tuple[dict[str, list[Path]], _Problems]:
 
     if why := why_unusable(list_file):
         raise DatasetError([f"{list_file} {why}. Correct or remove it."])
-    try:
-        entries = json.loads(list_file.read_bytes(), object_pairs_hook=once)  # bytes: any UTF, with or without BOM
-    except (ValueError, RecursionError, OSError) as e:
-        raise DatasetError([f"{list_file} is not valid JSON: {e}"]) from None
+    entries = read_json(list_file, once)
     cases = {}
     for case, entry in entries.items() if isinstance(entries, dict) else [("", None)]:
-        images = entry.get("images") if isinstance(entry, dict) else None
-        if not (isinstance(images, list) and images and all(isinstance(i, str) for i in images)):
-            message = f'{list_file}: entry {case!r} is not of the form {{"case id": {{"images": ["path", ...]}}}}.'
-            problems.append((case, message))
+        if _has_images(entry):
+            cases[case] = _resolve(list_file.parent, entry["images"])
         else:
-            cases[case] = _resolve(list_file.parent, images)
+            problems.append((case, f"{list_file}: {_WANTED.format(what=f'entry {case!r}')}"))
     return cases, problems

@@ -12,6 +12,7 @@ from nnunetv2_crossmatch.nnunet.labels import read_labels
 from nnunetv2_crossmatch.preprocessing.scan import check_alone, read_quietly
 from nnunetv2_crossmatch.preprocessing.scan_file import BadScan
 from nnunetv2_crossmatch.utilities.errors import some
+from nnunetv2_crossmatch.utilities.folders import read_folder
 
 _SHOWN = 10  # values that a mask should not have
 _MOST = 10_000  # different values; it is an image, not a mask
@@ -30,8 +31,8 @@ def mask_files(raw_folder: Path, dataset_json: dict, parts: Iterable[str]) -> di
     found = {}
     for part in parts:
         folder = raw_folder / part.replace("images", "labels", 1)
-        files = folder.glob("[!.]*" + ending) if folder.is_dir() else ()
-        found[part] = {file.name.removesuffix(ending): file for file in sorted(files)}
+        files = read_folder(folder, ending).files if folder.is_dir() else []
+        found[part] = {file.name.removesuffix(ending): file for file in files}
     if "dataset" in dataset_json:
         found["imagesTr"] = {
             case: raw_folder / os.path.expandvars(entry["label"])

@@ -14,6 +14,10 @@ from nibabel.openers import ImageOpener
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
+from nnunetv2_crossmatch.nnunet.images import TIFF_ENDINGS
+from nnunetv2_crossmatch.utilities.errors import printable
+from nnunetv2_crossmatch.utilities.files import NO_UNICODE, is_unicode
+
 REPLACE = "Replace the file or remove the case."
 _MOST_PER_BYTE = 1032  # deflate, the compression of gzip, PNG, NRRD and mostly of TIFF, makes no more bytes of one
 _HARMLESS = 1 << 30  # voxels; other compressions of a nearly empty scan make more
@@ -25,13 +29,18 @@ class BadScan(ValueError):
 
 
 def check_file(file: Path, reader: BaseReaderWriter) -> None:
-    """Raises BadScan (or whatever a library says of the file): empty, a header that cannot be true or used."""
+    """Raises BadScan (or whatever a library says of the file): empty, a header that cannot be true or used.
+
+    Nothing but this may open a scan that was not checked by it: some names abort SimpleITK and with it the process.
+    """
+    if not is_unicode(file):
+        raise BadScan(printable(f"{file} {NO_UNICODE}. Rename it or remove the case."))
     size = file.stat().st_size
     if size == 0:
         raise BadScan(f"{file} is empty. {REPLACE}")
     if file.name.lower().endswith((".nii", ".nii.gz")):
         shape, has_numbers = _nifti(file)
-    elif file.name.lower().endswith((".tif", ".tiff")):
+    elif file.name.lower().endswith(TIFF_ENDINGS):
         with tifffile.TiffFile(file) as tif:
             shape, has_numbers = tif.series[0].shape, tif.series[0].dtype.kind in "biuf"
     elif isinstance(reader, SimpleITKIO):

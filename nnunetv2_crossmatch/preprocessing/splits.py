@@ -1,14 +1,14 @@
 """Cross-validation splits that keep a patient's scans together."""
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from nnunetv2_crossmatch.utilities.errors import DatasetError
-from nnunetv2_crossmatch.utilities.files import locked, write_json
+from nnunetv2_crossmatch.utilities.errors import DatasetError, some
+from nnunetv2_crossmatch.utilities.files import locked, read_json, write_json
 
 PATIENTS = "patients.json"  # in the raw dataset folder: {case id: patient}
 SPLITS = "splits_final.json"
@@ -22,22 +22,74 @@ def known_patients(raw_folder: Path | None, preprocessed_folder: Path) -> dict[s
     copy = preprocessed_folder / PATIENTS
     if raw_folder is not None and (raw_folder / PATIENTS).exists():
         patients = read_patients(raw_folder)
-        if not copy.exists() or load_json(str(copy)) != patients:
+        if not copy.exists() or read_patients(preprocessed_folder) != patients:
             write_json(patients, copy)
-    return load_json(str(copy)) if copy.exists() else {}
+    return read_patients(preprocessed_folder)
 
 
-def read_patients(raw_folder: Path) -> dict[str, str]:
-    """The raw dataset folder's ``patients.json``; empty if there is none.
+def read_patients(folder: Path) -> dict[str, str]:
+    """A dataset folder's ``patients.json``; empty if there is none.
 
     Raises:
-        DatasetError: it is not of the form {"case": "patient"}.
+        DatasetError: it is not of the form {"case": "patient"}, or two patients differ only in capitals or blanks.
     """
-    file = raw_folder / PATIENTS
-    patients = load_json(str(file)) if file.exists() else {}
-    if not isinstance(patients, dict) or not all(isinstance(patient, str | int) for patient in patients.values()):
+    file = folder / PATIENTS
+    patients = read_json(file) if file.exists() else {}
+    if not isinstance(patients, dict):
         raise DatasetError([f'{file} is not of the form {{"case id": "patient", ...}}.'])
+    if wrong := [case for case, patient in patients.items() if not _is_patient(patient)]:
+        raise DatasetError([f'{file} is not of the form {{"case id": "patient", ...}}: see {some(wrong)}.'])
+    spelled: dict[str, str] = {}
+    for patient in map(str, patients.values()):
+        if (other := spelled.setdefault("".join(patient.split()).casefold(), patient)) != patient:
+            raise DatasetError([f"{file}: are {other!r} and {patient!r} one patient? Write both the same way."])
     return {case: str(patient) for case, patient in patients.items()}
+
+
+def _is_patient(patient: object) -> bool:
+    return isinstance(patient, str | int) and not isinstance(patient, bool) and bool(str(patient).strip())
+
+
+def read_splits(preprocessed_folder: Path) -> list[dict[str, list[str]]]:
+    """The folds of ``splits_final.json``; none if there is no file.
+
+    Raises:
+        DatasetError: it is not what nnU-Net writes; names the fold.
+    """
+    file = preprocessed_folder / SPLITS
+    splits = read_json(file) if file.exists() else []
+    if not isinstance(splits, list):
+        problems = ['it is no list of folds, [{"train": ["case id", ...], "val": ["case id", ...]}, ...]']
+    elif not splits and file.exists():
+        problems = ["it has no fold"]
+    else:
+        problems = [f"fold {i} {why}" for i, fold in enumerate(splits) if (why := _why_no_fold(fold))]
+    if problems:
+        raise DatasetError([f"{file}: {some(problems)}. Correct it. {new_splits(preprocessed_folder)}"])
+    return splits
+
+
+def _why_no_fold(fold: object) -> str | None:
+    if not isinstance(fold, dict):
+        return 'is not of the form {"train": ["case id", ...], "val": ["case id", ...]}'
+    for part in ("train", "val"):
+        if part not in fold:
+            return f'has no "{part}", only {some(list(fold)) or "nothing"}'
+        cases = fold[part]
+        if not (isinstance(cases, list) and cases and all(isinstance(case, str) for case in cases)):
+            return f'has as "{part}" no list of case ids' if cases else f'has no case in "{part}"'
+    return None
+
+
+def new_splits(preprocessed_folder: Path) -> str:
+    """The command that makes new splits, and what that costs."""
+    plans = preprocessed_folder / "nnUNetPlans.json"
+    is_2d = plans.exists() and "3d_fullres" not in read_json(plans).get("configurations", {})
+    return (
+        f"New splits: rm {shlex.quote(str(preprocessed_folder / SPLITS))} && nnUNetv2_crossmatch preprocess "
+        f"-d {preprocessed_folder.name} -c {'2d' if is_2d else '3d_fullres'} (then folds that were trained before "
+        "cannot be compared with new ones; train them again)."
+    )
 
 
 def ensure_splits(preprocessed_folder: Path, cases: list[str], patients: dict[str, str]) -> None:
@@ -71,14 +123,14 @@ def validation_patients(preprocessed_folder: Path, fold: int | str, patients: di
     file = preprocessed_folder / SPLITS
     if not file.exists():
         raise ValueError(f"One labeled patient cannot be cross-validated: there is no {file}. Train fold all.")
-    splits = load_json(str(file))
+    splits = read_splits(preprocessed_folder)
     if int(fold) >= len(splits):
         raise ValueError(f"{file} has folds 0 to {len(splits) - 1}, not {fold}. Train one of these, or fold all.")
     train, val = ({patients.get(case, case) for case in splits[int(fold)][part]} for part in ("train", "val"))
     if train & val:
         raise ValueError(
-            f"{file}: {', '.join(sorted(train & val))} trains and validates in fold {fold}. Remove the file; "
-            "the next command writes a split by patient."
+            f"{file}: {', '.join(sorted(train & val))} trains and validates in fold {fold}. "
+            f"{new_splits(preprocessed_folder)}"
         )
     return val
 

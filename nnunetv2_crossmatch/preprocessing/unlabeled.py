@@ -4,12 +4,11 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
-
 from nnunetv2_crossmatch.preprocessing.dataset import Planned
 from nnunetv2_crossmatch.preprocessing.listing import survey_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, Manifest, is_current
 from nnunetv2_crossmatch.preprocessing.scan import BadScan, preprocess_scan
+from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import locked, remove_leftovers
 from nnunetv2_crossmatch.utilities.workers import run_in_workers
@@ -79,7 +78,7 @@ def preprocess_unlabeled(planned: Planned, num_processes: int) -> list[str]:
 
 def _dataset_json(planned: Planned) -> dict:
     """As it was when the labeled scans were planned."""
-    return load_json(str(planned.dataset.preprocessed / "dataset.json"))
+    return read_dataset_json(planned.dataset.preprocessed / "dataset.json")
 
 
 def _bring_up_to_date(

@@ -22,19 +22,16 @@ from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.nnunet.segmentation import probabilities_in_scan
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
 from nnunetv2_crossmatch.preprocessing.dataset import Planned
-from nnunetv2_crossmatch.preprocessing.listing import are_absent, labeled_scans, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.listing import are_absent, list_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
-from nnunetv2_crossmatch.preprocessing.splits import (
-    SPLITS,
-    ensure_splits,
-    known_patients,
-    validation_patients,
-    without_patients,
-)
+from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
+from nnunetv2_crossmatch.preprocessing.splits import SPLITS, read_splits, validation_patients, without_patients
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training
 from nnunetv2_crossmatch.self_training.confidence import confident_labels, confident_shares, with_ignore_label
 from nnunetv2_crossmatch.self_training.picture import draw_picture
+from nnunetv2_crossmatch.self_training.preprocess import unknown_labels
 from nnunetv2_crossmatch.self_training.record import Origin, Record, image_stamp, pseudo_label_folder
+from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable, locked, remove_leftovers, sha256_of
 from nnunetv2_crossmatch.utilities.versions import versions
 from nnunetv2_crossmatch.utilities.workers import open_pool
@@ -88,7 +85,7 @@ def write_pseudo_labels(
     Raises:
         ValueError: no such fold, a threshold outside 0 to 1, a cascade, a model of other plans, labels or splits.
         FileNotFoundError: names every checkpoint that is missing.
-        DatasetError: no unlabeled scan, or bad ones, or a leak.
+        DatasetError: no unlabeled scan, or bad ones, or a leak, or a label of no case.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"The threshold is a probability, 0 to 1, not {threshold}.")
@@ -100,9 +97,8 @@ def write_pseudo_labels(
         raise ValueError("There is no CUDA device here. Use -device cpu.")
     raw_folder, preprocessed_folder = planned.dataset.require_raw(), planned.dataset.preprocessed
     dataset_json = planned.dataset.json
-    patients = known_patients(raw_folder, preprocessed_folder)
-    ensure_splits(preprocessed_folder, list(labeled_scans(raw_folder, dataset_json)), patients)
-    splits = load_json(str(preprocessed_folder / SPLITS)) if (preprocessed_folder / SPLITS).exists() else []
+    patients = prepare_splits(planned.dataset)
+    splits = read_splits(preprocessed_folder)
     folds = (list(range(len(splits))) or ["all"]) if folds is None else folds
     held_out = {fold: validation_patients(preprocessed_folder, fold, patients) for fold in folds}
     plans_name = planned.plans.plans_name
@@ -120,6 +116,11 @@ def write_pseudo_labels(
         findings.raise_errors(raw_folder.name)
         warnings[fold] += findings.warnings
 
+    folders = {fold: pseudo_label_folder(raw_folder, models[fold]) for fold in folds}
+    ending = dataset_json["file_ending"]
+    if problems := [line for folder in folders.values() for line in unknown_labels(folder, ending, planned.dataset)]:
+        raise DatasetError(problems)
+
     cases = unlabeled_cases_for_training(planned, num_processes)
     images = Manifest.read(planned.unlabeled_folder)
     files = list_unlabeled(raw_folder, dataset_json, images.is_whole) or {}
@@ -136,7 +137,7 @@ def write_pseudo_labels(
             validation=validation[fold],
             versions=versions(),
         )
-        folder = pseudo_label_folder(raw_folder, models[fold])
+        folder = folders[fold]
         # scans that were preprocessed elsewhere need not be here
         used = {case: files.get(case, []) for case in without_patients(cases, patients, held_out[fold])}
         written = Written(folder, held_out=sorted(set(cases) - used.keys()), warnings=warnings[fold])

@@ -16,8 +16,9 @@ from nnunetv2_crossmatch.nnunet.segmentation import (
     preprocess_segmentation,
     save_segmentation,
 )
-from nnunetv2_crossmatch.preprocessing.dataset import Planned
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest
+from nnunetv2_crossmatch.preprocessing.reconcile import known_cases, unknown_ids
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
 from nnunetv2_crossmatch.self_training.record import FOLDER, RECORD, Origin, Record, image_stamp, is_corrected
@@ -85,6 +86,8 @@ def pseudo_labels_for_training(
     stamp = planned.stamp
     dataset_json = with_ignore_label(load_json(str(preprocessed_folder / "dataset.json")))
     if raw_folder is not None:
+        if problems := unknown_labels(source, dataset_json["file_ending"], planned.dataset):
+            raise DatasetError(problems)
         entries = _with_files(Record.read(source), dataset_json["file_ending"])
     elif load_json(str(source / MANIFEST))["plans"] == stamp:
         entries = _preprocessed(target, stamp)
@@ -108,6 +111,12 @@ def pseudo_labels_for_training(
     if raw_folder is not None:
         _bring_up_to_date(entries, source, target, planned, dataset_json, num_processes)
     return target, origin, {case: entry["used"] for case, entry in entries.items()}
+
+
+def unknown_labels(folder: Path, ending: str, dataset: Dataset) -> list[str]:
+    """A line that names the labels in a folder that are of no case: a correction under such a name would not count."""
+    there = sorted(file.name.removesuffix(ending) for file in folder.glob(f"[!.]*{ending}"))
+    return unknown_ids(folder, there, set().union(*known_cases(dataset).values()))
 
 
 def _with_files(record: Record, ending: str) -> dict[str, dict]:

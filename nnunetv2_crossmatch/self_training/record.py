@@ -3,10 +3,8 @@
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
-
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
-from nnunetv2_crossmatch.utilities.files import sha256_of, write_json
+from nnunetv2_crossmatch.utilities.files import read_json, sha256_of, write_json
 
 RECORD = "pseudo_labels.json"
 FOLDER = "pseudo_labels"  # in the raw dataset folder; nnU-Net looks only into images* and labels*
@@ -66,7 +64,7 @@ class Record:
             return cls(folder)
         needed = {*(f.name for f in fields(Origin)), "image", "file", "replaced", "confident"}
         try:
-            cases = load_json(str(file))["cases"]
+            cases = read_json(file)["cases"]
             whole = all(needed <= entry.keys() for entry in cases.values())
         except (ValueError, KeyError, TypeError, AttributeError):
             whole = False

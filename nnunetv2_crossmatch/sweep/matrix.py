@@ -2,14 +2,14 @@
 
 import time
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_crossmatch.nnunet.loaders import preprocessed_cases
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
-from nnunetv2_crossmatch.preprocessing.splits import SPLITS, ensure_splits, known_patients
+from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
+from nnunetv2_crossmatch.preprocessing.splits import read_splits
 from nnunetv2_crossmatch.sweep.clusters import Cluster
 from nnunetv2_crossmatch.sweep.runs import progress
 from nnunetv2_crossmatch.sweep.table import Table
@@ -40,9 +40,8 @@ def make_runs(
     for trainer in trainers:
         recursive_find_trainer_class_by_name(trainer)
     if numbers := [fold for fold in folds if isinstance(fold, int)]:
-        ensure_splits(found.preprocessed, preprocessed_cases(cases), known_patients(found.raw, found.preprocessed))
-        splits = found.preprocessed / SPLITS
-        count = len(load_json(str(splits))) if splits.exists() else 0
+        prepare_splits(found, preprocessed_cases(cases))
+        count = len(read_splits(found.preprocessed))
         if wrong := [str(fold) for fold in numbers if fold >= count]:
             raise ValueError(f"-f {' '.join(wrong)}: {found.name} has {count} folds, counted from 0.")
     return [

@@ -8,8 +8,6 @@ import re
 
 METHODS = {  # trainer: module
     "nnUNetTrainerCrossMatch": "crossmatch",
-    "nnUNetTrainerCrossMatchEMA": "crossmatch",
-    "nnUNetTrainerCrossMatchFast": "crossmatch",
     "nnUNetTrainerCrossMatchPaper": "crossmatch",
     "nnUNetTrainerACTION": "action",
     "nnUNetTrainerACTIONPlusPlus": "action",

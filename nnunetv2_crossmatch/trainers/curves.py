@@ -40,8 +40,14 @@ class EpochRatios:
         return ratios
 
 
+def gradient_ratios(logger: MetaLogger) -> list[float]:
+    """Gradient norm of the unlabeled losses over the labeled loss's, for each logged epoch that had both."""
+    norms = [logged_curves(logger).get(f"gradient_norm_{part}", []) for part in ("unlabeled", "labeled")]
+    return [over / under for over, under in zip(*norms, strict=False) if over >= 0 and under > 0]  # not nan
+
+
 def plot_curves(logger: MetaLogger, file: Path, classes: list[str], stages: Sequence[tuple[float, str]] = ()) -> None:
-    """Draw every logged curve into ``file`` (PNG), one panel for each kind.
+    """Draw every logged curve into ``file`` (PNG), one panel for each kind; a method's own kinds share the last one.
 
     ``stages`` are (epoch, name) of each stage's beginning: a vertical line in every panel, named in the first.
     """
@@ -54,9 +60,14 @@ def plot_curves(logger: MetaLogger, file: Path, classes: list[str], stages: Sequ
         "gradient norm before clipping": [name for name in store if name.startswith("gradient_norm_")],
         "share of steps": ["clipped_share", "skipped_share"],
     }
+    known = {name for names in panels.values() for name in names}
+    own = [name for name in store if name not in known]
+    panels[f"the method's own: {', '.join(own)}"] = own
     panels = {title: names for title, names in panels.items() if title == "loss" or store.keys() & set(names)}
     with plt.style.context("default"):  # nnU-Net's own plot leaves seaborn's large fonts behind
-        figure, axes = plt.subplots(len(panels), 1, figsize=(10, 4 * len(panels)), sharex=True, layout="constrained")
+        size = (10, 4 * len(panels))
+        figure, axes = plt.subplots(len(panels), 1, figsize=size, sharex=True, layout="constrained", squeeze=False)
+        axes = axes[:, 0]
         for axis, (title, names) in zip(axes, panels.items(), strict=True):
             for name in names:
                 values = store.get(name, [])
@@ -64,7 +75,7 @@ def plot_curves(logger: MetaLogger, file: Path, classes: list[str], stages: Sequ
                     rows = [v if isinstance(v, list) else [v] * len(classes) for v in values]
                     columns = np.array(rows, float).reshape(-1, len(classes)).T
                     for label, column in zip(classes, columns, strict=True):
-                        axis.plot(column, label=label)
+                        axis.plot(column, label=label if len(names) == 1 else f"{name}, {label}")
                 else:
                     axis.plot(values, label=name.removeprefix("gradient_norm_").removeprefix("agreement_"))
             axis.set_title(title)

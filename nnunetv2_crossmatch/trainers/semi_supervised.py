@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, autocast, nn
 from torch._dynamo import OptimizedModule
@@ -20,13 +21,24 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_crossmatch.methods import SUPERVISED, Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.distributed import average_gradients
 from nnunetv2_crossmatch.networks.split_unet import Outputs, SplitUNet
-from nnunetv2_crossmatch.nnunet.loaders import Augmenter, UnlabeledDataset, augment, labeled_loader, unlabeled_loader
-from nnunetv2_crossmatch.nnunet.logger import log_curves
+from nnunetv2_crossmatch.nnunet.loaders import (
+    Augmenter,
+    Halves,
+    UnlabeledDataset,
+    augment,
+    draw_patches,
+    labeled_loader,
+    unlabeled_loader,
+    without_intensity,
+)
+from nnunetv2_crossmatch.nnunet.logger import log_curves, logged_curves
 from nnunetv2_crossmatch.nnunet.training_log import CURVES
 from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
-from nnunetv2_crossmatch.trainers.checkpoints import CheckpointError
-from nnunetv2_crossmatch.trainers.curves import EpochRatios, plot_curves
+from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, read_checkpoint
+from nnunetv2_crossmatch.trainers.curves import EpochRatios, gradient_ratios, plot_curves
 from nnunetv2_crossmatch.trainers.hidden_labels import HIDDEN_LABELS, HiddenLabels
+from nnunetv2_crossmatch.trainers.probe import Probe, patches_wanted
+from nnunetv2_crossmatch.trainers.readiness import Readiness
 from nnunetv2_crossmatch.trainers.records import write_method
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
 
@@ -46,7 +58,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     epochs = 150
 
     method: Method  # -> initialize
-    dataloader_unlabeled: Augmenter  # -> get_dataloaders
+    dataloader_train: Augmenter | Halves  # nnU-Net's
+    dataloader_unlabeled: Augmenter | Halves  # -> get_dataloaders
 
     def initialize(self) -> None:
         regions = self.label_manager.has_regions
@@ -61,10 +74,19 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         self._skipped_in_a_row = 0
         self._stage = ""
         self._hidden_labels: HiddenLabels | None = None
+        self._halves: list[Halves] = []
         network = self._plain_network
         self._split_network = SplitUNet(network, self._autocast)
-        patch = tuple(self.configuration_manager.patch_size)
-        self.method = self.method_class(self.constants, network, patch=patch, regions=regions).to(self.device)
+        configuration = self.configuration_manager
+        self.method = self.method_class(
+            self.constants,
+            network,
+            patch=tuple(configuration.patch_size),
+            regions=regions,
+            spacing=tuple(configuration.spacing),
+            batch_dice=configuration.batch_dice,
+        ).to(self.device)
+        self.readiness = Readiness(self._foreground_names)
         self._own_parameters = [p for p in self.method.parameters() if p.requires_grad]
         if self._own_parameters:
             like_networks = {k: v for k, v in self.optimizer.param_groups[0].items() if k != "params"}
@@ -95,6 +117,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             self.initialize()
         self._unlabeled_cases = self._prepare_unlabeled()  # under DDP the first process works, the others wait
         super().on_train_start()
+        self._take_halves()
         if self.local_rank == 0:
             self._hidden_labels = self._read_hidden_labels()
             constants = asdict(self.method.constants)
@@ -132,11 +155,40 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             train, val = super().get_dataloaders()
         dataset = UnlabeledDataset(str(self.planned.unlabeled_folder), self._unlabeled_cases)
         loader = unlabeled_loader(labeled_loader(train), dataset, self.label_manager)
+        if self.method.waits and self.local_rank == 0:
+            self._probe = self._draw_probe(loader, labeled_loader(train))
         self.dataloader_unlabeled = augment(loader, unlabeled_workers, pin_memory=self.device.type == "cuda")
         return train, val
 
+    def _draw_probe(self, unlabeled: nnUNetDataLoader, labeled: nnUNetDataLoader) -> Probe:
+        count = patches_wanted(self.configuration_manager.patch_size)
+        images = draw_patches(unlabeled, count, self._seed)
+        labels = draw_patches(without_intensity(labeled, self.label_manager), count, self._seed)
+        return Probe(
+            [(batch["data"], batch["target"] >= 0) for batch in images],
+            [batch["target"] for batch in labels],
+            self.label_manager,
+        )
+
+    def _take_halves(self) -> None:
+        if self.method.halves:
+            self.dataloader_train = Halves(self.dataloader_train, larger_first=True)
+            self.dataloader_unlabeled = Halves(self.dataloader_unlabeled, larger_first=False)
+            self._halves = [self.dataloader_train, self.dataloader_unlabeled]
+
     def on_train_end(self) -> None:
+        for name in ("dataloader_train", "dataloader_unlabeled"):  # nnU-Net asks for their type
+            loader = getattr(self, name)
+            setattr(self, name, loader.augmenter if isinstance(loader, Halves) else loader)
         super().on_train_end()
+        if self.local_rank == 0:
+            self._snapshot.unlink(missing_ok=True)
+        if self.local_rank == 0 and (ratios := gradient_ratios(self.logger)):
+            self.print_to_log_file(
+                "gradient norm of the unlabeled losses over that of nnU-Net's own loss: "
+                f"{sum(ratios) / len(ratios):.2g} on average, {ratios[-1]:.2g} in the last epoch. "
+                "Near 0 the unlabeled scans hardly take part."
+            )
         if isinstance(self.dataloader_unlabeled, NonDetMultiThreadedAugmenter):
             self.dataloader_unlabeled._finish()
 
@@ -144,6 +196,62 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         super().on_train_epoch_start()
         self._step_in_epoch = 0
         self.method.partner.forget()
+        if self.method.waits:
+            self._ask_readiness()
+            self._tell_method()
+
+    @property
+    def _snapshot(self) -> Path:
+        """The training as it was when self-training began."""
+        return Path(self.output_folder) / "checkpoint_before_self_training.pth"
+
+    def _ask_readiness(self) -> None:
+        """Let the unlabeled scans teach, class by class, or no more; the same on every process."""
+        readiness = self.readiness
+        before = readiness.active
+        decided: list[Any] = [None]
+        if self.local_rank == 0:
+            for message in readiness.update(self.current_epoch, self.num_epochs, self._readiness_curves()):
+                self.print_to_log_file(message)
+            decided = [readiness.state()]
+        if self.is_ddp:
+            dist.broadcast_object_list(decided)
+            readiness.load(decided[0])
+        if readiness.active and not before:
+            self.save_checkpoint(str(self._snapshot))
+        if before and not readiness.active:
+            self._turn_back()
+
+    def _tell_method(self) -> None:
+        """What was decided, and whether batches come in halves from now on."""
+        readiness = self.readiness
+        self.method.started = (readiness.started or 0) / self.num_epochs if readiness.active else None
+        taught = [name in readiness.taught for name in readiness.names]
+        if not self.label_manager.has_regions:
+            taught = [True, *taught]  # the background
+        self.method.taught = None if all(taught) else torch.tensor(taught, device=self.device)
+        halving = any(self.method.weights(self.current_epoch / self.num_epochs).values())
+        for loader in self._halves:
+            loader.begin_epoch(halving=halving)
+
+    def _readiness_curves(self) -> dict[str, np.ndarray]:
+        """Of all epochs so far, for :meth:`Readiness.update`."""
+        count = len(self.readiness.names)
+        logged = logged_curves(self.logger)
+        curves = {"dice": self.logger.get_value("dice_per_class_or_region", step=None)}
+        for name in ("stability", "share"):  # of the background, too, where there is one
+            curves[name] = [np.atleast_1d(values)[-count:] for values in logged.get(name, [])]
+        return {name: np.array(values, float).reshape(len(values), count) for name, values in curves.items()}
+
+    def _turn_back(self) -> None:
+        """To the network, the optimizer and the method as they were; the schedule goes on."""
+        content = read_checkpoint(self._snapshot)
+        self._plain_network.load_state_dict(content["network_weights"])
+        self.optimizer.load_state_dict(content["optimizer_state"])
+        self.lr_scheduler.step(self.current_epoch)  # the optimizer's state has the rate of then
+        if self.grad_scaler is not None and content["grad_scaler_state"] is not None:
+            self.grad_scaler.load_state_dict(content["grad_scaler_state"])
+        self.method.load_state_dict(content[OURS]["state"])
 
     def train_step(self, batch: dict) -> dict:
         self.optimizer.zero_grad(set_to_none=True)
@@ -151,6 +259,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         progress = (self.current_epoch * steps + self._step_in_epoch) / (self.num_epochs * steps)
         self._step_in_epoch += 1
         self._announce_stage(progress)
+        self.method.curves = {}  # here, so that no method can forget to
         self.method.begin_step(progress)
         weights = self.method.weights(progress)
         supervised = bool(weights.pop(SUPERVISED, 1.0))
@@ -272,6 +381,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         curves = self._ratios.pop()
         if self.local_rank == 0 and self._hidden_labels:
             curves["pseudo_label_dice"] = self._dice_of_hidden_labels(self._hidden_labels)
+        if self.local_rank == 0 and self.method.waits:
+            average = self._split_network.twin(self.method.teacher.network)
+            curves |= self._probe.measure(self._split_network, average, self.device)
         log_curves(self.logger, curves, self.current_epoch, self._classes)
         rounded = {name: np.round(value, 4).tolist() for name, value in curves.items()}
         self.print_to_log_file(CURVES + json.dumps(rounded))
@@ -300,7 +412,12 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
 
     def training_state(self) -> dict[str, Any]:
         method = {"method": type(self.method).__name__, "constants": asdict(self.method.constants)}
-        return {**super().training_state(), **method, "state": self.method.state_dict()}
+        return {
+            **super().training_state(),
+            **method,
+            "state": self.method.state_dict(),
+            "readiness": self.readiness.state(),
+        }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
         super().load_training_state(state)
@@ -308,6 +425,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         changed = {name: value for name, value in state["constants"].items() if constants.get(name) != value}
         if changed:
             self.print_to_log_file(f"warning: this training began with {changed} and goes on with {constants}.")
+        self.readiness.load(state["readiness"])
         try:
             self.method.load_state_dict(state["state"])
         except RuntimeError as e:
@@ -315,6 +433,14 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
                 f"The checkpoint in {self.output_folder} does not fit; it is of {state['method']} with "
                 f"{state['constants']}, or of another network: {e}"
             ) from None
+
+    @property
+    def _foreground_names(self) -> list[str]:
+        """As the user calls them in dataset.json, in nnU-Net's order."""
+        names = {str(np.atleast_1d(value).tolist()): name for name, value in self.dataset_json["labels"].items()}
+        labels = self.label_manager
+        foreground = labels.foreground_regions if labels.has_regions else labels.foreground_labels
+        return [names[str(np.atleast_1d(label).tolist())] for label in foreground]
 
 
 def _norm(gradients: Iterable[Tensor | None]) -> Tensor:

@@ -19,12 +19,8 @@ from nnunetv2_crossmatch.nnunet.logger import convert_values
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned, raw_folder_at_hand
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
-from nnunetv2_crossmatch.preprocessing.splits import (
-    ensure_splits,
-    known_patients,
-    validation_patients,
-    without_patients,
-)
+from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
+from nnunetv2_crossmatch.preprocessing.splits import validation_patients, without_patients
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, complete_checkpoint, plain, read_checkpoint
 from nnunetv2_crossmatch.trainers.records import record_resources, write_training
@@ -161,8 +157,8 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         """Splits and unlabeled cases, made now if no command made them; every complaint comes from here."""
         planned = self.planned
         preprocessed = planned.dataset.preprocessed
-        patients = known_patients(planned.dataset.raw, preprocessed)
-        ensure_splits(preprocessed, self.dataset_class.get_identifiers(self.preprocessed_dataset_folder), patients)
+        labeled = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        patients = prepare_splits(planned.dataset, labeled, self.fold)
         held_out = validation_patients(preprocessed, self.fold, patients)
         cases = unlabeled_cases_for_training(planned, default_num_processes)
         used = without_patients(cases, patients, held_out)
@@ -173,10 +169,10 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
             f"{len(used)} unlabeled cases; {len(cases) - len(used)} more belong to patients of the validation set"
         )
         if self.local_rank == 0:
-            labeled, validation = (sorted(part) for part in self.do_split())
+            training, validation = (sorted(part) for part in self.do_split())
             known = Manifest.read(planned.unlabeled_folder).cases
             hashes = {case: known[case]["sha256"] for case in used}
-            write_training(Path(self.output_folder), versions(), labeled, validation, hashes)
+            write_training(Path(self.output_folder), versions(), training, validation, hashes)
         return used
 
     def _check(self, dataset: Dataset) -> None:

@@ -1,19 +1,24 @@
-"""Files that are written whole or not at all, by one process at a time."""
+"""Files that are written whole or not at all, by one process at a time, and read as whatever system wrote them."""
 
 import hashlib
+import json
 import os
 import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from batchgenerators.utilities.file_and_folder_operations import save_json
 from filelock import FileLock, Timeout
+
+from nnunetv2_crossmatch.utilities.errors import DatasetError, printable, some
 
 PATIENCE = 10  # seconds
 INCOMING = ".incoming_"  # prefix of what is being written, before it is moved into place
@@ -37,6 +42,73 @@ def write_json(content: dict | list, file: Path) -> None:
             temporary.unlink()
 
 
+def read_text(file: Path) -> str:
+    """A text written by hand: UTF-8, UTF-16 or UTF-32, with a byte order mark or without.
+
+    Raises:
+        DatasetError: it cannot be read, or is in none of these encodings.
+    """
+    try:
+        content = file.read_bytes()
+        return content.decode(json.detect_encoding(content))
+    except UnicodeDecodeError as e:
+        line = content[: e.start].count(b"\n") + 1
+        raise DatasetError([f"{file} is not UTF-8: see the special letters in line {line}. Save it as UTF-8."]) from e
+    except OSError as e:
+        raise DatasetError([f"{file} cannot be read: {e.strerror}."]) from e
+
+
+def read_list(file: Path) -> list[str]:
+    """The lines of a list that are not blank, without the blanks around them. Raises as :func:`read_text`."""
+    return [name for line in read_text(file).splitlines() if (name := line.strip())]
+
+
+def read_json(file: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """A JSON file written by hand.
+
+    Args:
+        pairs_hook: ``object_pairs_hook`` of json; without one a key that an object has twice is an error.
+
+    Raises:
+        DatasetError: as by :func:`read_text`; no JSON, with line and column.
+    """
+    repeated: list[str] = []
+
+    def once(pairs: list[tuple[str, Any]]) -> dict:
+        repeated.extend(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        return dict(pairs)
+
+    text = read_text(file)
+    try:
+        content = json.loads(text, object_pairs_hook=pairs_hook or once)
+    except json.JSONDecodeError as e:
+        around = text[max(e.pos - e.colno + 1, e.pos - 30) : e.pos + 30].partition("\n")[0].strip()
+        shown = f" (there it reads: {around})" if around else ""
+        raise DatasetError(
+            [
+                f"{file} is not valid JSON: line {e.lineno}, column {e.colno}{shown}: {e.msg}. Look there, and just "
+                "before, for a comma, quote or bracket that is missing or too many."
+            ]
+        ) from e
+    except (ValueError, RecursionError) as e:
+        raise DatasetError([f"{file} is not valid JSON: {e}."]) from e
+    if repeated:
+        raise DatasetError([f"{file}: {some(repeated)} is there more than once. Remove all but one."])
+    return content
+
+
+def is_unicode(file: Path) -> bool:
+    """Whether the path is text; SimpleITK aborts the process at any other bytes, as Windows puts into zip files."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+NO_UNICODE = "has a name that is not valid Unicode (special letters of an old zip file?), which image readers refuse"
+
+
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
     """Wait for the lock and hold it; makes the folder. The system takes it from a process that is killed.
@@ -58,7 +130,7 @@ def locked(file: Path) -> Iterator[None]:
     try:
         with suppress(OSError):  # a name is no reason to fail
             since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
-            command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+            command = printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
             holder.write_text(f"process {os.getpid()} on {socket.gethostname()} ({command}; since {since})", "utf-8")
         yield
     finally:

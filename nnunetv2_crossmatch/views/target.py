@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from nnunetv2_crossmatch.views.mixing import Partner, draw_boxes, paste
-from nnunetv2_crossmatch.views.strong_view import strong_view
+
+OTHERS = 0.01  # probability of the classes that are not taught, up to which a voxel is background for sure
 
 
 def probabilities(logits: Tensor, *, regions: bool) -> Tensor:
@@ -29,8 +30,20 @@ class PseudoLabel:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, logits: Tensor, valid: Tensor, *, threshold: float = 0.0, regions: bool = False) -> "PseudoLabel":
-        """Of ``logits`` (batch, classes or regions, *spatial); confidence is the probability of the label."""
+    def of(
+        cls,
+        logits: Tensor,
+        valid: Tensor,
+        *,
+        threshold: float = 0.0,
+        regions: bool = False,
+        taught: Tensor | None = None,
+    ) -> "PseudoLabel":
+        """Of ``logits`` (batch, classes or regions, *spatial); confidence is the probability of the label.
+
+        ``taught``, bool (classes or regions,), says which of them count; the voxels of another class, and those that
+        may be, are not kept, so that it is not taught as background. None: all.
+        """
         p = probabilities(logits, regions=regions)
         if regions:
             label = p > 0.5
@@ -38,7 +51,15 @@ class PseudoLabel:
         else:
             confidence, label = p.max(1, keepdim=True)
             label = label.to(torch.uint8 if logits.shape[1] <= 256 else torch.int16)  # an eighth of int64's memory
-        return cls(label, (confidence >= threshold) & valid, valid)
+        kept = (confidence >= threshold) & valid
+        if taught is not None:
+            others = taught.logical_not().reshape(1, -1, *[1] * (p.ndim - 2))
+            if regions:
+                kept = kept & ~others
+            else:  # a voxel may be background only if it is of no other class for sure
+                sure = (p * others).sum(1, keepdim=True) <= OTHERS
+                kept = kept & taught[label.long()] & ((label > 0) | sure)
+        return cls(label, kept, valid)
 
     def mix(self, box: Tensor, partner: Partner, name: str = "") -> "PseudoLabel":
         """With the partners' labels inside the box; ``name`` tells several pseudo-labels of a step apart."""
@@ -64,12 +85,11 @@ class PseudoLabel:
 
 
 def strong_mix(
-    image: Tensor, label: PseudoLabel, partner: Partner, p_cutmix: float, name: str = ""
+    strong: Tensor, label: PseudoLabel, partner: Partner, p_cutmix: float, name: str = ""
 ) -> tuple[Tensor, PseudoLabel]:
-    """A strong view of ``image`` (batch, channels, *spatial) with CutMix, and the label that follows it.
+    """CutMix of a strong view (batch, channels, *spatial), and the label that follows it.
 
     ``p_cutmix`` is the share of samples with a pasted box; ``name`` tells several views of a step apart.
     """
-    box = draw_boxes(len(image), tuple(image.shape[2:]), p_cutmix, image.device)
-    strong = strong_view(image, label.valid)
+    box = draw_boxes(len(strong), tuple(strong.shape[2:]), p_cutmix, strong.device)
     return paste(box, strong, partner.of(f"{name}_image", strong)), label.mix(box, partner)

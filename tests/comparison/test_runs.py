@@ -61,8 +61,8 @@ def test_runs_of_other_labeled_cases_are_refused(tmp_path):
     one, two = (model(f"all{case}", "all", labeled=[case, "y"], validation=["x"]) for case in "pq")
     with pytest.raises(DatasetError, match="only one of them has p, q"):
         validation_cases([model("stock", "all"), one, two], tmp_path)
-    splits.write_text(json.dumps([{"train": ["a", "b", "c"], "val": []}]))
-    with pytest.raises(DatasetError, match=r"stock__P__2d.*on 2 labeled cases and held out 1, but .* has 3 and 0"):
+    splits.write_text(json.dumps([{"train": ["a", "b", "c"], "val": ["d", "e"]}]))
+    with pytest.raises(DatasetError, match=r"stock__P__2d.*on 2 labeled cases and held out 1, but .* has 3 and 2"):
         validation_cases([stock, ours], tmp_path)
     splits.write_text(json.dumps([{"train": ["a", "b"], "val": ["c"]}] * 2))
     with pytest.raises(DatasetError, match="validates c in several folds"):

@@ -150,3 +150,14 @@ def test_the_spacing_file_of_a_tiff_goes_with_its_label(base):
     )
     content = load_json(str(base / "preprocessed" / folder.name / "content.json"))
     assert {tuple(content["unlabeled"][case]["spacing"]) for case in hidden} == {(0.7, 0.5, 0.5)}
+
+
+def test_patients_that_are_no_cases_draw_nothing_and_what_is_not_used_is_named(base, capsys):
+    folder = base / "raw" / SOURCE
+    (folder / "imagesUn" / "more.nrrd").touch()
+    (folder / "patients.json").write_text(json.dumps({f"case{i}_0000": f"p{i // 2}" for i in range(10)}))
+    with pytest.raises(SystemExit):
+        main(["hide-labels", "-d", "4", "-o", "5", "--labeled", "2"])
+    error = capsys.readouterr().err
+    assert "patients.json: 10 are no cases of the dataset: 'case0_0000' (nearest: 'case0')" in error
+    assert "more.nrrd" in error and not (base / "raw" / "Dataset005_Balls").exists()

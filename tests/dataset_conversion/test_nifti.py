@@ -59,6 +59,15 @@ def test_labels_and_channels_of_the_decathlon_of_nnunet_and_of_neither(base, sca
     assert described(write_dataset(nifti.convert(scans, 2), 8))["labels"] == labels
 
 
+def test_what_is_not_converted_is_named(base, scans, capsys):
+    for name in ("case9.nii", ".DS_Store"):
+        (scans / "imagesTr" / name).touch()
+    (scans / "imagesTr" / "more").mkdir()
+    assert sum(counts(nifti.convert(scans, 2))) == 8
+    of_others, of_system, deep = capsys.readouterr().err.splitlines()
+    assert "1 not used (case9.nii)" in of_others and ".DS_Store" in of_system and "more is a folder" in deep
+
+
 @pytest.mark.real
 def test_real_hippocampus(base):
     conversion = nifti.convert(REAL / "Hippocampus", 4, 40)

@@ -166,3 +166,16 @@ def test_real_masks_one_patients_against_anothers(tmp_path):
         )
         assert result.values[0, i].tolist() == pytest.approx([binary.dc(p, r), binary.jc(p, r), *in_voxels, *in_mm])
         assert 0 < result.values[0, i, 0] < 1
+
+
+def test_references_that_are_not_measured_are_named(folders):
+    reference, prediction = folders
+    (reference / "other.nii").touch()
+    assert "1 not used (other.nii)" in evaluate_folders(reference, prediction, num_processes=1).left_out[0]
+    with pytest.raises(DatasetError, match=r"nowhere.nii.gz is missing"):
+        evaluate_folders(reference, prediction, num_processes=1, cases=["nowhere"])
+    name = os.fsdecode(b"M\xfcller.nii.gz")
+    for folder in folders:
+        shutil.copy(next(folder.glob("*.nii.gz")), folder / name)
+    with pytest.raises(DatasetError, match="is not valid Unicode"):
+        evaluate_folders(reference, prediction, num_processes=1)

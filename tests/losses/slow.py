@@ -44,8 +44,9 @@ def slow_adaptive_contrast(queries, present, entries, known, centers, temperatur
             def exp(v, q=q):
                 return math.exp(cosine(q, v) / temperature)
 
-            own = [-math.log(exp(p) / sum(map(exp, everything))) for p in entries[c][known[c]]]
-            center = -math.log(exp(centers[c]) / sum(map(exp, centers)))
+            all_of_them = sum(map(exp, everything)) + sum(map(exp, centers))
+            own = [-math.log(exp(p) / all_of_them) for p in entries[c][known[c]]]
+            center = -math.log(exp(centers[c]) / all_of_them)
             losses.append((sum(own) / len(own) if own else 0.0) + center_weight * center)
         total += sum(losses) / len(losses)
     return total / max(1, int(present.sum()))

@@ -49,3 +49,12 @@ def test_nothing_kept_is_0_with_finite_gradients_and_no_gradient_goes_where_noth
         assert (value == 0) == (not kept.any())
         assert torch.equal(logits.grad.any(1, keepdim=True), kept)
         assert target.grad is None
+
+
+def test_one_voxel_counts_as_one():
+    one = torch.zeros_like(KEPT)
+    one[0, 0, 1, 2] = True
+    expected = -LOGITS.log_softmax(1)[0, LABEL[0, 0, 1, 2], 1, 2]
+    assert masked_cross_entropy(LOGITS, LABEL, one, one).item() == pytest.approx(expected.item())
+    region = one & torch.tensor([True, False, False])[:, None, None]
+    assert masked_mse(LOGITS, torch.zeros_like(LOGITS), region).item() == pytest.approx(LOGITS[0, 0, 1, 2].item() ** 2)

@@ -11,21 +11,25 @@ from nnunetv2_crossmatch.methods.action_plus_plus import ACTIONPlusPlusConstants
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 
 SPATIAL = (16, 24)
-SMALL = {"queries": 6, "negatives": 7, "bank": 4, "valid": 0.35, "confident": 0.4, "hard": 0.4}
+# no two alike, and none the default: a test sees one in the place of another
+SMALL = {"queries": 6, "negatives": 7, "bank": 4, "valid": 0.35, "confident": 0.45, "hard": 0.38}
+SMALL |= {"student_temperature": 0.2, "teacher_temperature": 0.05, "temperature": 0.3}
 CONSTANTS = ACTIONConstants(**SMALL)
-PLUS_PLUS = ACTIONPlusPlusConstants(**SMALL, queue=36)
+PLUS_PLUS = ACTIONPlusPlusConstants(
+    **{**SMALL, "temperature": 0.9}, lowest_temperature=0.15, lambda_center=0.3, queue=36
+)
 STAGE_I, STAGE_II, STAGE_III = 0.0, 0.3, 0.6
 
 
-def unet(seed: int = 0) -> nn.Module:
+def unet(seed: int = 0, features: tuple[int, ...] = (4, 6, 8)) -> nn.Module:
     torch.manual_seed(seed)
     return PlainConvUNet(
         1,
-        n_stages=3,
-        features_per_stage=[4, 6, 8],
+        n_stages=len(features),
+        features_per_stage=features,
         conv_op=nn.Conv2d,
         kernel_sizes=3,
-        strides=[1, 2, 2],
+        strides=[1] + [2] * (len(features) - 1),
         n_conv_per_stage=1,
         num_classes=3,
         n_conv_per_stage_decoder=1,
@@ -39,7 +43,14 @@ def unet(seed: int = 0) -> nn.Module:
 
 @pytest.fixture
 def network() -> nn.Module:
+    """Of three stages: of its two outputs only the finest has a weight."""
     return unet()
+
+
+@pytest.fixture
+def deep_network() -> nn.Module:
+    """Of four stages: two of its three outputs have a weight."""
+    return unet(features=(4, 6, 8, 8))
 
 
 def batches(batch: int = 2, seed: int = 1, classes=(0, 1, 2)) -> tuple[UnlabeledBatch, LabeledBatch]:

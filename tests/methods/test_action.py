@@ -1,7 +1,7 @@
 """ACTION against a slow version, voxel by voxel, as the definitions read."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -31,9 +31,30 @@ from tests.methods.conftest import make_action as make
 
 
 def slow_distillation(student, teacher, entries) -> list[float]:
-    c = CONSTANTS
-    everything = (t.double() for t in (student, teacher, entries))
-    return slow_similarity_distillation(*everything, c.student_temperature, c.teacher_temperature)
+    return slow_similarity_distillation(*(t.double() for t in (student, teacher, entries)), 0.2, 0.05)
+
+
+def test_the_constants_are_the_published_ones():
+    """Paper: arXiv 2206.02307. Code: charlesyou999648/ACTION, code/. ReCo: lorenmt/reco, as in that code."""
+    assert asdict(ACTIONConstants()) == {
+        "stage_i": 0.25,  # 100 of 400 epochs, paper
+        "stage_ii": 0.25,
+        "lambda_global": 2.0,  # 2 x k1 of train_2D_pretrain.py, which has 1/2 (CE + Dice)
+        "lambda_local": 2.0,  # 2 x k2
+        "lambda_unsup": 2.0,  # 2 x 1, train_2D_action.py
+        "lambda_anco": 0.02,  # 2 x k1 of train_2D_action.py
+        "ema_decay": 0.99,  # m of ISD, both
+        "bank": 36,  # K
+        "student_temperature": 0.1,  # T_s, train_2D.sh
+        "teacher_temperature": 0.01,  # T_t, train_2D.sh
+        "cutmix": 0.5,  # paper
+        "confident": 0.97,  # strong_threshold, train_2D_action.py
+        "valid": 0.7,  # weak_threshold
+        "hard": 0.97,  # strong_threshold, too
+        "queries": 256,  # num_queries
+        "negatives": 512,  # num_negatives
+        "temperature": 0.5,  # temp, of the loss and of the draw of negatives
+    }
 
 
 @pytest.fixture
@@ -67,7 +88,7 @@ def test_stage_iii_equals_the_definitions_voxel_by_voxel(network, monkeypatch, d
     graphs = []  # (levels, probabilities, label, voxels that take part), theirs first as the method draws
     with torch.no_grad():
         for x, y, counted in (
-            (image, label, valid & (confidence >= 0.35)),
+            (image, label, valid & (confidence >= 0.35)),  # CONSTANTS.valid
             (labeled.image, labeled.label, labeled.valid),
         ):
             outputs, levels = SplitUNet(network).forward_levels(x)
@@ -79,9 +100,13 @@ def test_stage_iii_equals_the_definitions_voxel_by_voxel(network, monkeypatch, d
                 c = int(y[sample, 0, row, column])
                 representation = method.represent(at(levels, sample, row, column))
                 members[c].append(representation)
-                if p[sample, c, row, column] < 0.4:
+                if p[sample, c, row, column] < 0.38:  # CONSTANTS.hard
                     hard_ones[c].append(representation)
         means = torch.stack([torch.stack(m).mean(0) if m else torch.zeros(512) for m in members])
+        of_draws = [mask.sum().item() for mask, _ in drawn]  # of each graph three classes' valid ones, then hard ones
+        assert [a + b for a, b in zip(of_draws[:3], of_draws[6:9], strict=True)] == [len(m) for m in members]
+        assert [a + b for a, b in zip(of_draws[3:6], of_draws[9:], strict=True)] == [len(h) for h in hard_ones]
+        assert 0 < graphs[0][3].sum() < valid.sum()
         present = torch.tensor([bool(m) for m in members])
 
         queries, others = negatives[0]
@@ -92,7 +117,7 @@ def test_stage_iii_equals_the_definitions_voxel_by_voxel(network, monkeypatch, d
                 assert min((n - m).abs().max() for v in range(3) if v != c for m in members[v]) < 1e-5
         hard = torch.tensor([bool(h) for h in hard_ones])
         assert hard.any()
-        expected = slow_regional_contrast(queries.double(), hard, means.double(), others.double(), present, 0.5)
+        expected = slow_regional_contrast(queries.double(), hard, means.double(), others.double(), present, 0.3)
         supervised = labeled.loss([graphs[1][1].log()]).item()
     assert values["anco"] == pytest.approx(expected, rel=1e-4)
     assert values[SUPERVISED] == pytest.approx(supervised, rel=1e-5)
@@ -101,14 +126,29 @@ def test_stage_iii_equals_the_definitions_voxel_by_voxel(network, monkeypatch, d
     for i in range(2):
         of_image = valid[i, 0]
         ce = -graphs[0][1][i].gather(0, label[i])[0][of_image].log().mean().item()
-        expected.append((confidence[i, 0][of_image] >= 0.4).float().mean().item() * ce)
+        expected.append((confidence[i, 0][of_image] >= 0.45).float().mean().item() * ce)  # CONSTANTS.confident
     assert values["unsup"] == pytest.approx(sum(expected) / 2, rel=1e-4)
     assert len(drawn) == 12 and all(mask.flatten()[index].all() for mask, index in drawn if mask.any())
 
 
+def test_the_kept_share_is_of_each_predicted_class_what_is_confident_and_not_padding(network):
+    method, (unlabeled, labeled) = make(network, STAGE_III), batches()
+    with torch.no_grad():
+        p = method.teacher.network(unlabeled.image)[0].softmax(1)
+    step(method, network, unlabeled, labeled)
+    kept, all_of_them = method.curves["kept_share"]
+    for c in range(3):
+        of_class = [
+            p[i, :, y, x].max() for i, _, y, x in unlabeled.valid.nonzero().tolist() if p[i, :, y, x].argmax() == c
+        ]
+        assert all_of_them[c] == len(of_class)
+        assert kept[c] == sum(value >= 0.45 for value in of_class)
+    assert 0 < kept.sum() < all_of_them.sum()
+
+
 def test_the_mixed_view_follows_the_teachers_label_and_half_of_it_is_pasted(network, monkeypatch):
     method, (unlabeled, labeled) = make(network, STAGE_III), batches(batch=2)
-    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image)
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, drawn, voxel: image)
     step(method, network, unlabeled, labeled)
     method.partner.draw(2)
     image, label, confidence, _ = method._mix(SplitUNet(network), unlabeled, unlabeled.image)
@@ -175,7 +215,8 @@ def test_the_first_graph_is_economical_and_its_turn_comes_when_the_second_is_gon
         method, asked, order = make(network, STAGE_III, cls, constants), [], []
 
         def forward(self, image, *, economical=False, asked=asked, allowed=allowed):
-            asked.append(economical)
+            if torch.is_grad_enabled():  # ACTION++'s teacher has no graph
+                asked.append(economical)
             return forward_levels(self, image, economical=economical and allowed)
 
         monkeypatch.setattr(SplitUNet, "forward_levels", forward)
@@ -240,7 +281,7 @@ def test_negatives_come_from_similar_classes_and_uniformly_from_both_graphs(netw
     unit = nn.functional.normalize(means, dim=1)
     for c in range(3):
         others = [v for v in range(3) if v != c]
-        weights = [math.exp(float(unit[c] @ unit[v]) / 0.5) for v in others]
+        weights = [math.exp(float(unit[c] @ unit[v]) / 0.3) for v in others]
         found = torch.bincount(negatives[c, :, 0].long(), minlength=3)[others]
         assert int(found.sum()) == 4000
         assert chisquare(found, [4000 * w / sum(weights) for w in weights]).pvalue > 0.001
@@ -282,7 +323,7 @@ def test_distillation_starts_with_an_empty_bank_and_enqueues_after_the_loss(netw
 @pytest.mark.parametrize("seed", [0, 1])
 def test_stages_i_and_ii_equal_the_definitions(network, monkeypatch, seed):
     """Weak view to the teacher, strong view through head and predictor to the student, KL against the bank."""
-    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image.sin())
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, drawn, voxel: image.sin())
     method, (unlabeled, labeled) = make(network, STAGE_II), batches(seed=seed)
     step(method, network, unlabeled, labeled)  # fills the banks
     bank_global, bank_local = (b.entries[: b.count].clone() for b in (method.global_bank, method.local_bank))
@@ -341,7 +382,7 @@ def test_of_each_patch_one_window_enters_the_bank_drawn_by_its_valid_share(netwo
 
 
 def test_the_student_of_stage_iii_sees_the_strong_view(network, monkeypatch):
-    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image.sin())
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, drawn, voxel: image.sin())
     unlabeled, labeled = batches()
     monkeypatch.setattr(action, "draw_boxes", lambda *args, **kwargs: torch.zeros_like(unlabeled.valid))
     method, seen = make(network, STAGE_III), []
@@ -372,7 +413,7 @@ def test_a_step_that_overflows_leaves_no_trace_in_banks_queue_and_means(network,
 
 def test_padded_voxels_do_not_count_in_the_pseudo_label_loss(network, monkeypatch):
     """Whatever the padded columns predict."""
-    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image)
+    monkeypatch.setattr(strong_view, "apply_strong", lambda image, drawn, voxel: image)
     unlabeled, labeled = batches()
     forward_levels = SplitUNet.forward_levels
     values = []
@@ -409,12 +450,54 @@ def test_the_teacher_follows_with_all_its_heads_once_a_step(network):
             torch.testing.assert_close(mine, old * 2 / 3 + theirs / 3)
 
 
+def test_the_teacher_of_stage_iii_begins_as_the_student_and_then_follows(network):
+    """In a run that was continued between any two steps, too."""
+    method = make(network, STAGE_II)
+    for _ in range(120):  # until the average has its decay
+        method.after_step(network)
+    (of_head,) = (v.clone() for k, v in method.teacher_global.state_dict().items() if k == "updates")
+    student = list(network.parameters())
+    for number in range(4):
+        with torch.no_grad():
+            for p in student:
+                p.add_(torch.randn_like(p))
+        before = [p.clone() for p in method.teacher.network.parameters()]
+        continued = ACTION(CONSTANTS, network, patch=SPATIAL)
+        continued.load_state_dict(method.state_dict())
+        for one in (method, continued):
+            one.begin_step(STAGE_II if number == 0 else STAGE_III)
+            one.after_step(network)
+        for old, mine, others, theirs in zip(
+            before, method.teacher.network.parameters(), continued.teacher.network.parameters(), student, strict=True
+        ):
+            expected = theirs if number == 1 else 0.99 * old + 0.01 * theirs
+            torch.testing.assert_close(mine, expected)
+            assert torch.equal(mine, others)
+            assert number != 1 or torch.equal(mine, theirs)
+    assert method.teacher_global.updates == of_head + 1  # the heads learn nothing in stage iii
+
+
+@pytest.mark.parametrize(
+    ("progress", "done"),
+    [(0.0, 0.0), (0.05, 0.25), (0.2, 0.0), (0.35, 0.5), (0.5, 0.0), (0.75, 0.5), (0.999, 0.998), (1.0, 1.0)],
+)
+def test_what_is_done_of_a_stage(progress, done):
+    assert replace(CONSTANTS, stage_i=0.2, stage_ii=0.3).stage_done(progress) == pytest.approx(done)
+
+
+def test_a_stage_without_steps_is_never_the_present_one():
+    assert replace(CONSTANTS, stage_i=0.0, stage_ii=0.5).stage_done(0.25) == 0.5
+    assert replace(CONSTANTS, stage_i=0.5, stage_ii=0.0).stage_done(0.5) == 0.0
+    assert replace(CONSTANTS, stage_i=0.0, stage_ii=0.0).stage_done(0.25) == 0.25
+    assert replace(CONSTANTS, stage_i=0.5, stage_ii=0.5).stage_done(1.0) == 1.0
+
+
 def test_weights_and_stages_follow_the_progress(network):
     method = make(network, 0.0)
-    assert method.weights(0.0) == {SUPERVISED: 0.0, "global": 1.0}
+    assert method.weights(0.0) == {SUPERVISED: 0.0, "global": 2.0}
     assert method.weights(0.2499) == method.weights(0.0)
-    assert method.weights(0.25) == {"global": 1.0, "local": 1.0}
-    assert method.weights(0.5) == {"unsup": 1.0, "anco": 0.01}
+    assert method.weights(0.25) == {"global": 2.0, "local": 2.0}
+    assert method.weights(0.5) == {"unsup": 2.0, "anco": 0.02}
     assert [start for start, _ in method.stages] == [0.0, 0.25, 0.5]
     supervised_first = make(network, 0.0, constants=replace(CONSTANTS, stage_i=0.0)).stages
     assert [(start, name[:9]) for start, name in supervised_first] == [(0.0, "stage ii:"), (0.25, "stage iii")]

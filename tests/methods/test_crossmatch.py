@@ -1,337 +1,162 @@
-"""CrossMatch against a slow version: every stream in one graph, as the definitions read."""
+"""The default against a slow version: nnU-Net's own loss of the joint batch, where nothing is doubtful."""
 
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 
-from nnunetv2_crossmatch.methods import UnlabeledBatch, crossmatch
-from nnunetv2_crossmatch.methods.crossmatch import CrossMatch, CrossMatchConstants, Student
-from nnunetv2_crossmatch.networks.split_unet import SplitUNet, drop_channels
-from nnunetv2_crossmatch.views import strong_view
-from nnunetv2_crossmatch.views.mixing import paste
-from nnunetv2_crossmatch.views.strong_view import apply_strong
-from tests.methods.conftest import SPATIAL
+from nnunetv2_crossmatch.methods import SUPERVISED, crossmatch
+from nnunetv2_crossmatch.methods.crossmatch import CrossMatch, CrossMatchConstants, Stream
+from nnunetv2_crossmatch.networks.split_unet import SplitUNet
+from tests.methods.conftest import SPATIAL, batches, step
 
-CONSTANTS = CrossMatchConstants(
-    threshold=0.4,
-    eta=0.3,
-    warmup=0.0,
-    present_only=True,
-    lambda_ip=1.0,
-    lambda_kd=2.0,
-    ema_decay=None,
-)
+PLAIN = CrossMatchConstants(threshold=0.0, ramp=0.0, p_cutmix=0.0)
 
 
-def unlabeled_batch(batch: int = 3, seed: int = 1) -> UnlabeledBatch:
-    generator = torch.Generator().manual_seed(seed)
-    valid = torch.ones(batch, 1, 16, 16, dtype=torch.bool)
-    valid[..., :2] = False
-    return UnlabeledBatch(torch.randn(batch, 1, 16, 16, generator=generator), valid)
+def make(network, constants=PLAIN, **plan) -> CrossMatch:
+    method = CrossMatch(constants, network, patch=SPATIAL, **plan)
+    torch.manual_seed(3)
+    with torch.no_grad():  # a teacher and a student that differ
+        for p in method.teacher.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    method.started = 0.0
+    method.begin_step(0.5)
+    return method
 
 
 @pytest.fixture
-def record(monkeypatch) -> dict[str, list]:
-    """Everything that is drawn, in order, so that the slow version can use it again."""
-    drawn: dict[str, list] = {"draw_strong": [], "draw_boxes": [], "draw_channel_masks": []}
-
-    def recording(name, original):
-        def draw(*args):
-            drawn[name].append(original(*args))
-            return drawn[name][-1]
-
-        return draw
-
-    for name in drawn:
-        module = strong_view if name == "draw_strong" else crossmatch
-        monkeypatch.setattr(module, name, recording(name, getattr(module, name)))
-    return drawn
+def views(monkeypatch):
+    """A strong view that can be told."""
+    monkeypatch.setattr(CrossMatch, "strong_view", lambda self, unlabeled: unlabeled.image.sin())
 
 
-def step(method: CrossMatch, network: nn.Module, unlabeled: UnlabeledBatch) -> dict[str, float]:
-    weights, values = method.weights(1.0), {}
-    for losses in method.losses(SplitUNet(network), unlabeled):
-        sum(weights[name] * loss for name, loss in losses.items()).backward()
-        for name, loss in losses.items():
-            values[name] = values.get(name, 0) + loss.item()
-    return values
-
-
-def slow_dice(p, label, kept, constants) -> torch.Tensor:
-    losses = []
-    for c in range(p.shape[1]):
-        y = (label == c)[:, 0][kept[:, 0]].float()
-        q = p[:, c][kept[:, 0]]
-        if y.sum() > 0 or not constants.present_only:
-            losses.append(1 - (2 * (q * y).sum() + 1e-5) / ((q**2).sum() + (y**2).sum() + 1e-5))
-    return torch.stack(losses).mean() if losses else p.sum() * 0
-
-
-def slow_losses(network, unlabeled, drawn, shift, constants) -> dict[str, torch.Tensor]:
-    """The definitions, stream by stream."""
-
-    def decode(features):
-        return network.decoder(features)[0]
-
-    def hard(logits):
-        p = logits.detach().softmax(1)
-        confidence, label = p.max(1, keepdim=True)
-        return label, (confidence >= constants.threshold) & unlabeled.valid
-
-    x_w = unlabeled.image
-    strong = [torch.where(unlabeled.valid, apply_strong(x_w, parameters), x_w) for parameters in drawn["draw_strong"]]
-    x_s1, x_s2 = strong[0], strong[-1]  # one and the same where there is one
-    box1, box2 = drawn["draw_boxes"][0], drawn["draw_boxes"][-1]
-    m_ww, m_sw, m_ws, m_ss = drawn["draw_channel_masks"]
-
-    def partner(v):
-        return v.roll(shift, 0)
-
-    def mix(box, pair):
-        return tuple(paste(box, v, partner(v)) for v in pair)
-
-    f_w = network.encoder(x_w)
-    y_nw = hard(decode(f_w))
-    p_ww, p_sw = decode(drop_channels(f_w, m_ww)), decode(drop_channels(f_w, m_sw))
-    y_ww, y_sw = hard(p_ww), hard(p_sw)
-    p_ns1 = network(paste(box1, x_s1, partner(x_s1)))[0]
-    f_s = network.encoder(paste(box2, x_s2, partner(x_s2)))
-    p_ns2, p_ws, p_ss = decode(f_s), decode(drop_channels(f_s, m_ws)), decode(drop_channels(f_s, m_ss))
-
-    def d(logits, target):
-        return slow_dice(logits.softmax(1), *target, constants)
-
-    return {
-        "ip": (d(p_ns1, mix(box1, y_nw)) + d(p_ns2, mix(box2, y_nw))) / 2
-        if constants.strong_views == 2
-        else d(p_ns2, mix(box2, y_nw)),
-        "tkd": (d(p_ww, y_nw) + d(p_sw, y_nw) + d(p_ws, mix(box2, y_nw)) + d(p_ss, mix(box2, y_nw))) / 4,
-        "dkd": (d(p_ws, mix(box2, y_ww)) + d(p_ss, mix(box2, y_sw))) / 2,
-    }
-
-
-@pytest.mark.parametrize("changed", [{}, {"present_only": False}, {"strong_views": 1}, {"p_cutmix": 0.0}], ids=str)
-def test_losses_and_gradients_equal_the_definitions(network, record, changed):
-    constants = replace(CONSTANTS, **changed)
-    torch.manual_seed(5)
-    method, unlabeled = CrossMatch(constants, network, patch=SPATIAL), unlabeled_batch()
-    values = step(method, network, unlabeled)
-    gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
-    network.zero_grad()
-
-    slow = slow_losses(network, unlabeled, record, method.partner._shift, constants)
-    total = slow["ip"] + 2 * (0.7 * slow["tkd"] + 0.3 * slow["dkd"])
-    total.backward()
-    assert values == pytest.approx({name: loss.item() for name, loss in slow.items()}, abs=1e-6)
-    expected = [p.grad for p in network.parameters() if p.grad is not None]
-    assert len(gradients) == len(expected)
-    for mine, theirs in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
-
-
-def test_the_teacher_gets_no_gradient(network):
-    """Of the seven decodings the first, the teacher's, has no graph; all students have one."""
-    has_graph = []
-
-    class Spy(SplitUNet):
-        def decode(self, features):
-            logits = super().decode(features)
-            has_graph.append(logits.requires_grad)
-            return logits
-
-    for losses in CrossMatch(CONSTANTS, network, patch=SPATIAL).losses(Spy(network), unlabeled_batch()):
-        sum(losses.values()).backward()
-    assert has_graph == [False] + [True] * 6
-
-
-def test_labels_follow_their_image_through_cutmix(network, monkeypatch):
-    """A network-free check: what is pasted into image, label and confidence is the same partner's same box."""
-    method = CrossMatch(replace(CONSTANTS, threshold=0.0), network, patch=SPATIAL)
-    unlabeled = unlabeled_batch(batch=4)
-    seen = []
-    # the "pseudo-label" of a voxel is the sign of its image, so the composites have to agree everywhere
-    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image)
-    monkeypatch.setattr(
-        method,
-        "_pseudo_label",
-        lambda logits, batch: crossmatch.PseudoLabel(
-            (unlabeled.image > 0).long(), unlabeled.image > 0.5, unlabeled.image > -1
-        ),
-    )
-    network_inputs = []
-
-    class Spy(SplitUNet):
-        def encode(self, image):
-            network_inputs.append(image)
-            return super().encode(image)
-
-    original = method._learn
-
-    def learn(stream, logits, target):
-        seen.append((stream, target))
-        return original(stream, logits, target)
-
-    monkeypatch.setattr(method, "_learn", learn)
-    torch.manual_seed(3)
-    for losses in method.losses(Spy(network), unlabeled):
-        sum(losses.values()).backward()
-    weak, mixed1, mixed2 = network_inputs
-    inputs = dict(zip(("dropout_weak", "dropout_strong"), (weak, weak), strict=True))
-    assert not torch.equal(mixed1, weak) and not torch.equal(mixed2, weak), "no box was drawn: choose another seed"
-    strong = iter((mixed1, mixed2))
-    for stream, target in seen:
-        image = inputs.get(stream, mixed2 if stream == "strong_view_dropout" else None)
-        image = next(strong) if image is None else image
-        assert torch.equal(target.label, (image > 0).long())
-        assert torch.equal(target.kept, image > 0.5)
-        assert torch.equal(target.valid, image > -1)
-
-
-def test_a_single_sample_is_mixed_with_the_previous_steps(network, monkeypatch):
-    everything = torch.ones(1, 1, 16, 16, dtype=torch.bool)
-    monkeypatch.setattr(crossmatch, "draw_boxes", lambda *args: everything)
-    monkeypatch.setattr(strong_view, "apply_strong", lambda image, parameters: image)
-    method = CrossMatch(CONSTANTS, network, patch=SPATIAL)
-    inputs = []
-
-    class Spy(SplitUNet):
-        def encode(self, image):
-            inputs.append(image)
-            return super().encode(image)
-
-    batches = [unlabeled_batch(batch=1, seed=seed) for seed in range(3)]
-    for unlabeled in batches:
-        for losses in method.losses(Spy(network), unlabeled):
-            sum(losses.values()).backward()
-    for i, unlabeled in enumerate(batches):
-        weak, strong1, strong2 = inputs[3 * i : 3 * i + 3]
-        assert torch.equal(weak, unlabeled.image)
-        assert torch.equal(strong1, batches[max(i - 1, 0)].image)
-        assert torch.equal(strong2, batches[max(i - 1, 0)].image)
-
-
-def test_one_student_drawn_at_random_has_the_expectation_of_all_four(network, monkeypatch):
-    full = replace(CONSTANTS, strong_views=1)
-    fast = replace(full, dropout_students=1)
-    unlabeled = unlabeled_batch()
-    features = SplitUNet(network).encode(unlabeled.image)
-    masks = {p: crossmatch.draw_channel_masks(features, p) for p in (full.p_weak, full.p_strong)}
-    monkeypatch.setattr(crossmatch, "draw_channel_masks", lambda features, p: masks[p])
-
-    def gradients(constants, students):
-        method = CrossMatch(constants, network, patch=SPATIAL)
-        monkeypatch.setattr(method, "_draw_students", lambda: students)
-        network.zero_grad()
-        torch.manual_seed(5)  # the same boxes and views each time
-        values = step(method, network, unlabeled)
-        return values, [p.grad.clone() for p in network.parameters() if p.grad is not None]
-
-    everyone = CrossMatch(full, network, patch=SPATIAL)._draw_students()
-    values, expected = gradients(full, everyone)
-    ones = [gradients(fast, [student]) for student in everyone]
-    mean = {name: sum(one.get(name, 0.0) for one, _ in ones) / 4 for name in values}
-    assert mean == pytest.approx(values, abs=1e-6)
-    for i, gradient in enumerate(expected):
-        torch.testing.assert_close(sum(own[i] for _, own in ones) / 4, gradient, rtol=1e-3, atol=1e-6)
-
-    drawn = Counter(tuple(CrossMatch(fast, network, patch=SPATIAL)._draw_students()) for _ in range(400))
-    assert drawn.keys() == {(student,) for student in everyone}
-    assert all(60 < count < 140 for count in drawn.values())
-
-
-def test_one_student_at_batch_size_1_learns_the_previous_steps_label(network, monkeypatch):
-    """Also where that step had the other feature dropout, or a student of the weak view."""
-    everything = torch.ones(1, 1, 16, 16, dtype=torch.bool)
-    monkeypatch.setattr(crossmatch, "draw_boxes", lambda *args: everything)
-    method = CrossMatch(replace(CONSTANTS, strong_views=1, dropout_students=1), network, patch=SPATIAL)
-    labels, targets = [], []
-    label_of, loss_of = method._pseudo_label, method._loss
-    monkeypatch.setattr(method, "_pseudo_label", lambda *args: labels.append(label_of(*args)) or labels[-1])
-    monkeypatch.setattr(method, "_loss", lambda logits, target: targets.append(target) or loss_of(logits, target))
-    for i, student in enumerate([Student("weak", "strong"), Student("strong", "weak")]):
-        monkeypatch.setattr(method, "_draw_students", lambda student=student: [student])
-        step(method, network, unlabeled_batch(batch=1, seed=i))
-    _, dropped_before, _, dropped_now = labels
-    assert torch.equal(targets[-1].label, dropped_before.label)
-    assert not torch.equal(dropped_before.label, dropped_now.label)
-
-
-def test_warm_up_then_full_weights():
-    method = CrossMatch(replace(CONSTANTS, warmup=0.1), nn.Identity(), patch=SPATIAL)
-    assert set(method.weights(0.0999).values()) == {0.0}
-    assert method.weights(0.1) == pytest.approx({"ip": 1.0, "tkd": 1.4, "dkd": 0.6})
-
-
-def test_nothing_confident_is_a_step_without_gradient(network):
-    values = step(CrossMatch(replace(CONSTANTS, threshold=1.0), network, patch=SPATIAL), network, unlabeled_batch())
-    assert set(values.values()) == {0.0}
-    assert all((p.grad == 0).all() for p in network.parameters() if p.grad is not None)
-
-
-def test_curves_count_kept_voxels_per_class_and_agreement(network):
-    method, unlabeled = CrossMatch(CONSTANTS, network, patch=SPATIAL), unlabeled_batch()
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_it_is_nnunets_loss_of_both_halves_at_once(network, views, batch_dice):
+    method, (unlabeled, labeled) = make(network, batch_dice=batch_dice), batches()
+    values = step(method, network, unlabeled, labeled)
     with torch.no_grad():
-        p = network(unlabeled.image)[0].softmax(1)
-    confidence, label = p.max(1, keepdim=True)
-    step(method, network, unlabeled)
-    kept, predicted = method.curves["kept_share"]
-    for c in range(3):
-        of_class = (label == c) & unlabeled.valid
-        assert predicted[c] == of_class.sum()
-        assert kept[c] == (of_class & (confidence >= CONSTANTS.threshold)).sum()
-    valid = unlabeled.valid.sum()
-    assert method.curves["agreement_dropout_weak"][1] == valid
-    assert method.curves["agreement_strong_view"][1] == 2 * valid
+        taught = method.teacher.network(unlabeled.image)[0].argmax(1, keepdim=True)
+        taught[~unlabeled.valid] = 3  # as nnU-Net's ignore label
+        outputs = network(torch.cat((labeled.image, unlabeled.image.sin())))
+    target = torch.cat((labeled.label, taught))
+    targets = [target, torch.nn.functional.interpolate(target.float(), outputs[1].shape[2:], mode="nearest-exact")]
+    dice = {"batch_dice": batch_dice, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    of_level = DC_and_CE_loss(dice, {}, ignore_label=3, dice_class=MemoryEfficientSoftDiceLoss)
 
+    def with_all_voxels_counted(logits, target):
+        kept = (target != 3).float().mean()
+        return of_level(logits, target.long()) - (1 - kept) * of_level.ce(logits, target[:, 0].long())
 
-def test_an_ema_teacher_labels_in_the_networks_place(network):
-    method = CrossMatch(replace(CONSTANTS, ema_decay=0.5), network, patch=SPATIAL)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(torch.randn_like(p))
-    unlabeled = unlabeled_batch()
-    expected = method.teacher.network(unlabeled.image)[0].argmax(1)
-    step(method, network, unlabeled)
-    assert [int(n) for n in method.curves["kept_share"][1]] == [
-        int(((expected == c) & unlabeled.valid[:, 0]).sum()) for c in range(3)
-    ]
+    loss = DeepSupervisionWrapper(with_all_voxels_counted, [1.0, 0.0])  # nnU-Net has 0 for the coarsest
+    assert list(values) == ["joint"]
+    assert values["joint"] == pytest.approx(loss(outputs, targets).item(), rel=1e-4)
     assert all(p.grad is None for p in method.teacher.parameters())
-    assert not torch.equal(next(network.parameters()), next(method.teacher.network.parameters()))
-    method.after_step(network)
-    assert torch.equal(next(network.parameters()), next(method.teacher.network.parameters()))
+
+
+def test_a_doubtful_voxel_and_one_of_a_class_that_is_not_taught_yet_teach_nothing(network, views):
+    method, (unlabeled, labeled) = make(network, replace(PLAIN, threshold=0.5)), batches()
+    method.taught = torch.tensor([True, False, True])
+    seen = []
+    method.partner.draw = lambda batch: seen.append(method.curves["kept_share"])
+    p = method.teacher.network(unlabeled.image)[0].softmax(1)
+    confident, label = p.max(1, keepdim=True)
+    background_for_sure = (label == 2) | (p[:, 1:2] <= 0.01)
+    kept = (confident >= 0.5) & unlabeled.valid & (label != 1) & background_for_sure
+    step(method, network, unlabeled, labeled)
+    kept_of_class, valid_of_class = seen[0]
+    assert kept_of_class.tolist() == [int((kept & (label == c)).sum()) for c in range(3)]
+    assert valid_of_class.tolist() == [int((unlabeled.valid & (label == c)).sum()) for c in range(3)]
+    assert kept_of_class[1] == 0 and kept_of_class[2] > 0
+
+
+def test_the_ramp_rises_from_where_self_training_began(network, views):
+    """At its beginning the unlabeled half teaches nothing: its gradient is that of the labeled half alone."""
+    method = make(network, replace(PLAIN, ramp=0.2))
+    method.started = 0.4
+    for progress, weight in ((0.4, 0.0), (0.5, 0.5), (0.6, 1.0), (0.9, 1.0)):
+        method.begin_step(progress)
+        assert method._ramp() == pytest.approx(weight)
+    unlabeled, labeled = batches()
+    method.begin_step(0.4)
+    other = replace(unlabeled, image=unlabeled.image.flip(0) * 2)
+    values = [step(method, network, batch, labeled)["joint"] for batch in (unlabeled, other)]
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+def test_it_waits_and_then_takes_nnunets_place(network):
+    method = make(network)
+    assert method.weights(0.5) == {SUPERVISED: 0.0, "joint": 1.0}
+    method.started = None
+    assert method.weights(0.5) == {"joint": 0.0}
+    assert not any(make(network, replace(PLAIN, weight=0.0)).weights(0.5).values())
+
+
+def test_streams_are_drawn_with_the_papers_weights(network, views, monkeypatch):
+    constants = replace(PLAIN, lambda_ip=1.0, lambda_kd=2.0, eta=0.3)
+    method, (unlabeled, labeled) = make(network, constants), batches()
+    shares = method.streams()
+    assert sum(shares.values()) == pytest.approx(1)
+    expected = {"ip": 1 / 3, "tkd": 0.7 * 2 / 3, "dkd": 0.3 * 2 / 3}
+    for loss, share in expected.items():
+        assert sum(p for stream, p in shares.items() if stream.loss == loss) == pytest.approx(share)
+    assert {(s.view, s.dropout) for s in shares if s.loss == "tkd"} == {
+        (view, p) for view in ("weak", "strong") for p in (0.25, 0.75)
+    }
+    assert all(s.view == "strong" and s.taught_through == s.dropout for s in shares if s.loss == "dkd")
+    drawn = Counter()
+    monkeypatch.setattr(crossmatch, "drop_channels", lambda features, masks: drawn.update(["drop"]) or features)
+    for _ in range(300):
+        for losses in method.losses(SplitUNet(network), unlabeled, labeled):
+            losses.clear()
+    # once for the student of L_tkd, twice for L_dkd, whose label is dropped from, too
+    assert drawn.total() == pytest.approx(300 * (expected["tkd"] + 2 * expected["dkd"]), abs=40)
+
+
+@pytest.mark.parametrize("p", [0.25, 0.75])
+def test_dropout_reaches_the_unlabeled_half_alone_and_as_many_maps_as_it_says(network, views, monkeypatch, p):
+    method, (unlabeled, labeled) = make(network), batches(batch=8)
+    monkeypatch.setattr(method, "streams", lambda: {Stream("tkd", "strong", p): 1.0})
+    seen = []
+    original = crossmatch.drop_channels
+    monkeypatch.setattr(crossmatch, "drop_channels", lambda f, masks: seen.append(masks) or original(f, masks))
+    step(method, network, unlabeled, labeled)
+    (masks,) = seen
+    assert len(masks) == 3 and all((mask[:8] == 1).all() for mask in masks)
+    dropped = torch.cat([mask[8:].flatten() for mask in masks]) == 0
+    assert dropped.float().mean().item() == pytest.approx(p, abs=0.1)
+    assert method.curves.keys() == {"kept_share", "agreement_strong_view_dropout"}
+
+
+def test_the_label_goes_through_the_same_share_of_dropout_in_dkd(network, views, monkeypatch):
+    method, (unlabeled, labeled) = make(network), batches()
+    monkeypatch.setattr(method, "streams", lambda: {Stream("dkd", "strong", 0.75, 0.75): 1.0})
+    shares = []
+    original = crossmatch.draw_channel_masks
+    monkeypatch.setattr(crossmatch, "draw_channel_masks", lambda f, p: shares.append(p) or original(f, p))
+    step(method, network, unlabeled, labeled)
+    assert shares == [0.75, 0.75]
+
+
+@pytest.mark.parametrize("labeled_count", [1, 2])
+def test_regions_and_batches_of_any_size(network, labeled_count):
+    constants = replace(PLAIN, p_cutmix=1.0, lambda_kd=1.0)
+    method = make(network, constants, regions=True)
+    unlabeled, labeled = batches(batch=3)
+    regions = torch.cat([labeled.label == 1, labeled.label >= 1, labeled.label == 2], 1).float()
+    labeled = replace(
+        labeled, image=labeled.image[:labeled_count], label=regions[:labeled_count], valid=labeled.valid[:labeled_count]
+    )
+    for _ in range(6):
+        assert torch.isfinite(torch.tensor(step(method, network, unlabeled, labeled)["joint"]))
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("threshold", 1.5),
-        ("eta", -0.1),
-        ("p_strong", 1.0),
-        ("warmup", 1.0),
-        ("lambda_kd", -1.0),
-        ("ema_decay", 1.0),
-        ("strong_views", 3),
-        ("dropout_students", 2),
-    ],
+    "changed", [{"threshold": 1.2}, {"weight": 1.5}, {"ramp": 1.0}, {"lambda_ip": 0.0}, {"ema_decay": 1.0}], ids=str
 )
-def test_a_constant_out_of_range_is_refused_with_its_value(name, value):
-    with pytest.raises(ValueError, match=f"{name} must .*{value}"):
-        replace(CONSTANTS, **{name: value})
-
-
-def test_regions_are_binary_per_channel(network):
-    method, unlabeled = (
-        CrossMatch(replace(CONSTANTS, threshold=0.6), network, patch=SPATIAL, regions=True),
-        unlabeled_batch(),
-    )
-    with torch.no_grad():
-        p = network(unlabeled.image)[0].sigmoid()
-    pseudo = method._pseudo_label(p.logit(), unlabeled)
-    assert torch.equal(pseudo.label, p > 0.5)
-    assert torch.equal(pseudo.kept, ((p >= 0.6) | (p <= 0.4)) & unlabeled.valid)
-    values = step(method, network, unlabeled)
-    assert all(0 < v < 1 for v in values.values())
-    assert method.curves["kept_share"][0].shape == (3,)
+def test_constants_that_cannot_be_are_refused(changed):
+    with pytest.raises(ValueError, match=next(iter(changed))):
+        CrossMatchConstants(**changed)

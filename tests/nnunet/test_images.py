@@ -52,10 +52,15 @@ def test_the_spacing_file_of_a_tiff(tmp_path, capsys, tiff, there, expected):
 
 def test_a_spacing_file_that_is_none(tmp_path):
     tifffile.imwrite(tmp_path / "scan.tif", ARRAY)
-    for content in ("{", "[]", '{"spacing": [1, 2]}', '{"spacing": ["a", 1, 1]}', '{"spacing": 1}'):
+    for content in ("[]", '{"spacing": [1, 2]}', '{"spacing": ["a", 1, 1]}', '{"spacing": 1}'):
         (tmp_path / "scan.json").write_text(content)
         with pytest.raises(ValueError, match="scan.json is not of the form"):
             read_images([tmp_path / "scan.tif"], Tiff3DIO())
+    (tmp_path / "scan.json").write_text('{"spacing": [1, 1, 1}')
+    with pytest.raises(ValueError, match="scan.json is not valid JSON: line 1, column 21"):
+        read_images([tmp_path / "scan.tif"], Tiff3DIO())
+    (tmp_path / "scan.json").write_text('{"spacing": [3, 2, 1]}', encoding="utf-16")
+    assert read_images([tmp_path / "scan.tif"], Tiff3DIO())[1]["spacing"] == [3, 2, 1]
 
 
 @pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO, NibabelIOWithReorient])

@@ -124,7 +124,7 @@ def test_ids_that_cannot_be_file_names(place, capsys, case):
     place.add("good.nii.gz", nifti())
     place.add("other.nii.gz", nifti(IMAGE * 2), case=case)
     for command in (("check",), (*PREPROCESS, "3d_fullres")):
-        (line,) = [line for line in complaints(capsys, *command) if str(place.raw) in line]
+        (line,) = [line for line in complaints(capsys, *command) if f"{place.raw / 'unlabeled.json'}: " in line]
         assert f"{place.raw / 'unlabeled.json'}: the id {case!r} cannot be a file name" in line
     assert place.done() == ["good.nii.gz"]
 
@@ -263,7 +263,8 @@ def test_nothing_is_written_elsewhere_and_nothing_unlisted_is_read(place, capsys
 
     before = elsewhere()
     for command in (("check",), (*PREPROCESS, "3d_fullres")):
-        assert "imagesUn" not in "\n".join(complaints(capsys, *command))
+        about = [line for line in complaints(capsys, *command) if "imagesUn" in line]
+        assert [line for line in about if "unlabeled.json is there and does not list them" not in line] == []
     assert elsewhere() == before
     assert not [path for path in tree(place.preprocessed) if "evil" in path]
 

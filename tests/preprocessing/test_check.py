@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -6,14 +7,15 @@ import h5py
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.preprocessing import content as content_module
 from nnunetv2_crossmatch.preprocessing.check import accept_leaks, check_dataset
 from nnunetv2_crossmatch.preprocessing.content import update_content
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
-from nnunetv2_crossmatch.preprocessing.leaks import find_leaks
-from nnunetv2_crossmatch.preprocessing.scan import describe
+from nnunetv2_crossmatch.preprocessing.leaks import find_leaks, scans_of
+from nnunetv2_crossmatch.preprocessing.scan import BadScan, describe, read_scan
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import DATASET, REAL, make_raw_dataset, use_folders
 
@@ -98,6 +100,50 @@ def test_a_scan_saved_anew_is_recognized_and_can_be_accepted(raw, preprocessed, 
     save_again(raw / "imagesTr" / "case0_0000.nii.gz", raw / "imagesUn" / "more_0000.nii.gz")
     with pytest.raises(SystemExit):
         main(["check", "-d", "901", "-np", "1"])  # what was not there when the other was accepted
+
+
+def test_an_accepted_leak_of_no_scan_is_named_until_it_is_forgotten(raw, preprocessed, capsys):
+    save_again(raw / "imagesTs" / "test1_0000.nii.gz", raw / "imagesUn" / "other. x_0000.nii.gz")
+    main(["check", "-d", "901", "-np", "1", "--accept"])
+    (raw / "imagesUn" / "other. x_0000.nii.gz").rename(raw / "imagesUn" / "other. y_0000.nii.gz")
+    with pytest.raises(SystemExit):
+        main(["check", "-d", "901", "-np", "1"])
+    error = capsys.readouterr().err
+    assert "json: 1 is no scan of the dataset: 'unlabeled/other. x' (nearest: 'unlabeled/other. y')" in error
+    assert "nnUNetv2_crossmatch check -d Dataset901_Balls --accept" in error
+    main(["check", "-d", "901", "-np", "1", "--accept"])
+    main(["check", "-d", "901", "-np", "1"])
+    (message,) = json.loads((preprocessed / "accepted_leaks.json").read_text())
+    assert scans_of(message) == ["imagesTs/test1", "unlabeled/other. y"]
+    (preprocessed / "accepted_leaks.json").write_text('{"a": 1}')
+    with pytest.raises(DatasetError, match="accepted_leaks.json is no list of messages"):
+        check_dataset(Dataset(raw, preprocessed, dataset_json(raw)), 1)
+
+
+@pytest.mark.parametrize("part", ["imagesTr", "imagesTs"])
+def test_a_name_of_other_bytes_is_named_and_aborts_nothing(raw, preprocessed, part):
+    first = min((raw / part).iterdir())
+    shutil.copy(first, raw / part / os.fsdecode(b"M\xfcller_0000.nii.gz"))
+    findings = check_dataset(Dataset(raw, preprocessed, dataset_json(raw)), 1)
+    (line,) = findings.bad if part == "imagesTr" else findings.warnings
+    assert "ller_0000.nii.gz" in line and "is not valid Unicode" in line and "ename it" in line
+    with pytest.raises(BadScan, match="is not valid Unicode"):
+        read_scan([raw / part / os.fsdecode(b"M\xfcller_0000.nii.gz")], SimpleITKIO(), dataset_json(raw))
+
+
+def test_what_is_not_used_and_what_is_in_no_fold_is_said_first(raw, preprocessed, capsys):
+    (raw / "imagesUn" / "more.nrrd").touch()
+    (raw / "imagesTs" / "test1_0000.nii.gz").write_bytes(b"no image")
+    preprocessed.mkdir(parents=True, exist_ok=True)
+    (preprocessed / "splits_final.json").write_text('[{"train": ["case0"], "val": ["case2"]}]')
+    main(["check", "-d", "901", "-np", "1"])
+    lines = capsys.readouterr().err.splitlines()
+    for line, said in zip(lines, ("in no fold", "more.nrrd", "test1_0000.nii.gz cannot be read"), strict=False):
+        assert said in line
+    (preprocessed / "splits_final.json").write_text('[{"train": ["case0"], "val": ["Case2"]}]')
+    with pytest.raises(SystemExit):
+        main(["check", "-d", "901", "-np", "1"])
+    assert "'Case2' (nearest: 'case2')" in capsys.readouterr().err
 
 
 def test_the_preprocessed_folder_alone_is_enough(raw, preprocessed):

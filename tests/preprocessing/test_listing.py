@@ -1,9 +1,18 @@
 import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from nnunetv2_crossmatch.preprocessing.listing import group_channels, labeled_scans, list_unlabeled
+from nnunetv2_crossmatch.preprocessing.image_folder import group_channels
+from nnunetv2_crossmatch.preprocessing.listing import (
+    labeled_and_held_out,
+    labeled_scans,
+    left_out,
+    list_unlabeled,
+)
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import make_raw_dataset
 
@@ -131,8 +140,8 @@ def test_a_missing_imagestr_is_named(raw):
 
 def test_files_without_a_channel_number_are_named_with_the_fix(raw):
     (raw / "imagesUn" / "odd.nii.gz").touch()
-    with pytest.raises(DatasetError, match="odd.nii.gz has no channel number. Rename it to odd_0000.nii.gz"):
-        group_channels(raw / "imagesUn", ".nii.gz")
+    with pytest.raises(DatasetError, match="1 without channel number .*Rename odd.nii.gz to odd_0000.nii.gz"):
+        group_channels(raw / "imagesUn", dataset_json(raw))
 
 
 def test_all_problems_come_at_once(raw):
@@ -140,3 +149,121 @@ def test_all_problems_come_at_once(raw):
     with pytest.raises(DatasetError) as error:
         list_unlabeled(raw, dataset_json(raw))
     assert all(f"gone{i}" in str(error.value) for i in range(3))
+
+
+@pytest.fixture
+def single(tmp_path):
+    make_raw_dataset(tmp_path / "D", labeled=2, unlabeled=3, test=1)
+    return tmp_path / "D"
+
+
+def held_out(raw, part):
+    return {c: [f.name for f in fs] for c, fs in labeled_and_held_out(raw, dataset_json(raw))[part].items()}
+
+
+@pytest.mark.parametrize("numbers", [(1, 4, 17), (0, 1, 2), (7,)])
+def test_a_number_that_is_no_channel_belongs_to_the_name(single, numbers):
+    (single / "imagesVa").mkdir()
+    names = [f"amos_{number:04d}" for number in numbers]
+    for name in (*names, "x"):
+        (single / "imagesVa" / f"{name}.nii.gz").touch()
+    (single / "imagesVa" / "right_0000.nii.gz").touch()
+    expected = {name: [f"{name}.nii.gz"] for name in (*names, "x")} | {"right": ["right_0000.nii.gz"]}
+    assert held_out(single, "imagesVa") == expected
+    assert left_out(single, dataset_json(single)) == []
+
+    for file in (single / "imagesUn").iterdir():
+        file.unlink()
+    for name in names:
+        (single / "imagesUn" / f"{name}.nii.gz").touch()
+    with pytest.raises(DatasetError, match=f"{len(names)} without channel number .*Rename {names[0]}.nii.gz to "):
+        list_unlabeled(single, dataset_json(single))
+    with pytest.raises(DatasetError) as error:
+        list_unlabeled(single, dataset_json(single))
+    subprocess.run(["bash", "-c", str(error.value).partition("All of them: ")[2]], check=True)
+    with pytest.raises(DatasetError, match=f"{names[0]} is also in .*imagesVa"):
+        list_unlabeled(single, dataset_json(single))
+    shutil.rmtree(single / "imagesVa")
+    assert list(list_unlabeled(single, dataset_json(single))) == names
+
+
+def test_all_channels_of_a_held_out_scan_are_one_case(raw):
+    shutil.copy(raw / "imagesTs" / "test0_0001.nii.gz", raw / "imagesTs" / "half_0001.nii.gz")
+    assert held_out(raw, "imagesTs") == {
+        "half_0001": ["half_0001.nii.gz"],
+        "test0": ["test0_0000.nii.gz", "test0_0001.nii.gz"],
+    }
+
+
+def test_a_color_picture_is_one_file_of_three_channels(tmp_path):
+    described = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "file_ending": ".png"}
+    for part in ("imagesTr", "imagesUn", "imagesTs"):
+        (tmp_path / "D" / part).mkdir(parents=True)
+        for i in range(3):
+            (tmp_path / "D" / part / f"{part}{i}_0000.png").touch()
+    parts = labeled_and_held_out(tmp_path / "D", described)
+    parts["imagesUn"] = list_unlabeled(tmp_path / "D", described)
+    for part in ("imagesTr", "imagesTs", "imagesUn"):
+        assert list(parts[part]) == [f"{part}{i}" for i in range(3)]
+    assert left_out(tmp_path / "D", described) == []
+
+
+def test_what_is_not_used_is_named_in_every_folder(single):
+    for folder in ("imagesTr", "imagesUn", "imagesTs", "imagesVal"):
+        (single / folder / "deep").mkdir(parents=True)
+        (single / folder / "deep" / "case_0000.nii.gz").touch()
+        (single / folder / "odd.nrrd").touch()
+    (single / "imagesUn.zip").touch()
+    (single / "ImagesTs").mkdir()
+    assert len(list_unlabeled(single, dataset_json(single))) == 3
+    lines = left_out(single, dataset_json(single))
+    for folder in ("imagesTr", "imagesUn", "imagesTs", "imagesVal"):
+        deep, odd = [line for line in lines if line.startswith(f"{single / folder}: ")]
+        assert "1 .nii.gz files not used" in deep and "deep/case_0000.nii.gz" in deep and "odd.nrrd" in odd
+    assert f"{single / 'imagesUn.zip'} is not a folder and not used." in lines
+    assert f"{single / 'ImagesTs'} is not imagesTs: upper and lower case count. Rename it." in lines
+    assert len(lines) == 10
+
+
+def test_the_line_that_lists_a_folder_per_patient_does(single):
+    for i, file in enumerate(sorted((single / "imagesUn").iterdir())):
+        (single / "imagesUn" / f"p{i}").mkdir()
+        file.rename(single / "imagesUn" / f"p{i}" / "t1_0000.nii.gz")
+    with pytest.raises(DatasetError, match=r"imagesUn names no scan.*\n.*3 .nii.gz files not used") as error:
+        list_unlabeled(single, dataset_json(single))
+    entry = str(error.value).partition(" as: ")[2]
+    (single / "unlabeled.json").write_text(f"{{{entry}}}")
+    assert list_unlabeled(single, dataset_json(single)) == {"p0_t1": [single / "imagesUn" / "p0" / "t1_0000.nii.gz"]}
+    (line,) = left_out(single, dataset_json(single))
+    assert "2 files not used (p1/t1_0000.nii.gz, p2/t1_0000.nii.gz), because" in line and "unlabeled.json" in line
+
+
+def test_a_list_and_links_to_what_it_lists_leave_nothing_out(single, tmp_path):
+    (single / "imagesUn").rename(tmp_path / "elsewhere")
+    (single / "imagesUn").mkdir()
+    for file in (tmp_path / "elsewhere").iterdir():
+        (single / "imagesUn" / file.name).symlink_to(file)
+    assert len(list_unlabeled(single, dataset_json(single))) == 3
+    assert left_out(single, dataset_json(single)) == []
+    for folder in ("imagesUn", tmp_path / "elsewhere"):
+        entries = {f"s{i}": {"images": [f"{folder}/scan{i}_0000.nii.gz"]} for i in range(3)}
+        (single / "unlabeled.json").write_text(json.dumps(entries))
+        assert len(list_unlabeled(single, dataset_json(single))) == 3
+        assert left_out(single, dataset_json(single)) == []
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_name_that_is_no_unicode_is_named(single, listed):
+    name = os.fsdecode(b"M\xfcller_0000.nii.gz")
+    shutil.copy(single / "imagesUn" / "scan0_0000.nii.gz", single / "imagesUn" / name)
+    if listed:
+        (single / "unlabeled.json").write_text(json.dumps({"m": {"images": [f"imagesUn/{name}"]}}))
+    with pytest.raises(DatasetError, match="no valid Unicode|is not valid Unicode") as error:
+        list_unlabeled(single, dataset_json(single))
+    assert str(error.value).encode()
+
+
+@pytest.mark.parametrize("named", [[], {"a": ["x"]}, {"a": {"images": "x"}}])
+def test_a_malformed_dataset_of_dataset_json_is_named(single, named):
+    with pytest.raises(DatasetError, match=r"dataset.json: dataset.* is not of the form"):
+        labeled_scans(single, {**dataset_json(single), "dataset": named})

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.slow
 
 def test_a_training_killed_at_random_instants_loses_nothing(dataset):
     """The short form; more kills by hand."""
-    line = "-d 901 -c 2d -p nnUNetPlansSmall -tr nnUNetTrainerCrossMatchEMA --kills 6 --seconds 4"
+    line = "-d 901 -c 2d -p nnUNetPlansSmall -tr nnUNetTrainerCrossMatch --kills 6 --seconds 4"
     said = run("python", REPOSITORY / "scripts" / "kill.py", *line.split()).stdout
     counts = {what: int(count) for count, what in re.findall(r"(\d+) (.+)", said)}
     assert (counts["kills"], counts["failures"]) == (6, 0)

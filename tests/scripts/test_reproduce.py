@@ -8,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunetv2_crossmatch.dataset_conversion.common import listed
-from nnunetv2_crossmatch.methods.crossmatch import CrossMatchConstants
+from nnunetv2_crossmatch.methods.crossmatch_paper import CrossMatchPaperConstants
 from tests.conftest import REPOSITORY, ball, run, use_folders
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def test_from_the_download_to_the_table_in_slices(tmp_path, monkeypatch):
     for part in ("imagesTs", "labelsTs"):  # another machine has the preprocessed data and the test scans alone
         shutil.copytree(tmp_path / "elsewhere" / part, tmp_path / "raw" / dataset / part)
 
-    trainer = "nnUNetTrainerCrossMatch_smoke"
+    trainer = "nnUNetTrainerCrossMatchPaper_smoke"
     once = ("-p", "nnUNetPlansSmall", "--trainers", trainer)
     slices = [call(*once, "--slice-minutes", "0.001")]  # shorter than an epoch: one is trained all the same
     while "slice is over" in slices[-1] and len(slices) < 8:
@@ -79,14 +79,14 @@ def test_from_the_download_to_the_table_in_slices(tmp_path, monkeypatch):
 
 def test_only_crossmatch_has_the_ablation(reproduce):
     assert reproduce.variants("nnUNetTrainer", ablation=True) == {"": {}}
-    assert reproduce.variants("nnUNetTrainerCrossMatch", ablation=False) == {"": {}}
-    both = reproduce.variants("nnUNetTrainerCrossMatch_smoke", ablation=True)
+    assert reproduce.variants("nnUNetTrainerCrossMatchPaper", ablation=False) == {"": {}}
+    both = reproduce.variants("nnUNetTrainerCrossMatchPaper_smoke", ablation=True)
     assert list(both) == ["", *reproduce.ABLATION]
 
 
 def test_every_ablation_changes_a_constant_of_the_method_and_nothing_else(reproduce):
-    default = CrossMatchConstants()
-    variants = [CrossMatchConstants(**constants) for constants in reproduce.ABLATION.values()]
+    default = CrossMatchPaperConstants()
+    variants = [CrossMatchPaperConstants(**constants) for constants in reproduce.ABLATION.values()]
     assert default not in variants and len(set(variants)) == len(variants)
 
     def weights(constants):
@@ -95,7 +95,7 @@ def test_every_ablation_changes_a_constant_of_the_method_and_nothing_else(reprod
 
     ip, tkd, dkd = weights(default)
     for name, expected in {"ip": (0, tkd, dkd), "tkd": (ip, 0, dkd), "dkd": (ip, tkd, 0)}.items():
-        constants = CrossMatchConstants(**reproduce.ABLATION[f"without_{name}"])
+        constants = CrossMatchPaperConstants(**reproduce.ABLATION[f"without_{name}"])
         assert weights(constants) == pytest.approx(expected)
 
 

@@ -232,3 +232,15 @@ def test_a_full_disk_is_named_and_no_label_is_blamed(place):
     target = place.preprocessed / "nnUNetPlans_3d_fullres_pseudo" / place.labels.name / "fold_0"
     assert not list(target.glob("*scan*")) and not list(target.glob(".incoming*"))
     assert len(times(prepare(place))) == 8
+
+
+def test_a_correction_under_another_name_is_named(place):
+    folder = place.labels / "fold_0"
+    shutil.copy(folder / "scan1.nii.gz", folder / "scan1_corrected.nii.gz")
+    for use in (prepare, lambda place: place.write()):
+        with pytest.raises(
+            DatasetError, match=r"fold_0: 1 is no case of the dataset: 'scan1_corrected' \(nearest: 'scan"
+        ):
+            use(place)
+    (folder / "scan1_corrected.nii.gz").unlink()
+    prepare(place)

@@ -19,7 +19,8 @@ from nnunetv2_crossmatch.trainers import (
     METHODS,
     nnUNetTrainerACTIONPlusPlus_smoke,
     nnUNetTrainerCrossMatch_smoke,
-    nnUNetTrainerCrossMatchEMA_smoke,
+    nnUNetTrainerCrossMatchPaper_smoke,
+    nnUNetTrainerMeanTeacher_smoke,
 )
 from nnunetv2_crossmatch.utilities.files import sha256_of
 from tests.conftest import DATASET, ball, write_image
@@ -31,18 +32,27 @@ EAGER = {"warmup": 0.0, "threshold": 0.0, "valid": 0.0, "confident": 0.0, "hard"
 
 
 def changed(cls: type, **values: object) -> type:
-    """A subclass with other constants, as far as the method has them."""
+    """A subclass with other constants, as far as the method has them, whose network is ready from the first step on."""
     names = {field.name for field in fields(cls.constants)}
     constants = replace(cls.constants, **{name: value for name, value in values.items() if name in names})
-    return type(cls.__name__, (cls,), {"constants": constants})
+
+    def initialize(self) -> None:
+        cls.initialize(self)
+        self.readiness._missing = lambda column: ""
+
+    return type(cls.__name__, (cls,), {"constants": constants, "initialize": initialize})
 
 
-class Smoke(changed(nnUNetTrainerCrossMatch_smoke, **EAGER)):
-    pass
+class Smoke(changed(nnUNetTrainerCrossMatchPaper_smoke, **EAGER)):
+    """Every stream in each step, beside nnU-Net's own loss."""
 
 
-class SmokeEMA(changed(nnUNetTrainerCrossMatchEMA_smoke, **EAGER)):
-    pass
+class SmokeHalves(changed(nnUNetTrainerCrossMatch_smoke, **EAGER, ramp=0.0)):
+    """The default: half of the batch labeled, half not, taught by the average from the first step on."""
+
+
+class SmokeEMA(changed(nnUNetTrainerMeanTeacher_smoke, **EAGER)):
+    """With a moving average."""
 
 
 class SmokePlusPlus(changed(nnUNetTrainerACTIONPlusPlus_smoke, **EAGER, queue=48)):

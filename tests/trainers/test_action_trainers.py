@@ -9,6 +9,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_crossmatch.nnunet.logger import PREFIX
 from nnunetv2_crossmatch.trainers import nnUNetTrainerACTION_smoke
+from nnunetv2_crossmatch.trainers.action import PolyLROfStages
 from nnunetv2_crossmatch.trainers.checkpoints import OURS
 from tests.trainers.conftest import (
     EAGER,
@@ -117,9 +118,23 @@ def test_heads_learn_with_nnunets_optimizer_schedule_and_clipping(make_trainer):
     for _ in range(2):
         trainer.train_step(next(trainer.dataloader_train))
     assert not any(map(torch.equal, before, trainer.method.global_head.parameters()))
-    trainer.current_epoch = 50
+    trainer.current_epoch = 70
     trainer.on_train_epoch_start()
-    assert network["lr"] == heads["lr"] == pytest.approx(0.01 * 0.5**0.9)
+    assert network["lr"] == heads["lr"] == pytest.approx(0.01 * 0.6**0.9)
+
+
+def test_the_learning_rate_restarts_in_each_stage():
+    """In four epochs of stage i, two and a half of stage ii and three and a half of stage iii."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.01)
+    schedule = PolyLROfStages(optimizer, 0.01, 10, replace(Smoke.constants, stage_i=0.4, stage_ii=0.25).stage_done)
+    found = [optimizer.param_groups[0]["lr"]]
+    for epoch in range(10):
+        schedule.step(epoch)
+        found.append(optimizer.param_groups[0]["lr"])
+    left = [1, 1, 0.75, 0.5, 0.25, 1, 1.5 / 2.5, 0.5 / 2.5, 3 / 3.5, 2 / 3.5, 1 / 3.5]
+    assert found == pytest.approx([0.01 * share**0.9 for share in left])
+    schedule.step(4)  # whatever was before
+    assert schedule.get_last_lr() == [0.01]
 
 
 @pytest.mark.parametrize("cls", [EightSteps, EightStepsPlusPlus])
@@ -138,7 +153,8 @@ def test_a_run_stopped_in_the_middle_of_any_stage_goes_on_as_if_it_had_not(make_
 
     def state(trainer) -> list[torch.Tensor]:
         momentum = [value["momentum_buffer"] for value in trainer.optimizer.state.values()]
-        return [*trainer.network.parameters(), *trainer.method.state_dict().values(), *momentum]
+        rates = torch.tensor([group["lr"] for group in trainer.optimizer.param_groups], dtype=torch.float64)
+        return [*trainer.network.parameters(), *trainer.method.state_dict().values(), *momentum, rates]
 
     for done, stage in ((0, "stage i:"), (2, "stage ii:"), (4, "stage iii:"), (5, "stage iii:")):
         for number in range(first.current_epoch + bool(done), done + 1):

@@ -122,6 +122,7 @@ ALLOWED = {
     "mixing.draw": "drawn on the CPU",
     "crossmatch._draw_students": "drawn on the CPU",
     "semi_supervised.train_step": "the loss, at the end, as nnU-Net",
+    "action.after_step": "after the optimizer's step",
     "adaptive_contrast.assign_centers": "after the optimizer's step",
     "components.keep_largest_components": "BCP's, on the CPU as in its paper's code",
 }

@@ -1,9 +1,10 @@
 import numpy as np
+import pytest
 import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunetv2_crossmatch.nnunet.logger import PREFIX, log_curves
-from nnunetv2_crossmatch.trainers.curves import EpochRatios, plot_curves
+from nnunetv2_crossmatch.trainers.curves import EpochRatios, gradient_ratios, plot_curves
 
 CPU = torch.device("cpu")
 CLASSES = ["0", "1"]
@@ -26,9 +27,44 @@ def test_a_step_that_overflowed_does_not_count():
     assert ratios.pop() == {"norm": 4.0}
 
 
-def test_stages_are_lines_in_every_panel_and_named_in_the_first(tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr("nnunetv2_crossmatch.trainers.curves.plt.close", figures.append)
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    drawn: list = []
+    monkeypatch.setattr("nnunetv2_crossmatch.trainers.curves.plt.close", drawn.append)
+    return drawn
+
+
+def test_every_logged_curve_is_drawn_a_methods_own_too(tmp_path, figures):
+    logger = MetaLogger(str(tmp_path), False)
+    values = {"loss_a": 1.0, "kept_share": [2.0, 3.0], "entropy": 4.0, "sharpness": [5.0, 6.0], "agreement_view": 7.0}
+    log_curves(logger, values, 0, CLASSES)
+    plot_curves(logger, tmp_path / "curves.png", CLASSES)
+    axes = figures[0].axes
+    assert sorted(float(line.get_ydata()[0]) for axis in axes for line in axis.lines) == [1, 2, 3, 4, 5, 6, 7]
+    own = axes[-1]
+    assert own.get_title() == "the method's own: entropy, sharpness"
+    assert [line.get_label() for line in own.lines] == ["entropy", "sharpness, 0", "sharpness, 1"]
+
+
+def test_one_panel_alone_is_drawn(tmp_path, figures):
+    logger = MetaLogger(str(tmp_path), False)
+    log_curves(logger, {"loss_a": 1.0}, 0, CLASSES)
+    plot_curves(logger, tmp_path / "curves.png", CLASSES, [(0, "i")])
+    assert len(figures[0].axes) == 1 and [t.get_text() for t in figures[0].axes[0].texts] == ["i"]
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_ratios_of_gradient_norms_leave_out_epochs_that_lack_one(tmp_path):
+    logger = MetaLogger(str(tmp_path), False)
+    assert gradient_ratios(logger) == []
+    log_curves(logger, {"gradient_norm_labeled": 2.0}, 0, CLASSES)  # a warm-up
+    log_curves(logger, {"gradient_norm_labeled": 4.0, "gradient_norm_unlabeled": 1.0}, 1, CLASSES)
+    log_curves(logger, {"gradient_norm_unlabeled": 1.0}, 2, CLASSES)
+    log_curves(logger, {"gradient_norm_labeled": 4.0, "gradient_norm_unlabeled": 2.0}, 3, CLASSES)
+    assert gradient_ratios(logger) == [0.25, 0.5]
+
+
+def test_stages_are_lines_in_every_panel_and_named_in_the_first(tmp_path, figures):
     logger = MetaLogger(str(tmp_path), False)
     for epoch in range(4):
         log_curves(logger, {"loss_a": 1.0, "clipped_share": 0.0}, epoch, CLASSES)

@@ -10,10 +10,10 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_crossmatch.cli import main
-from nnunetv2_crossmatch.trainers import nnUNetTrainerCrossMatchEMA_smoke
+from nnunetv2_crossmatch.trainers import nnUNetTrainerCrossMatch_smoke
 from tests.conftest import DATASET, use_folders
 
-TRAINER = "nnUNetTrainerCrossMatchEMA_smoke"
+TRAINER = "nnUNetTrainerCrossMatch_smoke"
 COMMAND = ("export", "-d", "901", "-c", "3d_fullres", "-tr", TRAINER, "-p", "nnUNetPlansSmall", "-o")
 STOCK = f"{DATASET}/nnUNetTrainer__nnUNetPlansSmall__3d_fullres"
 
@@ -112,7 +112,7 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(fold, tmp_path,
 
 
 def test_a_network_that_stock_nnunet_would_not_build_is_refused(tmp_path, capsys, monkeypatch):
-    class Own(nnUNetTrainerCrossMatchEMA_smoke):
+    class Own(nnUNetTrainerCrossMatch_smoke):
         @staticmethod
         def build_network_architecture(*args, **kwargs):
             return nnUNetTrainer.build_network_architecture(*args, **kwargs)

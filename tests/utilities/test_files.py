@@ -11,7 +11,8 @@ from subprocess import PIPE
 
 import pytest
 
-from nnunetv2_crossmatch.utilities.files import check_writable, locked, write_json
+from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.files import check_writable, is_unicode, locked, read_json, read_list, write_json
 from tests.conftest import small_files
 
 
@@ -84,3 +85,35 @@ def test_a_file_system_without_locks_is_an_error(tmp_path, monkeypatch):
             locked(tmp_path / ".lock"),
         ):
             pass
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_json_and_lists_of_any_system_are_read(tmp_path, encoding):
+    (tmp_path / "some.json").write_text('{"Müller": [1,\r\n 2]}', encoding=encoding)
+    (tmp_path / "some.list").write_text("\r\nMüller 1 \r\n\tb\r\n   \r\n", encoding=encoding, newline="")
+    assert read_json(tmp_path / "some.json") == {"Müller": [1, 2]}
+    assert read_list(tmp_path / "some.list") == ["Müller 1", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (b'{"a": 1,\n "b": 2,\n}', "not valid JSON: line 3, column 1"),
+        (b'{"a": 1,\n "b: 2}', r"not valid JSON: line 2, column 2 \(there it reads: \"b: 2}\)"),
+        (b'{"a": 1\n "b": 2}', "not valid JSON: line 2, column 2"),
+        (b'{"first": [' + b"1, " * 50 + b"2,]}", r"line 1, column 164 \(there it reads: [1, ]+2,\]}\)"),
+        (b"", "not valid JSON: line 1, column 1"),
+        (b"[" * 100000, "not valid JSON"),
+        (b'{"a": 1,\n "M\xfcller": 2}', "not UTF-8: see the special letters in line 2"),
+        (b'{"a": 1, "b": 2, "a": 3}', "a is there more than once"),
+    ],
+)
+def test_what_is_wrong_with_a_json_file_is_said_with_the_place(tmp_path, text, complaint):
+    (tmp_path / "some.json").write_bytes(text)
+    with pytest.raises(DatasetError, match=f"some.json.*{complaint}"):
+        read_json(tmp_path / "some.json")
+
+
+def test_a_path_of_other_bytes_is_no_unicode(tmp_path):
+    assert is_unicode(tmp_path / "Müller.nii")
+    assert not is_unicode(tmp_path / os.fsdecode(b"M\xfcller.nii"))

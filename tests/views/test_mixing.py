@@ -24,6 +24,21 @@ def test_boxes_are_solid_have_the_stated_volume_and_come_as_often_as_stated(spat
     assert min(volumes) > 0.01 and max(volumes) < 0.45
 
 
+@pytest.mark.parametrize("spatial", [(64, 64), (8, 64, 64)], ids=["2d", "3d"])
+def test_boxes_have_the_stated_aspects(spatial):
+    """Of the last two axes, uniform from 0.3 to 3.3."""
+    torch.manual_seed(0)
+    aspects = []
+    for box in draw_boxes(2000, spatial, 1.0, CPU, volumes=(0.02, 0.02))[:, 0]:
+        index = box.nonzero()
+        extent = index.max(0).values - index.min(0).values + 1
+        aspects.append(float(extent[-2] / extent[-1]))
+    aspects = torch.tensor(aspects)
+    assert aspects.quantile(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist() == pytest.approx(
+        [0.3, 1.06, 1.82, 2.58, 3.33], rel=0.15
+    )
+
+
 def test_boxes_reach_every_corner():
     torch.manual_seed(0)
     hit = draw_boxes(3000, (12, 12, 12), 0.5, CPU).any(0)[0]

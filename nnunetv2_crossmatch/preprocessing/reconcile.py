@@ -1,0 +1,148 @@
+"""Case ids that somebody wrote down against the cases that there are: an id that is none would count for nothing."""
+
+import difflib
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+
+from nnunetv2_crossmatch.preprocessing.content import LABELED, UNLABELED, read_content
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset
+from nnunetv2_crossmatch.preprocessing.listing import labeled_and_held_out, unlabeled_ids
+from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest
+from nnunetv2_crossmatch.preprocessing.splits import (
+    PATIENTS,
+    SPLITS,
+    ensure_splits,
+    known_patients,
+    new_splits,
+    read_splits,
+)
+from nnunetv2_crossmatch.utilities.errors import DatasetError, some
+from nnunetv2_crossmatch.utilities.files import locked, write_json
+
+
+def prepare_splits(
+    dataset: Dataset, labeled: Collection[str] | None = None, fold: int | str | None = None
+) -> dict[str, str]:
+    """The patients, after writing ``splits_final.json`` unless there is one; ids that are no case stop it before.
+
+    Args:
+        labeled: ids of the labeled cases that are preprocessed; by default those of the raw folder.
+        fold: that is trained; "all" needs no split.
+
+    Raises:
+        DatasetError: see :func:`reconcile`.
+    """
+    patients = known_patients(dataset.raw, dataset.preprocessed)
+    parts = known_cases(dataset)
+    labeled = parts.get(LABELED, set()) if labeled is None else labeled
+    errors, _ = reconcile(dataset, patients, parts, labeled, fold)
+    if errors:
+        raise DatasetError(errors)
+    ensure_splits(dataset.preprocessed, list(labeled), patients)
+    _as_nnunet_reads_it(dataset.preprocessed / SPLITS)
+    return patients
+
+
+def known_cases(dataset: Dataset) -> dict[str, set[str]]:
+    """Case ids of every part; without the raw folder those that were last seen."""
+    if dataset.raw is not None:
+        parts = {part: set(scans) for part, scans in labeled_and_held_out(dataset.raw, dataset.json).items()}
+        return {**parts, UNLABELED: unlabeled_ids(dataset.raw, dataset.json)}
+    parts = {part: set(cases) for part, cases in read_content(dataset.preprocessed).items()}
+    preprocessed = (Manifest.read(file.parent) for file in dataset.preprocessed.glob(f"*/{MANIFEST}"))
+    parts[UNLABELED] = parts.get(UNLABELED, set()).union(*(manifest.cases for manifest in preprocessed))
+    return parts
+
+
+def reconcile(
+    dataset: Dataset,
+    patients: dict[str, str],
+    parts: dict[str, set[str]],
+    labeled: Collection[str],
+    fold: int | str | None = None,
+) -> tuple[list[str], list[str]]:
+    """Compare ``patients.json`` and ``splits_final.json`` with the cases.
+
+    Args:
+        parts: see :func:`known_cases`.
+        labeled: ids that folds may have.
+        fold: that is trained; "all" needs no split.
+
+    Returns:
+        Errors: ids that are no case, with the nearest one; a case on both sides of a fold. Warnings: labeled cases
+        that are in no fold.
+
+    Raises:
+        DatasetError: a file that is not of its form.
+    """
+    errors, warnings = [], []
+    folder = dataset.preprocessed
+    everywhere = set(labeled).union(*parts.values())
+    if dataset.raw is not None or LABELED in read_content(folder):  # else it is not known which cases there are
+        file = (dataset.raw or folder) / PATIENTS
+        errors += unknown_ids(file if file.exists() else folder / PATIENTS, patients, everywhere)
+    splits = [] if fold == "all" else read_splits(folder)
+    if splits and labeled:
+        file = folder / SPLITS
+        renew = new_splits(folder)
+        mentioned = {case for split in splits for cases in (split["train"], split["val"]) for case in cases}
+        errors += [f"{line} {renew}" for line in unknown_ids(file, sorted(mentioned), labeled, "labeled case")]
+        for i, split in enumerate(splits):
+            if both := sorted(set(split["train"]) & set(split["val"])):
+                errors.append(f"{file}: fold {i} trains and validates {some(both)}. {renew}")
+        if missing := sorted(set(labeled) - mentioned):
+            warnings.append(
+                f"{file}: {len(missing)} labeled cases are in no fold, so nothing is learned from them "
+                f"({some(missing)}). If they were annotated since, run nnUNetv2_plan_and_preprocess "
+                f"-d {dataset.name} first. {renew}"
+            )
+    return errors, warnings
+
+
+def unknown_ids(file: Path, ids: Iterable[str], known: Collection[str], what: str = "case") -> list[str]:
+    """A line that names the ids of a file that are none of the known ones; no line if there are none."""
+    unknown = [case for case in ids if case not in known]
+    if not unknown:
+        return []
+    nearest = finder(known)
+    first = [f"{case!r}" + (f" (nearest: {near!r})" if (near := nearest(case)) else "") for case in unknown[:3]]
+    are = f"is no {what}" if len(unknown) == 1 else f"are no {what}s"
+    shown = some([*first, *unknown[3:]])
+    return [f"{file}: {len(unknown)} {are} of the dataset: {shown}. Correct or remove what is there."]
+
+
+def finder(known: Collection[str]) -> Callable[[str], str | None]:
+    """Finds the case that an id probably means."""
+    plain = {_plain(case): str(case) for case in sorted(known)}  # nnU-Net has ids of numpy
+
+    def nearest(case: str) -> str | None:
+        whole = _plain(case)
+        name = re.split(r"[/\\]", whole)[-1]
+        stem = re.sub(r"\.(nii(\.gz)?|nrrd|mha|png|bmp|tiff?|npz|npy|b2nd)$", "", name)
+        for written in (whole, name, stem, re.sub(r"_\d{4}$", "", stem)):
+            if written in plain:
+                return plain[written]
+        near = difflib.get_close_matches(whole, plain, 1) or difflib.get_close_matches(stem, plain, 1)
+        if not near:  # scan1_corrected
+            near = sorted((known for known in plain if stem.startswith(known)), key=len)[-1:]
+        return plain[near[0]] if near else None
+
+    return nearest
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold().strip()
+
+
+def _as_nnunet_reads_it(splits: Path) -> None:
+    """nnU-Net's trainer reads UTF-8 alone, without a byte order mark."""
+    if not splits.exists():
+        return
+    try:
+        json.loads(splits.read_text(encoding="utf-8"))
+    except ValueError:
+        with locked(splits.with_name(f".{SPLITS}.lock")):
+            write_json(read_splits(splits.parent), splits)

@@ -1,0 +1,154 @@
+"""Stock nnU-Net until the network is ready, then half labeled and half unlabeled batches, and back if it does harm."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunetv2_crossmatch.nnunet.logger import PREFIX
+from nnunetv2_crossmatch.trainers import nnUNetTrainerCrossMatch_smoke
+from tests.trainers.conftest import SmokeHalves, annotate_all, ignore, regions, regions_with_ignore, start, weights
+
+
+def ready_from(epoch: int, names=("first", "second"), base: type = SmokeHalves) -> type:
+    """A trainer whose network knows these classes from an epoch on."""
+
+    class Trainer(base):
+        def initialize(self):
+            super().initialize()
+            update, order = self.readiness.update, ("first", "second")
+
+            def at(current, epochs, curves):
+                asked = iter(order)
+                self.readiness._missing = lambda column: (
+                    "" if next(asked) in names and current >= epoch else "not known yet"
+                )
+                return update(current, epochs, curves)
+
+            self.readiness.update = at
+
+    Trainer.__name__ = base.__name__
+    return Trainer
+
+
+def log_of(trainer) -> str:
+    return Path(trainer.log_file).read_text()
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+def test_phase_a_is_stock_nnunet_to_the_bit(make_trainer, configuration):
+    stock = start(make_trainer(nnUNetTrainer, configuration))
+    ours = start(make_trainer(changed_without_readiness(), configuration))
+    ours.network.load_state_dict(stock.network.state_dict())
+    for _ in range(3):
+        batch = next(stock.dataloader_train)
+        copy = {"data": batch["data"].clone(), "target": [t.clone() for t in batch["target"]]}
+        assert stock.train_step(batch)["loss"] == ours.train_step(copy)["loss"]
+    assert all(map(torch.equal, weights(stock), weights(ours)))
+    assert len(next(ours.dataloader_train)["data"]) == ours.batch_size
+    assert not ours.readiness.active
+
+
+def changed_without_readiness() -> type:
+    return type("Smoke", (nnUNetTrainerCrossMatch_smoke,), {"constants": SmokeHalves.constants})
+
+
+def test_phase_b_trains_on_half_batches_with_the_averages_labels(make_trainer):
+    def two_samples(plans, dataset_json):
+        plans["configurations"]["2d"]["batch_size"] = 2
+
+    trainer = make_trainer(ready_from(1), "2d", edit=two_samples)
+    trainer.num_epochs, sizes = 3, []
+    step = trainer.train_step
+    trainer.train_step = lambda batch: sizes.append(len(batch["data"])) or step(batch)
+    trainer.run_training()
+    assert sizes == [2] * 3 + [1] * 6
+    log = trainer.logger.local_logger.my_fantastic_logging
+    assert np.isfinite(log[PREFIX + "loss_joint"]).tolist() == [False, True, True]
+    assert np.isfinite(log[PREFIX + "loss_supervised"]).tolist() == [True, False, False]
+    assert "Self-training on the unlabeled scans begins with epoch 1." in log_of(trainer)
+    assert len(log[PREFIX + "stability"]) == len(log[PREFIX + "share"]) == 3
+    assert not trainer._snapshot.exists()
+
+
+def test_a_class_that_is_not_ready_is_ignored_until_it_is(make_trainer):
+    trainer = make_trainer(ready_from(0, names=("first",)), "2d")
+    trainer.num_epochs = 10
+    start(trainer)
+    assert trainer.readiness.started is None, "it waits for the other one for a while"
+    trainer.current_epoch = 5
+    trainer.on_train_epoch_start()
+    assert trainer.method.started == 0.5 and trainer.method.taught.tolist() == [True, True, False]
+    trainer.train_step(next(trainer.dataloader_train))
+    assert trainer.method.curves["kept_share"][0][2] == 0
+
+
+def test_when_it_does_harm_the_run_goes_back_to_where_it_was(make_trainer):
+    trainer = make_trainer(ready_from(1), "2d")
+    trainer.num_epochs = 4
+    states, original = {}, trainer.on_train_epoch_start
+
+    def watch():
+        original()
+        states[trainer.current_epoch] = weights(trainer)
+
+    trainer.on_train_epoch_start = watch
+    validate = trainer.on_validation_epoch_end
+
+    def harmed(outputs):
+        validate(outputs)
+        dice = [0.8, 0.8] if trainer.current_epoch < 1 else [0.1, 0.1]
+        trainer.logger.local_logger.my_fantastic_logging["dice_per_class_or_region"][-1] = dice
+
+    trainer.on_validation_epoch_end = harmed
+    trainer.initialize()
+    object.__setattr__(trainer.readiness.thresholds, "window", 1)
+    trainer.run_training()
+    assert "Self-training ends: nnU-Net's validation Dice fell by 0.700" in log_of(trainer)
+    assert trainer.readiness.started == 1 and trainer.readiness.ended == 2
+    assert all(map(torch.equal, states[1], states[2])), "the weights of when it began"
+    log = trainer.logger.local_logger.my_fantastic_logging
+    assert np.isfinite(log[PREFIX + "loss_supervised"]).tolist() == [True, False, True, True]
+    assert log["lrs"][2] < log["lrs"][1], "the schedule goes on"
+
+
+def test_if_nothing_is_ready_it_stays_supervised_and_says_why(make_trainer):
+    trainer = make_trainer(changed_without_readiness(), "2d")
+    trainer.num_epochs = 3
+    trainer.run_training()
+    assert "The unlabeled scans were not used: the network was not sure of any class." in log_of(trainer)
+    assert PREFIX + "loss_joint" not in trainer.logger.local_logger.my_fantastic_logging
+
+
+@pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
+@pytest.mark.parametrize("edit", [regions, ignore, regions_with_ignore])
+def test_regions_and_ignore_labels(make_trainer, dataset, configuration, edit):
+    annotate_all(dataset)
+    trainer = make_trainer(SmokeHalves, configuration, edit=edit)
+    trainer.run_training()
+    log = trainer.logger.local_logger.my_fantastic_logging
+    assert np.isfinite(log[PREFIX + "loss_joint"]).all()
+    assert len(log[PREFIX + "share"][0]) == (2 if trainer.label_manager.has_regions else 3)
+
+
+def test_the_probe_counts_shares_and_agreement_voxel_by_voxel(make_trainer):
+    trainer = start(make_trainer(SmokeHalves, "2d"))
+    network, average = trainer.network, trainer.method.teacher.network
+    with torch.no_grad():
+        for p in average.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    measured = trainer._probe.measure(trainer._split_network, trainer._split_network.twin(average), trainer.device)
+    mine, its = [], []
+    for image, of_batch in trainer._probe._batches:
+        for sample, counted in zip(image.float(), of_batch, strict=True):
+            mine += network(sample[None])[0].argmax(1).flatten()[counted.flatten()].tolist()
+            its += average(sample[None])[0].argmax(1).flatten()[counted.flatten()].tolist()
+    mine, its = np.array(mine), np.array(its)
+    for c in range(3):
+        size = (mine == c).sum() + (its == c).sum()
+        expected = 2 * ((mine == c) & (its == c)).sum() / size if size else np.nan
+        assert measured["stability"][c] == pytest.approx(expected, nan_ok=True, abs=1e-3)
+        share = (its == c).mean() / trainer._probe.labeled_share[c]
+        assert measured["share"][c] == pytest.approx(share, nan_ok=True, abs=1e-3)
