@@ -175,14 +175,22 @@ def test_what_changes_in_dataset_json_after_a_check_is_one_line(raw):
     assert line.startswith("3 of 3 masks in labelsTr have values that dataset.json does not name: case0 (2), case1 (2)")
 
 
-@pytest.mark.parametrize("key", ["channel_names", "labels", "file_ending", "regions_class_order"])
-def test_what_changes_in_dataset_json_after_the_planning_is_one_line(raw, key):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("channel_names", {"0": "new"}),
+        ("labels", {"background": 0, "new": 1}),
+        ("file_ending", ".nii"),
+        ("regions_class_order", [2, 1]),
+    ],
+)
+def test_what_changes_in_dataset_json_after_the_planning_is_one_line(raw, key, value):
     planned = raw.parents[1] / "preprocessed" / DATASET / "dataset.json"
     planned.parent.mkdir()
     planned.write_text((raw / "dataset.json").read_text())
     change(raw, numTraining=99, description="new")
     assert look(raw).bad == []
-    change(raw, **{key: {"0": "new"}})
+    change(raw, **{key: value})
     with pytest.raises(DatasetError, match=rf"dataset.json has changed since .* \({key}: .*, now .*plan again: nnUNet"):
         look(raw)
 
