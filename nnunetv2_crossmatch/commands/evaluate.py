@@ -38,20 +38,19 @@ def run(arguments: argparse.Namespace) -> None:
         write_json,
     )
     from nnunetv2_crossmatch.evaluation.summary import summarize
+    from nnunetv2_crossmatch.utilities.errors import printable
 
     evaluation = evaluate_folders(arguments.reference, arguments.prediction, arguments.djfile, arguments.np)
-    for warning in header_warnings(evaluation.odd_headers):
+    for warning in (*evaluation.left_out, *header_warnings(evaluation.odd_headers)):
         print(f"warning: {warning}", file=sys.stderr)
     summaries = summarize(evaluation)
     folder = arguments.o or arguments.prediction
     folder.mkdir(parents=True, exist_ok=True)
     write_json(evaluation, summaries, folder / "evaluation.json")
     write_csv(evaluation, folder / "evaluation.csv")
-    for line in evaluation.left_out:
-        print(f"warning: {line}", file=sys.stderr)
     print(format_summary(summaries))
     if arguments.benchmark:
         print("", format_benchmark(arguments.benchmark, {"this result": foreground_cells(summaries)}), sep="\n")
     if evaluation.extra:
-        print(f"Not evaluated, having no reference: {', '.join(evaluation.extra)}")
+        print(f"Not evaluated, having no reference: {printable(', '.join(evaluation.extra))}")
     print(f"Written: {folder / 'evaluation.json'}, {folder / 'evaluation.csv'}")

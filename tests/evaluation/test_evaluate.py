@@ -106,12 +106,13 @@ def test_every_bad_mask_is_named_at_once(folders):
     assert str(prediction / "b.nii.gz") in second and "[7.0]" in second
 
 
-def test_the_spacing_of_the_scans_in_imagests_counts_and_other_headers_are_warned_of(folders, capsys):
+@pytest.mark.parametrize("number", ["_0000", ""])
+def test_the_spacing_of_the_scans_in_imagests_counts_and_other_headers_are_warned_of(folders, capsys, number):
     reference, prediction = folders
     expected = evaluate_folders(reference, prediction, num_processes=1).values
     for file in sorted(reference.iterdir()):
         mask = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
-        write(reference.with_name("imagesTs") / file.name.replace(".nii.gz", "_0000.nii.gz"), mask)
+        write(reference.with_name("imagesTs") / file.name.replace(".nii.gz", f"{number}.nii.gz"), mask)
         write(file, mask, (1.0, 1.0, 1.0))
     own = sitk.GetArrayFromImage(sitk.ReadImage(str(prediction / "b.nii.gz")))
     write(prediction / "b.nii.gz", own, (1.0, 1.0, 1.0))
@@ -168,14 +169,17 @@ def test_real_masks_one_patients_against_anothers(tmp_path):
         assert 0 < result.values[0, i, 0] < 1
 
 
-def test_references_that_are_not_measured_are_named(folders):
+def test_references_that_are_not_measured_are_named(folders, capsys):
     reference, prediction = folders
     (reference / "other.nii").touch()
     assert "1 not used (other.nii)" in evaluate_folders(reference, prediction, num_processes=1).left_out[0]
     with pytest.raises(DatasetError, match=r"nowhere.nii.gz is missing"):
         evaluate_folders(reference, prediction, num_processes=1, cases=["nowhere"])
     name = os.fsdecode(b"M\xfcller.nii.gz")
-    for folder in folders:
-        shutil.copy(next(folder.glob("*.nii.gz")), folder / name)
+    shutil.copy(prediction / "a.nii.gz", prediction / name)
+    main(["evaluate", str(reference), str(prediction), "-np", "1"])
+    said = capsys.readouterr()
+    assert "1 not used (other.nii)" in said.err and r"no reference: M\udcfcller" in said.out
+    shutil.copy(reference / "a.nii.gz", reference / name)
     with pytest.raises(DatasetError, match="is not valid Unicode"):
         evaluate_folders(reference, prediction, num_processes=1)
