@@ -38,7 +38,6 @@ def run(arguments: argparse.Namespace) -> None:
         write_json,
     )
     from nnunetv2_crossmatch.evaluation.summary import summarize
-    from nnunetv2_crossmatch.utilities.errors import printable
 
     evaluation = evaluate_folders(arguments.reference, arguments.prediction, arguments.djfile, arguments.np)
     for warning in (*evaluation.left_out, *header_warnings(evaluation.odd_headers)):
@@ -52,5 +51,5 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.benchmark:
         print("", format_benchmark(arguments.benchmark, {"this result": foreground_cells(summaries)}), sep="\n")
     if evaluation.extra:
-        print(f"Not evaluated, having no reference: {printable(', '.join(evaluation.extra))}")
+        print(f"Not evaluated, having no reference: {', '.join(evaluation.extra)}")
     print(f"Written: {folder / 'evaluation.json'}, {folder / 'evaluation.csv'}")
