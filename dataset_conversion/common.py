@@ -21,9 +21,11 @@ from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_dataset
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
+from nnunetv2_crossmatch.nnunet.images import nearest_integers
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, ensure_splits, known_patients
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import NO_UNICODE, check_writable, is_unicode, locked, read_list
+from nnunetv2_crossmatch.utilities.folders import is_litter
 
 LISTS = Path(__file__).parent / "lists"
 NIFTI_ENDINGS = (".nii.gz", ".nii")
@@ -188,12 +190,12 @@ def on_grid(label: sitk.Image, grid: sitk.Image | sitk.ImageFileReader, case: st
 
 
 def _mapped(label: sitk.Image, stored: Mapping[int, int], case: str) -> sitk.Image:
-    array = sitk.GetArrayViewFromImage(label)
+    array = nearest_integers(sitk.GetArrayViewFromImage(label))  # some are saved as floats: 0.99999994
     mapped = np.full(array.shape, 255, np.uint8)
     for value, target in stored.items():
         mapped[array == value] = target
     if (foreign := ~np.isin(array, list(stored))).any():
-        values = ", ".join(f"{value:g}" for value in np.unique(array[foreign])[:10])
+        values = ", ".join(map(str, np.unique(array[foreign])[:10].tolist()))
         raise DatasetError([f"{case}: the label has the values {values}; only {sorted(stored)} are expected."])
     image = sitk.GetImageFromArray(mapped)
     image.CopyInformation(label)
@@ -235,12 +237,20 @@ def read_h5(file: Path, key: str, axes: str, spacing: tuple[float, float, float]
 
 
 def below(source: Path, pattern: str) -> list[Path]:
-    """Files and folders with such a name anywhere below, through links too, sorted."""
-    return sorted(
-        Path(place) / name
-        for place, folders, files in os.walk(source, followlinks=True)
-        for name in fnmatch.filter([*folders, *files], pattern)
-    )
+    """Files and folders with such a name anywhere below, through links too, sorted.
+
+    What an operating system adds to an archive (``__MACOSX``, ``._*``, ...) and other hidden files are none.
+    """
+    found = []
+    for place, folders, files in os.walk(source, followlinks=True):
+        folders[:] = filter(_is_shown, folders)
+        names = [*folders, *filter(_is_shown, files)]
+        found += [Path(place) / name for name in fnmatch.filter(names, pattern)]
+    return sorted(found)
+
+
+def _is_shown(name: str) -> bool:
+    return not (name.startswith(".") or is_litter(Path(name)))
 
 
 def nifti_file(folder: Path, stem: str) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_crossmatch.dataset_conversion.common import new_dataset, require
+from nnunetv2_crossmatch.nnunet.images import files_beside
 from nnunetv2_crossmatch.preprocessing.listing import labeled_and_held_out, left_out, list_unlabeled
 from nnunetv2_crossmatch.preprocessing.reconcile import unknown_ids
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, read_patients
@@ -62,7 +63,10 @@ def hide_labels(source: Path, dataset_id: int, labeled: str, seed: int = 0, grou
     with new_dataset(dataset_id, source.name.split("_", 1)[1]) as folder:
         for case in sorted(set(cases) - chosen):
             unlabeled[case] = [Path(image) for image in cases[case]["images"]]
-            _link(Path(cases[case]["label"]), folder / "labelsUn" / f"{case}{dataset_json['file_ending']}")
+            label = Path(cases[case]["label"])
+            _link(label, folder / "labelsUn" / f"{case}{dataset_json['file_ending']}")
+            for beside in files_beside(label):
+                _link(beside, folder / "labelsUn" / f"{case}{beside.suffix}")
         write_json(
             {case: {"images": [str(f.resolve()) for f in files]} for case, files in sorted(unlabeled.items())},
             folder / "unlabeled.json",

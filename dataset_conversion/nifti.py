@@ -29,9 +29,10 @@ def convert(source: Path, labeled: int, test: int = 0) -> Conversion:
     source = source.resolve()
     if not (source / "imagesTr").is_dir() or not (source / "labelsTr").is_dir():
         raise wrong_folder(source, f"imagesTr and labelsTr with {FILE_ENDING} files")
-    images = sorted(f for f in (source / "imagesTr").glob("*" + FILE_ENDING) if not f.name.startswith("."))
-    require([source / "labelsTr" / f.name for f in images], "label of a scan in imagesTr")
     found = read_folder(source / "imagesTr", FILE_ENDING)
+    images = found.files
+    masks = [source / "labelsTr" / f.name for f in images]
+    require(masks, "label of a scan in imagesTr")
     deep = [f"{folder} is a folder and not looked into." for folder in found.folders]
     for line in (*found.left_out, *deep):
         print(printable(line), file=sys.stderr)
@@ -48,7 +49,7 @@ def convert(source: Path, labeled: int, test: int = 0) -> Conversion:
     return Conversion(
         name="".join(c for c in source.name if c.isalnum()),
         channels=(channels[0],),
-        labels=_labels(source / "labelsTr", described.get("labels", {})),
+        labels=_labels(masks, described.get("labels", {})),
         test=cases[:test],
         labeled=cases[test : test + labeled],
         unlabeled=cases[test + labeled :],
@@ -64,8 +65,8 @@ def _case(image: Path, label: Path) -> Case:
     )
 
 
-def _labels(folder: Path, described: dict) -> dict[str, int]:
+def _labels(files: list[Path], described: dict) -> dict[str, int]:
     if described:  # {"0": "background"} in the Decathlon, {"background": 0} in nnU-Net
         return {name: int(value) for value, name in described.items()} if "0" in described else described
-    highest = max(int(sitk.GetArrayFromImage(sitk.ReadImage(str(f))).max()) for f in folder.glob("*" + FILE_ENDING))
+    highest = max(round(float(sitk.GetArrayFromImage(read_image(f)).max())) for f in files)
     return {"background": 0, **{f"class{value}": value for value in range(1, highest + 1)}}

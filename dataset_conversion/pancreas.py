@@ -75,7 +75,9 @@ def convert(source: Path, labeled: int, duplicates: bool = False) -> Conversion:
             writing, a bad DICOM series or a label that does not fit. Missing others are named and left out.
     """
     # some downloads have an empty folder for #25 and #70
-    dicom = _numbered((f for f in below(source, "PANCREAS_*") if below(f, "*.*")), r"PANCREAS_(\d{4})")
+    dicom = _numbered(
+        (f for f in below(source, "PANCREAS_*") if any(file.is_file() for file in below(f, "*"))), r"PANCREAS_(\d{4})"
+    )
     h5 = _numbered(below(source, "*.h5"), r"(?:image)?(\d{4})(?:_norm)?\.h5")
     labels = _numbered(below(source, "label*.nii*"), r"label(\d{4})\.nii(?:\.gz)?")
     scans = dicom or h5

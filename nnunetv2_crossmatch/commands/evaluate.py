@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
+    from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders, header_warnings
     from nnunetv2_crossmatch.evaluation.report import (
         foreground_cells,
         format_benchmark,
@@ -40,13 +40,13 @@ def run(arguments: argparse.Namespace) -> None:
     from nnunetv2_crossmatch.evaluation.summary import summarize
 
     evaluation = evaluate_folders(arguments.reference, arguments.prediction, arguments.djfile, arguments.np)
+    for warning in (*evaluation.left_out, *header_warnings(evaluation.odd_headers)):
+        print(f"warning: {warning}", file=sys.stderr)
     summaries = summarize(evaluation)
     folder = arguments.o or arguments.prediction
     folder.mkdir(parents=True, exist_ok=True)
     write_json(evaluation, summaries, folder / "evaluation.json")
     write_csv(evaluation, folder / "evaluation.csv")
-    for line in evaluation.left_out:
-        print(f"warning: {line}", file=sys.stderr)
     print(format_summary(summaries))
     if arguments.benchmark:
         print("", format_benchmark(arguments.benchmark, {"this result": foreground_cells(summaries)}), sep="\n")

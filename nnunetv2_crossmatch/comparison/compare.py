@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nnunetv2_crossmatch.comparison import paired
 from nnunetv2_crossmatch.comparison.runs import TrainedRun, read_run, validation_cases
 from nnunetv2_crossmatch.evaluation.case import METRICS
-from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
+from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders, header_warnings
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
 from nnunetv2_crossmatch.nnunet.run_folder import FINAL, RunFolder
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
@@ -182,6 +182,7 @@ def compare_models(
         }
         models.append(Model(trainer, runs[trainer], _joined(parts), predictions))
     reference = models[0].evaluation
+    odd = {file: what for model in models for file, what in model.evaluation.odd_headers.items()}
     patients = known_patients(raw_folder, preprocessed_folder)
     units = [patients.get(case, case) for case in reference.cases]
     return Comparison(
@@ -191,7 +192,11 @@ def compare_models(
         {case: truth_folder / (case + ending) for case in reference.cases},
         units,
         {model.trainer: paired.compare(reference, model.evaluation, units) for model in models[1:]},
-        [*_warnings(runs), *(_not_compared(raw_folder, reference, dataset.json) if test else [])],
+        [
+            *header_warnings(odd),
+            *_warnings(runs),
+            *(_not_compared(raw_folder, reference, dataset.json) if test else []),
+        ],
     )
 
 
@@ -239,6 +244,7 @@ def _joined(parts: list[Evaluation]) -> Evaluation:
         np.concatenate([part.missed for part in parts])[order],
         parts[0].extra if len(parts) == 1 else [],  # each fold predicts its own cases of those that have a reference
         parts[0].left_out,
+        {file: what for part in parts for file, what in part.odd_headers.items()},
     )
 
 

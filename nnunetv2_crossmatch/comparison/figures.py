@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from nnunetv2_crossmatch.comparison.compare import Comparison, Model
 from nnunetv2_crossmatch.comparison.paired import by_unit, class_columns, scores
 from nnunetv2_crossmatch.evaluation.case import METRICS
+from nnunetv2_crossmatch.nnunet.images import read_images
 
 COLORS = ("#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _CLASS_COLORS = ("#e6194b", "#ffe119", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6")
@@ -178,7 +179,7 @@ def _overlay(plot: Axes, gray: NDArray, mask: NDArray, classes: dict[str, tuple[
 
 def read_scan(comparison: Comparison, case: str, image: Path, reader: BaseReaderWriter) -> Scan:
     """Image, truth and predictions of a case; titles with the case's mean Dice."""
-    data, properties = reader.read_images([str(image)])
+    data, properties = read_images([image], reader)
     masks = {"truth": reader.read_seg(str(comparison.truths[case]))[0][0]}
     for model in comparison.models:
         dice = scores(model.evaluation)[model.evaluation.cases.index(case), :, METRICS.index("dice")].mean()

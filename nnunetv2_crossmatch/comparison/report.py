@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
 from nnunetv2_crossmatch.comparison import figures
 from nnunetv2_crossmatch.comparison.compare import Comparison
 from nnunetv2_crossmatch.comparison.paired import Difference, by_unit, class_columns, format_p, scores
 from nnunetv2_crossmatch.comparison.runs import teacher_folder
 from nnunetv2_crossmatch.evaluation.case import METRICS
-from nnunetv2_crossmatch.evaluation.evaluate import read_labels
 from nnunetv2_crossmatch.evaluation.summary import Evaluation
+from nnunetv2_crossmatch.nnunet.images import find_reader
+from nnunetv2_crossmatch.nnunet.labels import read_labels
 from nnunetv2_crossmatch.preprocessing.image_folder import group_channels
 from nnunetv2_crossmatch.preprocessing.listing import labeled_scans
 from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
@@ -188,7 +188,7 @@ def _scans(comparison: Comparison, raw_folder: Path) -> list[dict]:
         image = images[case][0] if case in images else None
         if image is None or not image.exists():
             return None
-        reader = determine_reader_writer_from_dataset_json(dataset, str(image), verbose=False)()
+        reader = find_reader(dataset, [image])()
         return figures.draw_scan(figures.read_scan(comparison, case, image, reader), shown, classes)
 
     groups = []

@@ -1,6 +1,9 @@
 """One predicted mask against its reference."""
 
+from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,8 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
 from nnunetv2_crossmatch.evaluation import metrics
+from nnunetv2_crossmatch.nnunet.images import nearest_integers, read_spacing, says_where
+from nnunetv2_crossmatch.nnunet.labels import Labels
 from nnunetv2_crossmatch.utilities.files import NO_UNICODE, is_unicode
 
 METRICS = ("dice", "jaccard", "hd95_voxels", "asd_voxels", "hd95_mm", "asd_mm")
@@ -18,42 +23,52 @@ class BadMask(ValueError):
 
 
 @dataclass(frozen=True)
-class Labels:
-    """What the values of a mask mean.
+class Measured:
+    """One case.
 
     Attributes:
-        classes: foreground classes or regions, each with its values.
-        known: every value a prediction may hold, background included.
-        ignore: value of the reference's voxels that count nowhere.
+        values: (classes, metrics) in the order of ``METRICS``.
+        missed: (classes,), whether only one of the masks has the class.
+        odd: masks whose header has another spacing than the scan's, and that spacing.
     """
 
-    classes: dict[str, tuple[int, ...]]
-    known: tuple[int, ...]
-    ignore: int | None
+    values: NDArray[np.float64]
+    missed: NDArray[np.bool_]
+    odd: dict[Path, str]
 
 
 def measure_case(
-    reference_file: Path, prediction_file: Path, reader: BaseReaderWriter, labels: Labels
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    reference_file: Path, prediction_file: Path, reader: BaseReaderWriter, labels: Labels, scan: Path | None = None
+) -> Measured:
     """Every metric of every class, by the rules of :func:`measure`.
 
     Ignored voxels are cut out of both masks; the edge of the cut is treated like the edge of the scan. The
     single slice of a 2D image is no axis: its distances are those in the plane.
 
-    Returns:
-        Values (classes, metrics) in the order of ``METRICS``, and (classes,) whether the class was missed.
+    Args:
+        scan: an image file, whose spacing counts; without one the prediction's does, which nnU-Net copies from it.
 
     Raises:
-        BadMask: unreadable, more than one channel, values outside the map, size or spacing unlike the reference's.
+        BadMask: unreadable, more than one channel, values outside the map, another size than the reference's.
     """
     ignored = () if labels.ignore is None else (labels.ignore,)
-    reference, spacing = _read(reference_file, reader, labels.known + ignored)
-    prediction, predicted_spacing = _read(prediction_file, reader, labels.known)
-    if reference.shape != prediction.shape or not np.allclose(spacing, predicted_spacing):
+    reference, of_reference = _read(reference_file, reader, labels.known + ignored)
+    prediction, of_prediction = _read(prediction_file, reader, labels.known)
+    if reference.shape != prediction.shape:
         raise BadMask(
-            f"{prediction_file} has {_geometry(prediction, predicted_spacing)}, its reference {reference_file} "
-            f"{_geometry(reference, spacing)}. Predict the image that the reference was drawn on."
+            f"{prediction_file} has {_voxels(prediction)} voxels (z, y, x), its reference {reference_file} "
+            f"{_voxels(reference)}. Predict the image that the reference was drawn on."
         )
+    spacing = of_prediction if of_prediction is not None else of_reference
+    if scan is not None:
+        spacing = _spacing_of(scan, reader)
+    elif spacing is None:  # TIFFs alone
+        spacing = np.ones(3)
+    odd = {
+        file: f"{_times(own)} mm (z, y, x), {'the prediction' if scan is None else 'its scan'} {_times(spacing)}"
+        for file, own in ((reference_file, of_reference), (prediction_file, of_prediction))
+        if own is not None and not np.allclose(own, spacing, rtol=1e-5, atol=0)
+    }
     if len(reference) == 1:
         reference, prediction, spacing = reference[0], prediction[0], spacing[1:]
 
@@ -62,7 +77,7 @@ def measure_case(
         measure(np.isin(prediction, values) & counted, np.isin(reference, values), spacing)
         for values in labels.classes.values()
     ]
-    return np.array([values for values, _ in measured]), np.array([missed for _, missed in measured])
+    return Measured(np.array([values for values, _ in measured]), np.array([missed for _, missed in measured]), odd)
 
 
 def measure(prediction: metrics.Mask, reference: metrics.Mask, spacing: NDArray) -> tuple[list[float], bool]:
@@ -92,21 +107,35 @@ def measure(prediction: metrics.Mask, reference: metrics.Mask, spacing: NDArray)
     return values, False
 
 
-def _read(file: Path, reader: BaseReaderWriter, known: tuple[int, ...]) -> tuple[NDArray, NDArray]:
-    """Mask (z, y, x) and its spacing in mm."""
+def _read(file: Path, reader: BaseReaderWriter, known: tuple[int, ...]) -> tuple[NDArray, NDArray | None]:
+    """Mask (z, y, x) and its spacing in mm; None where a TIFF does not say it."""
     if not is_unicode(file):
         raise BadMask(f"{file} {NO_UNICODE}. Rename it.")
     try:
-        mask, properties = reader.read_seg(str(file))
+        with redirect_stdout(StringIO()):  # that a TIFF has no spacing file
+            mask, properties = reader.read_seg(str(file))
     except Exception as e:  # each reader has its own
         raise BadMask(f"{file} cannot be read: {e}") from e
     if len(mask) != 1:
         raise BadMask(f"{file} has {len(mask)} channels. A mask has one.")
+    mask = nearest_integers(mask)
     unknown = np.unique(mask[~np.isin(mask, known)])
     if unknown.size:
         raise BadMask(f"{file} holds {unknown[:10].tolist()}, but dataset.json has the labels {sorted(known)}.")
-    return mask[0], np.asarray(properties["spacing"], dtype=float)
+    return mask[0], np.asarray(properties["spacing"], dtype=float) if says_where(file) else None
 
 
-def _geometry(mask: NDArray, spacing: NDArray) -> str:
-    return f"{'x'.join(map(str, mask.shape))} voxels of {'x'.join(f'{s:g}' for s in spacing)} mm (z, y, x)"
+def _spacing_of(scan: Path, reader: BaseReaderWriter) -> NDArray:
+    try:
+        with redirect_stdout(StringIO()):
+            return read_spacing([scan], reader)
+    except Exception as e:
+        raise BadMask(f"{scan} cannot be read: {e}") from e
+
+
+def _voxels(mask: NDArray) -> str:
+    return "x".join(map(str, mask.shape))
+
+
+def _times(figures: Iterable[float]) -> str:
+    return " x ".join(f"{figure:.7g}" for figure in figures)

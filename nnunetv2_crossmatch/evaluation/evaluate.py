@@ -1,19 +1,19 @@
 """A folder of predictions against a folder of references."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_crossmatch.evaluation.case import BadMask, Labels, measure_case
+from nnunetv2_crossmatch.evaluation.case import BadMask, measure_case
 from nnunetv2_crossmatch.evaluation.summary import Evaluation
+from nnunetv2_crossmatch.nnunet.images import find_reader
+from nnunetv2_crossmatch.nnunet.labels import read_labels
 from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
-from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.files import is_unicode
 from nnunetv2_crossmatch.utilities.folders import read_folder
 from nnunetv2_crossmatch.utilities.workers import run_in_workers
@@ -28,6 +28,9 @@ def evaluate_folders(
 ) -> Evaluation:
     """Measure every reference's prediction, files of the same name being a pair.
 
+    The spacing is that of the scan, which is looked for in ``imagesTs`` beside a folder ``labelsTs``; without it the
+    prediction's, which nnU-Net copies from the scan. The reference's header often says something else.
+
     Args:
         reference: masks such as ``labelsTs``.
         prediction: what nnUNetv2_predict wrote. The reader is that of its ``plans.json``, or without one the
@@ -36,8 +39,8 @@ def evaluate_folders(
         cases: of the references, those that are meant; all by default.
 
     Raises:
-        DatasetError: no dataset.json, an empty folder, missing predictions; masks of another size or spacing than
-            their reference, with labels outside the map or unreadable (all of them, after the others were measured).
+        DatasetError: no dataset.json, an empty folder, missing predictions; masks of another size than their
+            reference, with labels outside the map or unreadable (all of them, after the others were measured).
         RuntimeError: a worker was killed.
     """
     labels_file = dataset_json or prediction / "dataset.json"
@@ -57,10 +60,13 @@ def evaluate_folders(
             for case in sorted(missing)
         )
 
-    example = next(map(str, filter(is_unicode, references.values())), None)
-    reader, labels = _reader(prediction, dataset, example), read_labels(dataset)
+    examples = [file for file in references.values() if is_unicode(file)][:1]
+    reader, labels = _reader(prediction, dataset, examples), read_labels(dataset)
     measured, problems = {}, []
-    jobs = {case: (references[case], predictions[case], reader, labels) for case in references}
+    jobs = {
+        case: (file, predictions[case], reader, labels, _scan(file, dataset["file_ending"]))
+        for case, file in references.items()
+    }
     with closing(run_in_workers(measure_case, jobs, num_processes, "Evaluating")) as done:
         for case, future in done:
             try:
@@ -72,22 +78,35 @@ def evaluate_folders(
     return Evaluation(
         cases=list(references),
         classes=list(labels.classes),
-        values=np.stack([measured[case][0] for case in references]),
-        missed=np.stack([measured[case][1] for case in references]),
+        values=np.stack([measured[case].values for case in references]),
+        missed=np.stack([measured[case].missed for case in references]),
         extra=sorted(predictions.keys() - references.keys()),
         left_out=left_out,
+        odd_headers={file: what for case in references for file, what in measured[case].odd.items()},
     )
 
 
-def read_labels(dataset: dict) -> Labels:
-    """Foreground classes, or regions where the dataset has them, as nnU-Net reads ``dataset.json``."""
-    manager = LabelManager(dataset["labels"], regions_class_order=None, force_use_labels=True)
-    values = {name: tuple(np.atleast_1d(value).tolist()) for name, value in dataset["labels"].items()}
-    return Labels(
-        classes={name: value for name, value in values.items() if name != "ignore" and any(value)},
-        known=tuple(int(label) for label in manager.all_labels),
-        ignore=manager.ignore_label,
-    )
+def _scan(reference: Path, file_ending: str) -> Path | None:
+    """The first channel of the scan, if it is where nnU-Net's raw datasets have it."""
+    folder = reference.parent.with_name(reference.parent.name.replace("labels", "images", 1))
+    names = f"{reference.name.removesuffix(file_ending)}_0000{file_ending}", reference.name
+    return next((scan for name in names if (scan := folder / name).exists() and scan != reference), None)
+
+
+def header_warnings(odd: Mapping[Path, str]) -> list[str]:
+    """A line for each folder.
+
+    Args:
+        odd: see :class:`~nnunetv2_crossmatch.evaluation.summary.Evaluation`.
+    """
+    lines = []
+    for folder in dict.fromkeys(file.parent for file in odd):
+        named = [f"{file.name} ({what})" for file, what in odd.items() if file.parent == folder]
+        lines.append(
+            f"{len(named)} masks in {folder} have another spacing in their header than their scan: {some(named)}. "
+            "Distances are measured with the latter."
+        )
+    return lines
 
 
 def _masks(folder: Path, file_ending: str) -> tuple[dict[str, Path], list[str]]:
@@ -99,8 +118,8 @@ def _masks(folder: Path, file_ending: str) -> tuple[dict[str, Path], list[str]]:
     return {file.name.removesuffix(file_ending): file for file in found.files}, found.left_out
 
 
-def _reader(prediction: Path, dataset: dict, example: str | None) -> BaseReaderWriter:
+def _reader(prediction: Path, dataset: dict, examples: list[Path]) -> BaseReaderWriter:
     plans = prediction / "plans.json"
     if plans.is_file():
         return PlansManager(str(plans)).image_reader_writer_class()
-    return determine_reader_writer_from_dataset_json(dataset, example, verbose=False)()
+    return find_reader(dataset, examples)()

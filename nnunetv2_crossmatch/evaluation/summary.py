@@ -2,6 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ class Evaluation:
         missed: (cases, classes), where only one of the two masks has the class.
         extra: predictions without a reference, which were left alone.
         left_out: what lies in the folder of references and is none, a line for each kind.
+        odd_headers: masks whose header has another spacing than their scan, and both.
     """
 
     cases: list[str]
@@ -31,6 +33,7 @@ class Evaluation:
     missed: NDArray[np.bool_]
     extra: list[str]
     left_out: list[str] = field(default_factory=list)
+    odd_headers: dict[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

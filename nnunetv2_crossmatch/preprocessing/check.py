@@ -4,10 +4,19 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nnunetv2_crossmatch.preprocessing.content import LABELED, UNLABELED, Content, read_content, update_content
+from nnunetv2_crossmatch.preprocessing.content import (
+    LABELED,
+    UNLABELED,
+    Content,
+    read_content,
+    update_content,
+    wrong_channels,
+)
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
+from nnunetv2_crossmatch.preprocessing.geometry import missing_spacings
 from nnunetv2_crossmatch.preprocessing.leaks import find_leaks, scans_of
 from nnunetv2_crossmatch.preprocessing.listing import left_out
+from nnunetv2_crossmatch.preprocessing.masks import mask_findings
 from nnunetv2_crossmatch.preprocessing.outliers import find_outliers
 from nnunetv2_crossmatch.preprocessing.reconcile import known_cases, reconcile, unknown_ids
 from nnunetv2_crossmatch.preprocessing.splits import known_patients, read_splits
@@ -46,19 +55,28 @@ def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None =
         fold: the one that is trained; without it all of splits_final.json are checked.
 
     Raises:
-        DatasetError: the list of unlabeled scans itself is wrong, or another file that was written by hand.
+        DatasetError: the list of unlabeled scans itself is wrong, or another file that was written by hand;
+            dataset.json is not the one that was planned with.
     """
+    dataset.require_unchanged()
     findings = Findings()
     preprocessed_folder = dataset.preprocessed
     if dataset.raw is None:
         findings.content = read_content(preprocessed_folder)
+        problems = wrong_channels(findings.content, {}, dataset.json)
         if not findings.content:
             findings.warnings.append("The raw scans were never checked. Where they are, run nnUNetv2_crossmatch check.")
     else:
         findings.content, problems = update_content(dataset, num_processes)
         findings.warnings += left_out(dataset.raw, dataset.json)
-        for part, of_part in problems.items():
-            (findings.bad if part in (LABELED, UNLABELED) else findings.warnings).extend(of_part)
+    for part, of_part in problems.items():
+        (findings.bad if part in (LABELED, UNLABELED) else findings.warnings).extend(of_part)
+    for part, scans in findings.content.items():
+        bad, odd = mask_findings(part, scans, dataset.json)
+        (findings.bad if part == LABELED else findings.warnings).extend(bad)
+        findings.warnings += odd
+    for part, is_bad, line in missing_spacings(findings.content, LABELED):
+        (findings.bad if is_bad and part in (LABELED, UNLABELED) else findings.warnings).append(line)
 
     patients, parts = known_patients(dataset.raw, preprocessed_folder), known_cases(dataset)
     errors, warnings = reconcile(dataset, patients, parts, parts.get(LABELED, ()), fold)

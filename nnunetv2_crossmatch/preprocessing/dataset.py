@@ -10,6 +10,16 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_crossmatch.preprocessing.listing import has_training_scans
 from nnunetv2_crossmatch.preprocessing.manifest import plans_stamp
 from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
+from nnunetv2_crossmatch.utilities.errors import DatasetError
+
+_PLANNED_WITH = (  # of dataset.json, what the preprocessed labeled scans depend on
+    "channel_names",
+    "modality",
+    "labels",
+    "regions_class_order",
+    "file_ending",
+    "overwrite_image_reader_writer",
+)
 
 
 def raw_folder_at_hand(name: str) -> Path | None:
@@ -74,6 +84,21 @@ class Dataset:
         if self.raw is None:
             raise ValueError(f"The raw scans of {self.name} are not here. Set nnUNet_raw to where they are.")
         return self.raw
+
+    def require_unchanged(self) -> None:
+        """Raises DatasetError: what dataset.json says of the scans is not what was planned and preprocessed."""
+        planned = self.preprocessed / "dataset.json"
+        if self.raw is None or not planned.exists():
+            return
+        before, now = (read_dataset_json(file) for file in (planned, self.raw / "dataset.json"))
+        if changed := [key for key in _PLANNED_WITH if before.get(key) != now.get(key)]:
+            raise DatasetError(
+                [
+                    f"{self.raw / 'dataset.json'} has changed since the dataset was planned "
+                    f"({', '.join(f'{key}: {before.get(key)}, now {now.get(key)}' for key in changed)}). Undo that, or "
+                    f"plan again: nnUNetv2_plan_and_preprocess -d {self.name}; then train again."
+                ]
+            )
 
     def plans(self, identifier: str) -> PlansManager:
         """Raises ValueError: there are none of that name."""

@@ -8,8 +8,10 @@ from pathlib import Path
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunetv2_crossmatch.nnunet.images import files_beside
 from nnunetv2_crossmatch.preprocessing.listing import are_absent
 from nnunetv2_crossmatch.utilities.files import write_json
+from nnunetv2_crossmatch.utilities.versions import versions
 
 ARRAY_SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")  # what nnU-Net's run_case_save writes
 MANIFEST = "manifest.json"
@@ -21,6 +23,8 @@ class Manifest:
     """``manifest.json`` beside the arrays.
 
     plans: hash of what decides the arrays' content, see :func:`plans_stamp`.
+    reader: nnU-Net's class that read the scans.
+    versions: of the packages that wrote it last.
     complete: whether the last preprocessing got through the whole list.
     cases: id -> {"source": :func:`source_stamp`, **:func:`~nnunetv2_crossmatch.preprocessing.scan.describe`}.
     """
@@ -28,6 +32,8 @@ class Manifest:
     folder: Path
     version: int = VERSION
     plans: str | None = None
+    reader: str | None = None
+    versions: dict[str, str] = field(default_factory=versions)
     complete: bool = False
     cases: dict[str, dict] = field(default_factory=dict)
 
@@ -57,8 +63,10 @@ def is_current(entry: dict, files: list[Path]) -> bool:
 
 
 def source_stamp(files: list[Path]) -> list[list[str | int]]:
-    """Name, size and time of each file; not the folder, which differs from machine to machine."""
-    return [[file.name, stat.st_size, stat.st_mtime_ns] for file in files for stat in (file.stat(),)]
+    """Name, size and time of each file and of what lies beside it; not the folder, which differs between machines."""
+    stats = {file: file.stat() for file in files}
+    stats |= {beside: beside.stat() for file in files for beside in files_beside(file)}
+    return [[file.name, stat.st_size, stat.st_mtime_ns] for file, stat in stats.items()]
 
 
 def plans_stamp(plans: PlansManager, configuration: ConfigurationManager) -> str:

@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -16,11 +16,23 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
+from nnunetv2_crossmatch.nnunet.images import has_no_geometry, is_flat, read_images
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, source_stamp
 from nnunetv2_crossmatch.preprocessing.scan_file import REPLACE, BadScan, check_file, check_spacing
 from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable
 
 PERCENTILES = (1, 25, 50, 75, 99)
+
+
+class WrongChannels(BadScan):
+    """Another number of channels than dataset.json names."""
+
+    def __init__(self, message: str, channels: int) -> None:
+        super().__init__(message)
+        self.channels = channels
+
+    def __reduce__(self) -> tuple:  # it comes from a worker
+        return type(self), (str(self), self.channels)
 
 
 class _Unchanged(Exception):
@@ -42,7 +54,8 @@ def preprocess_scan(
         known: manifest entry of the arrays that are there; if voxels and spacing are the same nothing is written.
 
     Returns:
-        The manifest's entry of the case: its source stamp and :func:`describe`.
+        The manifest's entry of the case: its source stamp, :func:`describe` and ``bare``, whether its header has no
+        geometry.
 
     Raises:
         BadScan: unreadable, truncated, NaN, infinite, constant, wrong number of channels, a spacing that cannot be.
@@ -56,7 +69,7 @@ def preprocess_scan(
     class CheckingPreprocessor(configuration.preprocessor_class):  # type: ignore[name-defined]
         def run_case(self, image_files: list[str], seg_file: str | None, *args: Any, **kwargs: Any) -> Any:
             data, properties = read_scan(files, plans.image_reader_writer_class(), dataset_json)
-            entry.update(describe(data, properties["spacing"]))
+            entry.update(describe(data, properties["spacing"]), bare=has_no_geometry(properties))
             if known is not None and all(known[key] == entry[key] for key in ("sha256", "spacing")):
                 raise _Unchanged
             _check_resampling(data.shape[1:], properties["spacing"], plans, configuration, files)
@@ -92,11 +105,23 @@ def read_scan(files: list[Path], reader: BaseReaderWriter, dataset_json: dict) -
     """
     named = ", ".join(map(str, files))
     for file in files:
-        _check_alone(file, reader)
+        check_alone(file, reader)
+    data, properties = read_quietly(lambda: read_images(files, reader), named)
+    check_spacing(properties["spacing"], named)
+    _check_voxels(data, dataset_json, named)
+    return data, properties
+
+
+def read_quietly(read: Callable[[], tuple[np.ndarray, dict]], named: str) -> tuple[np.ndarray, dict]:
+    """What a reader of nnU-Net gives; what it prints is part of its error.
+
+    Raises:
+        BadScan: it cannot read it.
+    """
     said = StringIO()
     try:
         with redirect_stdout(said):
-            data, properties = reader.read_images([str(file) for file in files])
+            data, properties = read()
     except MemoryError:
         raise
     except Exception as e:
@@ -104,8 +129,6 @@ def read_scan(files: list[Path], reader: BaseReaderWriter, dataset_json: dict) -
         reason = _short(e) or " ".join(said.getvalue().partition("ERROR! ")[2].splitlines()[:3])
         raise BadScan(f"{named} cannot be read ({reason}). {REPLACE}") from e
     print(said.getvalue(), end="")
-    check_spacing(properties["spacing"], named)
-    _check_voxels(data, dataset_json, named)
     return data, properties
 
 
@@ -155,8 +178,11 @@ def _short(e: Exception) -> str:
     return " ".join(str(e).split())[-300:]
 
 
-def _check_alone(file: Path, reader: BaseReaderWriter) -> None:
-    """SimpleITK fills up a truncated NIfTI file and turns NaN into 0 without a word, so look at it raw."""
+def check_alone(file: Path, reader: BaseReaderWriter) -> None:
+    """Raises BadScan: what can be seen of one file without nnU-Net's reader.
+
+    SimpleITK fills up a truncated NIfTI file and turns NaN into 0 without a word, so look at it raw.
+    """
     try:
         check_file(file, reader)
         if not file.name.lower().endswith((".nii", ".nii.gz")):
@@ -173,9 +199,10 @@ def _check_alone(file: Path, reader: BaseReaderWriter) -> None:
 def _check_voxels(data: np.ndarray, dataset_json: dict, named: str) -> None:
     channels = dataset_json.get("channel_names") or dataset_json["modality"]  # as nnU-Net: older files say modality
     if len(data) != len(channels):
-        raise BadScan(
+        raise WrongChannels(
             f"{named}: {len(data)} channels, but the dataset has {len(channels)} "
-            f"({', '.join(channels.values())}). Supply the same channels or remove the case."
+            f"({', '.join(channels.values())}). Supply the same channels or remove the case.",
+            len(data),
         )
     _check_finite(data, named)
     ranges = [(float(channel.min()), float(channel.max())) for channel in data]
@@ -198,6 +225,12 @@ def _check_resampling(
     files: list[Path],
 ) -> None:
     """A wrong spacing would have the scan resampled to nothing or to more than any memory holds."""
+    are_volumes = min(plans.plans["original_median_shape_after_transp"]) > 1
+    if is_flat(shape, list(spacing)) and are_volumes and plans.plans["image_reader_writer"] != "NaturalImage2DIO":
+        raise BadScan(
+            f"{', '.join(map(str, files))} is a 2D image, but the labeled scans are 3D; nnU-Net would take "
+            f"{next(iter(spacing)):g} mm for the spacing that it does not have. Supply the 3D scan or remove the case."
+        )
     extents, spacings = (np.array([list(of)[i] for i in plans.transpose_forward], float) for of in (shape, spacing))
     axes = len(configuration.spacing)  # 2d resamples only two
     extents[-axes:] *= spacings[-axes:] / configuration.spacing

@@ -14,6 +14,7 @@ from nibabel.openers import ImageOpener
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
+from nnunetv2_crossmatch.nnunet.images import TIFF_ENDINGS
 from nnunetv2_crossmatch.utilities.errors import printable
 from nnunetv2_crossmatch.utilities.files import NO_UNICODE, is_unicode
 
@@ -39,7 +40,7 @@ def check_file(file: Path, reader: BaseReaderWriter) -> None:
         raise BadScan(f"{file} is empty. {REPLACE}")
     if file.name.lower().endswith((".nii", ".nii.gz")):
         shape, has_numbers = _nifti(file)
-    elif file.name.lower().endswith((".tif", ".tiff")):
+    elif file.name.lower().endswith(TIFF_ENDINGS):
         with tifffile.TiffFile(file) as tif:
             shape, has_numbers = tif.series[0].shape, tif.series[0].dtype.kind in "biuf"
     elif isinstance(reader, SimpleITKIO):

@@ -20,8 +20,10 @@ def unlabeled_cases_for_training(planned: Planned, num_processes: int) -> list[s
     """Ids of the preprocessed unlabeled cases; preprocesses what is missing while the raw folder is there.
 
     Raises:
-        DatasetError: no unlabeled scan anywhere, bad scans, incomplete data or data of other plans.
+        DatasetError: no unlabeled scan anywhere, bad scans, incomplete data, data of other plans or another
+            dataset.json.
     """
+    planned.dataset.require_unchanged()
     raw_folder = planned.dataset.raw
     manifest = Manifest.read(planned.unlabeled_folder)
     command = planned.command("preprocess")
@@ -61,10 +63,12 @@ def preprocess_unlabeled(planned: Planned, num_processes: int) -> list[str]:
         Ids of all unlabeled cases.
 
     Raises:
-        DatasetError: names every scan that could not be used, after the others have been done.
+        DatasetError: names every scan that could not be used, after the others have been done; another dataset.json
+            than was planned with.
         OSError: the disk is full.
     """
     raw_folder = planned.dataset.require_raw()
+    planned.dataset.require_unchanged()
     manifest = Manifest.read(planned.unlabeled_folder)
     listed, problems = survey_unlabeled(raw_folder, _dataset_json(planned), manifest.is_whole)
     if listed is None:
@@ -109,7 +113,8 @@ def _bring_up_to_date(
             known = {case: entry for case, entry in kept if case not in unlisted and manifest.is_whole(case)}
             # a case of which a kill leaves some files new and some old must not be among them
             cases = {case: e for case, e in known.items() if case not in listed or is_current(e, listed[case])}
-            manifest = Manifest(folder, plans=stamp, complete=False, cases=cases)
+            reader = planned.plans.plans["image_reader_writer"]
+            manifest = Manifest(folder, plans=stamp, reader=reader, complete=False, cases=cases)
             manifest.write()
             _preprocess_stale(listed, problems, known, manifest, planned, num_processes)
     return list(listed)

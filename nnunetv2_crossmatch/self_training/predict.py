@@ -116,12 +116,12 @@ def write_pseudo_labels(
         findings.raise_errors(raw_folder.name)
         warnings[fold] += findings.warnings
 
+    cases = unlabeled_cases_for_training(planned, num_processes)
     folders = {fold: pseudo_label_folder(raw_folder, models[fold]) for fold in folds}
     ending = dataset_json["file_ending"]
     if problems := [line for folder in folders.values() for line in unknown_labels(folder, ending, planned.dataset)]:
         raise DatasetError(problems)
 
-    cases = unlabeled_cases_for_training(planned, num_processes)
     images = Manifest.read(planned.unlabeled_folder)
     files = list_unlabeled(raw_folder, dataset_json, images.is_whole) or {}
     for fold in folds:
@@ -258,7 +258,8 @@ def _predict(
             data, _, _, properties = dataset.load_case(case)
             logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data[:])).numpy()
             arguments = (logits, properties, predictor.plans_manager.plans, predictor.dataset_json)
-            waiting.append((case, pool.submit(_export, case, files[case], *arguments, origin, incoming)))
+            about = f"the pseudo-label of {case}"
+            waiting.append((case, pool.submit(about, _export, case, files[case], *arguments, origin, incoming)))
             if len(waiting) > num_processes:
                 case, done = waiting.popleft()
                 yield case, done.result()

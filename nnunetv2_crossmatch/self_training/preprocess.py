@@ -9,6 +9,7 @@ import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunetv2_crossmatch.nnunet.images import differences, nearest_integers
 from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
 from nnunetv2_crossmatch.nnunet.segmentation import (
     SEGMENTATION_SUFFIXES,
@@ -254,20 +255,9 @@ def _read(file: Path, plans: PlansManager, properties: dict, allowed: list[int])
             f"{file} has shape {seg.shape[1:]} and spacing {own['spacing']}, its scan {shape} and "
             f"{properties['spacing']}. {fix}"
         )
-    if not _same_geometry(own, properties):
+    if set(differences(own, properties)) & {"origin", "orientation"}:
         raise BadLabel(f"{file} has another origin or orientation than its scan. {fix}")
+    seg = nearest_integers(seg)
     if foreign := set(np.unique(seg).tolist()) - set(allowed):
         raise BadLabel(f"{file} has labels {sorted(foreign)}, which are none of {allowed}. {fix}")
     return seg.astype(np.int16)
-
-
-def _same_geometry(own: dict, of_scan: dict) -> bool:
-    """Of what nnU-Net's readers note beside the spacing: SimpleITK's origin and direction, or nibabel's affine."""
-    first, second = map(_geometry, (own, of_scan))
-    return first.shape == second.shape and np.allclose(first, second, rtol=1e-3, atol=1e-2)
-
-
-def _geometry(properties: dict) -> np.ndarray:
-    itk, nibabel = (properties.get(f"{reader}_stuff", {}) for reader in ("sitk", "nibabel"))
-    affine = nibabel.get("reoriented_affine", nibabel.get("original_affine", []))
-    return np.array([*itk.get("origin", []), *itk.get("direction", []), *np.ravel(affine)])

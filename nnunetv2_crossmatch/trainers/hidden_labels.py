@@ -9,6 +9,7 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from torch import Tensor, nn
 
+from nnunetv2_crossmatch.nnunet.images import read_images
 from nnunetv2_crossmatch.preprocessing.dataset import Planned
 
 HIDDEN_LABELS = "labelsUn"  # in the raw dataset folder
@@ -33,8 +34,10 @@ class HiddenLabels:
         preprocessor = configuration.preprocessor_class(verbose=False)
         patches, manager = [], plans.get_label_manager(dataset_json)
         for case in chosen:
-            names = [str(file) for file in files[case]]
-            image, label, _ = preprocessor.run_case(names, str(labels[case]), plans, configuration, dataset_json)
+            reader = plans.image_reader_writer_class()
+            data, properties = read_images(files[case], reader)
+            seg, _ = reader.read_seg(str(labels[case]))
+            image, label, _ = preprocessor.run_case_npy(data, seg, properties, plans, configuration, dataset_json)
             image, label = np.asarray(image), np.asarray(label)
             if manager.ignore_label is not None:
                 label = np.where(label == manager.ignore_label, -1, label)

@@ -24,6 +24,7 @@ from nnunetv2_crossmatch.preprocessing.splits import validation_patients, withou
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, complete_checkpoint, plain, read_checkpoint
 from nnunetv2_crossmatch.trainers.records import record_resources, write_training
+from nnunetv2_crossmatch.utilities.main_guard import require_main_guard
 from nnunetv2_crossmatch.utilities.versions import versions
 
 WARNINGS_IN_LOG = 10
@@ -82,6 +83,10 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
                 if isinstance(blur, GaussianBlurTransform):
                     blur.benchmark = False  # it picks its algorithm by the clock
         return train, val
+
+    def run_training(self) -> None:
+        require_main_guard()  # or it would fail after the last epoch, when nnU-Net starts processes to validate
+        super().run_training()
 
     def on_train_start(self) -> None:
         super().on_train_start()

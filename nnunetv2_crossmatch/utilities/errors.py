@@ -17,7 +17,7 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def some(names: Collection[str]) -> str:
-    """The first three of them in one line, and how many more there are."""
-    shown = ", ".join(name.replace("\n", "\\n") for name in islice(names, 3))
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def some(names: Collection[str], at_most: int = 3) -> str:
+    """The first of them in one line, and how many more there are."""
+    shown = ", ".join(name.replace("\n", "\\n") for name in islice(names, at_most))
+    return shown + (f" and {len(names) - at_most} more" if len(names) > at_most else "")

@@ -4,19 +4,23 @@ import hashlib
 import json
 import os
 import shutil
+import socket
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from batchgenerators.utilities.file_and_folder_operations import save_json
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from nnunetv2_crossmatch.utilities.errors import DatasetError, some
+from nnunetv2_crossmatch.utilities.errors import DatasetError, printable, some
 
+PATIENCE = 10  # seconds
 INCOMING = ".incoming_"  # prefix of what is being written, before it is moved into place
 
 
@@ -109,14 +113,37 @@ NO_UNICODE = "has a name that is not valid Unicode (special letters of an old zi
 def locked(file: Path) -> Iterator[None]:
     """Wait for the lock and hold it; makes the folder. The system takes it from a process that is killed.
 
+    Who waits longer than ``PATIENCE`` seconds is told on stderr for whom: the holder leaves its name beside the lock.
+
     Raises:
         OSError: the file cannot be written, or its file system has no locks.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     if os.name != "nt":
         _check_flock(file)
-    with FileLock(file):
+    lock, holder = FileLock(file), file.with_name(file.name + ".holder")
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        print(f"Waiting for {_name_of(holder)}, which holds {file}.", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        with suppress(OSError):  # a name is no reason to fail
+            since = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+            command = printable(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()} ({command}; since {since})", "utf-8")
         yield
+    finally:
+        with suppress(OSError):
+            holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _name_of(holder: Path) -> str:
+    try:
+        return holder.read_text("utf-8")
+    except (OSError, ValueError):  # it has just begun or ended
+        return "another process"
 
 
 def _check_flock(file: Path) -> None:

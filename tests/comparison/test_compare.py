@@ -85,6 +85,27 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * (a & b).sum() / (a.sum() + b.sum())
 
 
+def test_another_spacing_in_a_reference_is_a_warning_and_changes_no_number(trained):
+    def compared() -> dict:
+        compare()
+        file = trained / "results" / DATASET / "comparison__nnUNetPlans__3d_fullres.json"
+        return json.loads(file.read_text())
+
+    right = compared()
+    references = trained / "preprocessed" / DATASET / "gt_segmentations"
+    for case in ("case1", "case6"):
+        mask = sitk.ReadImage(str(references / f"{case}.nii.gz"))
+        mask.SetSpacing((0.8, 0.8, 2.5))
+        sitk.WriteImage(mask, str(references / f"{case}.nii.gz"))
+    odd = compared()
+    assert odd["differences"] == right["differences"] and odd["dice"] == right["dice"]
+    (added,) = [line for line in odd["warnings"] if line not in right["warnings"]]
+    assert added.startswith(
+        f"2 masks in {references} have another spacing in their header than their scan: case1.nii.gz ("
+    )
+    assert "case6.nii.gz (2.5 x 0.8 x 0.8 mm (z, y, x), the prediction 1 x 1 x 1)" in added
+
+
 def test_the_verdict_and_the_numbers_are_those_of_the_masks(trained, capsys):
     compare()
     printed = capsys.readouterr().out

@@ -32,6 +32,13 @@ def test_an_unlabeled_image_that_is_used_in_place_is_not_read(base, source):
     np.testing.assert_array_equal(array(folder / "labelsUn" / "case2.nii.gz"), scan(2)[1])
 
 
+def test_what_is_hidden_or_of_a_mac_is_not_below(source):
+    for name in ("a/scan1", "a/._scan1", "a/.DS_Store", "__MACOSX/a/scan1", ".git/scan1", "b/scan2"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).touch()
+    assert [str(file.relative_to(source)) for file in below(source, "*")] == ["a", "a/scan1", "b", "b/scan2"]
+
+
 def test_a_label_of_another_size(base, source):
     with pytest.raises(DatasetError, match=r"case2: the image has \(24, 24, 16\) voxels .* its label \(24, 24, 15\)"):
         write_dataset(conversion(source, label=scan(2)[1][1:]), 1)
@@ -50,6 +57,14 @@ def test_float_labels_and_stored_values(base, source):
     label = 100 * scan(2)[1].astype(np.float32)
     folder = write_dataset(conversion(source, label=label, stored={0: 0, 1: 1, 2: 2, 100: 1, 200: 2}), 1)
     np.testing.assert_array_equal(array(folder / "labelsUn" / "case2.nii.gz"), scan(2)[1])
+
+
+def test_labels_that_are_nearly_integers_are_rounded_and_others_shown_in_full(base, source):
+    nearly = scan(2)[1] * np.float32(0.9996)
+    folder = write_dataset(conversion(source, label=nearly), 1)
+    np.testing.assert_array_equal(array(folder / "labelsUn" / "case2.nii.gz"), scan(2)[1])
+    with pytest.raises(DatasetError, match=r"case2: the label has the values 0.99800\d+, 1.99600\d+; only"):
+        write_dataset(conversion(source, label=scan(2)[1] * np.float32(0.998)), 2)
 
 
 def test_an_unreadable_image(base, source):

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.cli import main
@@ -130,6 +131,25 @@ def test_a_leak_of_the_source_is_reported(base, capsys):
     with pytest.raises(SystemExit):
         main(["hide-labels", "-d", "4", "-o", "5", "--labeled", "2"])
     assert "imagesTs/test0" in capsys.readouterr().err
+
+
+def test_the_spacing_file_of_a_tiff_goes_with_its_label(base):
+    source = base / "raw" / SOURCE
+    for file in sorted(source.rglob("*.nii.gz")):
+        array = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+        stem = file.name.removesuffix(".nii.gz")
+        tifffile.imwrite(file.with_name(f"{stem}.tif"), array)
+        file.with_name(f"{stem.removesuffix('_0000')}.json").write_text('{"spacing": [0.7, 0.5, 0.5]}')
+        file.unlink()
+    described = load_json(str(source / "dataset.json"))
+    (source / "dataset.json").write_text(json.dumps({**described, "file_ending": ".tif"}))
+    folder, labeled, _ = hide(base, 5, "--labeled", "3")
+    hidden = sorted({f"case{i}" for i in range(10)} - labeled)
+    assert sorted(file.name for file in (folder / "labelsUn").iterdir()) == sorted(
+        f"{case}{ending}" for case in hidden for ending in (".json", ".tif")
+    )
+    content = load_json(str(base / "preprocessed" / folder.name / "content.json"))
+    assert {tuple(content["unlabeled"][case]["spacing"]) for case in hidden} == {(0.7, 0.5, 0.5)}
 
 
 def test_patients_that_are_no_cases_draw_nothing_and_what_is_not_used_is_named(base, capsys):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.dataset_conversion import lits
 from nnunetv2_crossmatch.dataset_conversion.common import write_dataset
 from nnunetv2_crossmatch.utilities.errors import DatasetError
@@ -29,6 +30,19 @@ def test_nested_labeled_volumes_in_batches(base, source):
     assert names(folder / "labelsUn") == ["volume_000", "volume_057", "volume_099"]
     assert names(folder / "labelsTs") == ["volume_100", "volume_130"]
     np.testing.assert_array_equal(array(folder / "labelsUn" / "volume_057.nii.gz"), scan(57)[1])
+
+
+def test_volumes_whose_spacing_is_lost_are_named(base, source, capsys):
+    """As those with the numbers 28 to 47 of the real ones."""
+    for number in (3, 1, 28, 29, 57, 100):
+        image, label = scan(number)
+        spacing = (1.0, 1.0, 1.0) if 28 <= number < 48 else (0.7, 0.7, 1.5)
+        write(image, source / f"volume-{number}.nii", spacing)
+        write(label, source / f"segmentation-{number}.nii", spacing)
+    main(["convert", "lits", str(source), "-d", "7", "--labeled", "2"])
+    (warning,) = [line for line in capsys.readouterr().err.splitlines() if "bare array" in line]
+    assert warning.startswith("warning: 2 of 3 scans in unlabeled have the header of a bare array (1 x 1 x 1 mm, at 0)")
+    assert "volume_028, volume_029. Others have 1.5 x 0.7 x 0.7 mm (z, y, x): the spacing was probably lost" in warning
 
 
 @pytest.mark.slow

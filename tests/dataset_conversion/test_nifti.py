@@ -53,6 +53,10 @@ def test_labels_and_channels_of_the_decathlon_of_nnunet_and_of_neither(base, sca
     description.unlink()
     labels = described(write_dataset(nifti.convert(scans, 2), 7))["labels"]
     assert labels == {"background": 0, "class1": 1, "class2": 2}
+    (scans / "labelsTr" / "._case0.nii.gz").write_bytes(b"\0\5\x16\7")  # of a Mac
+    for file in (scans / "labelsTr").glob("case*"):
+        sitk.WriteImage(sitk.Cast(sitk.ReadImage(str(file)), sitk.sitkFloat32) * 0.99999994, str(file))
+    assert described(write_dataset(nifti.convert(scans, 2), 8))["labels"] == labels
 
 
 def test_what_is_not_converted_is_named(base, scans, capsys):

@@ -1,5 +1,6 @@
 import locale
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -154,7 +155,7 @@ def convert_bad(source, match):
 
 def test_a_missing_slice(base, source):
     write_case(source, 1, drop=(6,))
-    convert_bad(source, r"PANCREAS_0001: slices are missing or doubled: they lie 1 mm apart, .* at -305 and -303 mm")
+    convert_bad(source, r"PANCREAS_0001: slices are missing: they lie 1 mm apart, .* at -305 and -303 mm")
     assert not any((base / "raw").glob("Dataset*"))
 
 
@@ -166,14 +167,48 @@ def test_a_missing_last_slice_shows_in_the_label(base, source):
 def test_mixed_series(base, source):
     write_case(source, 1)
     write_series(next(series_folder(source).rglob("Pancreas-*")), ct(5)[0], series="1.2.826.2", prefix="2-")
-    convert_bad(source, r"PANCREAS_0001: one DICOM series was expected, 2 found")
+    convert_bad(source, r"PANCREAS_0001: one DICOM series was expected, 2 found: .* 14 files, .* 14 files. Move")
+
+
+def test_every_slice_twice(base, source):
+    write_case(source, 1)
+    for file in list(series_folder(source).rglob("*.dcm")):
+        shutil.copy(file, file.with_name(f"{file.stem} (1).dcm"))
+    convert_bad(source, "PANCREAS_0001: slices are there twice: .* and 11 more. Remove one of each")
+
+
+def test_one_file_with_every_slice(base, source):
+    write_case(source, 1)
+    place = next(series_folder(source).rglob("Pancreas-*"))
+    shutil.rmtree(place)
+    place.mkdir()
+    locale_before = locale.setlocale(locale.LC_ALL)
+    sitk.WriteImage(sitk.GetImageFromArray(ct(1)[0].astype(np.uint16)), str(place / "enhanced.dcm"))
+    locale.setlocale(locale.LC_ALL, locale_before)
+    convert_bad(source, r"enhanced.dcm holds all 14 slices \(multi-frame DICOM\). Split it")
+
+
+def test_what_a_mac_adds_to_an_archive_and_files_without_an_ending(base, source):
+    for number in (1, 2, 64):
+        write_case(source, number)
+        for file in list(series_folder(source, number).rglob("*.dcm")):
+            file.rename(file.with_name(file.stem.replace("-", "")))
+    resources = source / "__MACOSX" / "manifest-1" / "Pancreas-CT" / "PANCREAS_0001" / "Pancreas-00001"
+    resources.mkdir(parents=True)
+    (resources / "._1-001.dcm").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    (series_folder(source) / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    (source / "TCIA_pancreas_labels-02-05-2017" / "._label0001.nii.gz").write_bytes(b"\0\5\x16\7")
+    folder = write_dataset(pancreas.convert(source, 1), 82)
+    np.testing.assert_array_equal(array(folder / "imagesTr" / "pancreas_0001_0000.nii.gz"), ct(1)[0])
+    np.testing.assert_array_equal(array(folder / "labelsTr" / "pancreas_0001.nii.gz"), ct(1)[1])
+    assert names(folder / "imagesUn") == ["pancreas_0002_0000"]
 
 
 def test_slices_doubled_and_slices_of_another_size(base, source):
     write_case(source, 1)
     place = next(series_folder(source).rglob("Pancreas-*"))
     write_series(place, ct(5)[0], drop=range(1, 14), prefix="2-")
-    convert_bad(source, "slices are missing or doubled")
+    convert_bad(source, r"PANCREAS_0001: slices are there twice: (1|2)-\d+.dcm and (1|2)-\d+.dcm. Remove one of each")
     write_series(place, ct(5)[0][:, :10], drop=range(1, 14), prefix="2-")
     convert_bad(source, "the slices have different sizes")
 

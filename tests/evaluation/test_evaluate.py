@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import SimpleITK as sitk
 from medpy.metric import binary
 
+from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.evaluation import evaluate
-from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders, read_labels
+from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
+from nnunetv2_crossmatch.nnunet.labels import read_labels
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import REAL
 
@@ -103,8 +106,25 @@ def test_every_bad_mask_is_named_at_once(folders):
     assert str(prediction / "b.nii.gz") in second and "[7.0]" in second
 
 
+@pytest.mark.parametrize("number", ["_0000", ""])
+def test_the_spacing_of_the_scans_in_imagests_counts_and_other_headers_are_warned_of(folders, capsys, number):
+    reference, prediction = folders
+    expected = evaluate_folders(reference, prediction, num_processes=1).values
+    for file in sorted(reference.iterdir()):
+        mask = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+        write(reference.with_name("imagesTs") / file.name.replace(".nii.gz", f"{number}.nii.gz"), mask)
+        write(file, mask, (1.0, 1.0, 1.0))
+    own = sitk.GetArrayFromImage(sitk.ReadImage(str(prediction / "b.nii.gz")))
+    write(prediction / "b.nii.gz", own, (1.0, 1.0, 1.0))
+    np.testing.assert_array_equal(evaluate_folders(reference, prediction, num_processes=1).values, expected)
+    main(["evaluate", str(reference), str(prediction), "-np", "1"])
+    warning, of_prediction = capsys.readouterr().err.splitlines()
+    assert f"warning: 1 masks in {prediction} have another spacing" in of_prediction
+    assert f"warning: 3 masks in {reference} have another spacing in their header than their scan: a.nii.gz" in warning
+
+
 def die(*_) -> None:
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -149,14 +169,17 @@ def test_real_masks_one_patients_against_anothers(tmp_path):
         assert 0 < result.values[0, i, 0] < 1
 
 
-def test_references_that_are_not_measured_are_named(folders):
+def test_references_that_are_not_measured_are_named(folders, capsys):
     reference, prediction = folders
     (reference / "other.nii").touch()
     assert "1 not used (other.nii)" in evaluate_folders(reference, prediction, num_processes=1).left_out[0]
     with pytest.raises(DatasetError, match=r"nowhere.nii.gz is missing"):
         evaluate_folders(reference, prediction, num_processes=1, cases=["nowhere"])
     name = os.fsdecode(b"M\xfcller.nii.gz")
-    for folder in folders:
-        shutil.copy(next(folder.glob("*.nii.gz")), folder / name)
+    shutil.copy(prediction / "a.nii.gz", prediction / name)
+    main(["evaluate", str(reference), str(prediction), "-np", "1"])
+    said = capsys.readouterr()
+    assert "1 not used (other.nii)" in said.err and r"no reference: M\udcfcller" in said.out
+    shutil.copy(reference / "a.nii.gz", reference / name)
     with pytest.raises(DatasetError, match="is not valid Unicode"):
         evaluate_folders(reference, prediction, num_processes=1)

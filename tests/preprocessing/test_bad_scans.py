@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
 from nnunetv2_crossmatch.utilities.errors import DatasetError
-from tests.conftest import DATASET, make_raw_dataset
+from tests.conftest import DATASET, make_raw_dataset, write_image
 from tests.preprocessing.bad_scans import IMAGE, NATURAL, NIBABEL, NO_FILES, SIMPLEITK, TIFF, Maker, nifti, photo, tif
 
 pytestmark = pytest.mark.slow
@@ -41,8 +41,8 @@ class Place:
     def read_by(self, reader: str) -> None:
         plans = self.preprocessed / "nnUNetPlansSmall.json"
         save_json({**load_json(str(plans)), "image_reader_writer": reader}, str(plans))
-        file = self.raw / "dataset.json"
-        save_json({**load_json(str(file)), "overwrite_image_reader_writer": reader}, str(file))
+        for file in (self.raw / "dataset.json", self.preprocessed / "dataset.json"):
+            save_json({**load_json(str(file)), "overwrite_image_reader_writer": reader}, str(file))
 
     def add(self, name: str, make: Maker, case: str | None = None) -> None:
         file = self.scans / name
@@ -220,7 +220,9 @@ def test_a_spacing_that_only_the_plans_refute(place, capsys):
         "fine.nii.gz",
         nifti(IMAGE * 2, pixdim=(1, 1e-3, 1e-3, 1e-3), srow=(1e-3, 0, 0, 0, 0, 1e-3, 0, 0, 0, 0, 1e-3, 0)),
     )
+    place.add("flat.nii.gz", lambda file: write_image(IMAGE[0], file))
     lines = complaints(capsys, *PREPROCESS, "3d_fullres")
+    assert sum("flat.nii.gz is a 2D image, but the labeled scans are 3D; nnU-Net would take 999" in it for it in lines)
     for name in ("coarse", "fine"):
         assert any(f"{name}.nii.gz" in line and "would be resampled to " in line for line in lines)
     assert place.done() == ["slice"]

@@ -124,9 +124,13 @@ def test_an_accepted_leak_of_no_scan_is_named_until_it_is_forgotten(raw, preproc
 def test_a_name_of_other_bytes_is_named_and_aborts_nothing(raw, preprocessed, part):
     first = min((raw / part).iterdir())
     shutil.copy(first, raw / part / os.fsdecode(b"M\xfcller_0000.nii.gz"))
+    if part == "imagesTr":
+        shutil.copy(raw / "labelsTr" / "case0.nii.gz", raw / "labelsTr" / os.fsdecode(b"M\xfcller.nii.gz"))
     findings = check_dataset(Dataset(raw, preprocessed, dataset_json(raw)), 1)
-    (line,) = findings.bad if part == "imagesTr" else findings.warnings
-    assert "ller_0000.nii.gz" in line and "is not valid Unicode" in line and "ename it" in line
+    lines = findings.bad if part == "imagesTr" else findings.warnings
+    names = ["ller_0000.nii.gz", "ller.nii.gz"][: 2 if part == "imagesTr" else 1]
+    for line, name in zip(lines, names, strict=True):
+        assert name in line and "is not valid Unicode" in line and "ename it" in line
     with pytest.raises(BadScan, match="is not valid Unicode"):
         read_scan([raw / part / os.fsdecode(b"M\xfcller_0000.nii.gz")], SimpleITKIO(), dataset_json(raw))
 
@@ -154,6 +158,13 @@ def test_the_preprocessed_folder_alone_is_enough(raw, preprocessed):
     (preprocessed / "content.json").unlink()
     findings = check_dataset(Dataset(None, preprocessed, dataset_json(raw)), 1)
     assert findings.leaks == [] and "never checked" in findings.warnings[0]
+
+
+def test_other_channels_than_what_was_seen_are_a_line_without_the_raw_scans_too(raw, preprocessed):
+    look(raw, preprocessed)
+    two = {**dataset_json(raw), "channel_names": {"0": "MR0", "1": "MR1"}}
+    (line,) = check_dataset(Dataset(None, preprocessed, two), 1).bad
+    assert line.startswith("8 scans have another number of channels, 1, than dataset.json names, 2 (MR0, MR1)")
 
 
 def test_bad_scans_are_errors_in_training_and_warnings_among_test_scans(raw, preprocessed):

@@ -31,10 +31,10 @@ def test_eight_trainings_that_start_together_do_everything_once(dataset, make_tr
     def preprocess(files, target, *_):
         for suffix in (".b2nd", "_seg.b2nd", ".pkl"):
             target.with_name(target.name + suffix).touch()  # blosc2 does not survive a fork
-        return content._look_at(files, reader, dataset_json)
+        return content._look_at(files, None, reader, dataset_json)
 
     dataset_json = json.loads((folder / "dataset.json").read_text())
-    reader = content._reader(dataset_json, None)
+    reader = content._reader(dataset_json, [], folder)
     monkeypatch.setattr(
         unlabeled, "preprocess_scan", slow_and_logged(preprocess, lambda files, target, *_: target.name)
     )
@@ -62,7 +62,7 @@ def test_eight_trainings_that_start_together_do_everything_once(dataset, make_tr
         + [f"_look_at scan{i}_0000.nii.gz" for i in range(4)]
         + [f"_look_at {part}{i}_0000.nii.gz" for part, n in (("case", 5), ("test", 2)) for i in range(n)]
     )
-    looked_at = json.loads((folder / "content.json").read_text())
+    looked_at = content.read_content(folder)
     assert {part: len(cases) for part, cases in looked_at.items()} == {"imagesTr": 5, "imagesTs": 2, "unlabeled": 4}
 
 

@@ -3,6 +3,11 @@ import fcntl
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
+from functools import partial
+from subprocess import PIPE
 
 import pytest
 
@@ -37,6 +42,35 @@ def test_a_killed_process_lets_go_of_its_lock(tmp_path):
     assert file.exists()
     with locked(file):
         pass
+
+
+WAITS = """
+import sys
+from pathlib import Path
+from nnunetv2_crossmatch.utilities import files
+files.PATIENCE = 0.2
+file = Path(sys.argv[1])
+with files.locked(file):
+    print("held", flush=True)
+    input()
+"""
+
+
+def test_who_waits_for_a_lock_is_told_for_whom(tmp_path):
+    file = tmp_path / ".lock"
+    start = partial(
+        subprocess.Popen, [sys.executable, "-c", WAITS, file], text=True, stdin=PIPE, stdout=PIPE, stderr=PIPE
+    )
+    with start() as first:
+        assert first.stdout.readline() == "held\n"
+        second = start()
+        line = second.stderr.readline()
+        assert line.startswith(f"Waiting for process {first.pid} on {socket.gethostname()} (-c {file}; since ")
+        assert line.endswith(f", which holds {file}.\n")
+        first.communicate("\n")
+        assert second.stdout.readline() == "held\n"
+        second.communicate("\n")
+    assert [f.name for f in tmp_path.iterdir()] == [".lock"]
 
 
 def test_a_file_system_without_locks_is_an_error(tmp_path, monkeypatch):
