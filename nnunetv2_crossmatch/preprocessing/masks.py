@@ -79,7 +79,7 @@ def describe_mask(file: Path, scan_shape: list[int], scan_properties: dict, read
     check_alone(file, reader)
     mask, properties = read_quietly(lambda: reader.read_seg(str(file)), str(file))
     if len(mask) != 1:
-        raise BadScan(f"{file} has {len(mask)} channels. A mask has one.")
+        raise BadScan(f"{file} has {len(mask)} channels. A mask has one: save the labels 0, 1, 2, ... as gray values.")
     shape = list(mask.shape[1:])
     return {
         "shape": shape,

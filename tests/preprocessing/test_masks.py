@@ -327,3 +327,11 @@ def test_a_mask_of_unknown_values_is_not_called_empty(raw):
     assert not any("are empty" in line for line in findings.warnings)
     sitk.WriteImage(mask * 0, str(file))
     assert any("1 of 3 masks in labelsTr are empty: case0." in line for line in look(raw).warnings)
+
+
+def test_a_mask_in_colors_is_named_with_what_to_save_instead(raw):
+    file = raw / "labelsTr" / "case0.nii.gz"
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+    sitk.WriteImage(sitk.GetImageFromArray(np.stack([mask] * 3), isVector=False), str(file))  # 4D: read as channels
+    (line,) = look(raw).bad
+    assert line == f"{file} has 3 channels. A mask has one: save the labels 0, 1, 2, ... as gray values."
