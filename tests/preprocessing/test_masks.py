@@ -309,7 +309,7 @@ def test_masks_of_no_scan_are_counted(raw):
 def test_fewer_labeled_scans_than_numtraining_are_said(raw):
     for said, warned in ((3, False), (2, False), (400, True), ("400", False)):
         change(raw, numTraining=said)
-        assert any("numTraining 400, but there are 3" in line for line in look(raw).warnings) == warned
+        assert any("numTraining" in line for line in look(raw).warnings) == warned
 
 
 def test_a_reader_that_there_is_not_is_said(raw):
