@@ -111,7 +111,7 @@ def new_dataset(dataset_id: int, name: str) -> Iterator[Path]:
         if len(taken := find_candidate_datasets(dataset_id)):
             raise FileExistsError(
                 f"Dataset id {dataset_id} is taken by {', '.join(taken)} in nnUNet_raw, nnUNet_preprocessed or "
-                "nnUNet_results. Remove it there or choose another -d."
+                "nnUNet_results. Remove it there or choose another id."
             )
         folder.mkdir()
         unfinished.touch()

@@ -117,7 +117,7 @@ def _read(file: Path, reader: BaseReaderWriter, known: tuple[int, ...]) -> tuple
     except Exception as e:  # each reader has its own
         raise BadMask(f"{file} cannot be read: {e}") from e
     if len(mask) != 1:
-        raise BadMask(f"{file} has {len(mask)} channels. A mask has one.")
+        raise BadMask(f"{file} has {len(mask)} channels. A mask has one: save the labels 0, 1, 2, ... as gray values.")
     mask = nearest_integers(mask)
     unknown = np.unique(mask[~np.isin(mask, known)])
     if unknown.size:

@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.imageio.reader_writer_registry import (
+    determine_reader_writer_from_dataset_json,
+    recursive_find_reader_writer_by_name,
+)
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from numpy.typing import NDArray
@@ -104,6 +107,21 @@ def find_reader(dataset_json: dict, examples: Iterable[Path]) -> type[BaseReader
         with suppress(RuntimeError), redirect_stdout(said), redirect_stderr(said):
             return determine_reader_writer_from_dataset_json(dataset_json, example, verbose=False)
     raise RuntimeError(f"nnU-Net has no reader for {dataset_json['file_ending']}, the file_ending of dataset.json.")
+
+
+def unknown_reader(dataset_json: dict) -> list[str]:
+    """A line if dataset.json asks for a reader that there is not; nnU-Net then takes another."""
+    name = dataset_json.get("overwrite_image_reader_writer")
+    if name in (None, "None"):  # as nnU-Net: either means that none is asked for
+        return []
+    try:
+        recursive_find_reader_writer_by_name(name)
+    except RuntimeError:
+        return [
+            f"nnU-Net has no reader {name!r}, overwrite_image_reader_writer in dataset.json, and chooses one by the "
+            "file ending. Correct or remove it."
+        ]
+    return []
 
 
 def is_flat(shape: Sequence[int], spacing: Sequence[float]) -> bool:

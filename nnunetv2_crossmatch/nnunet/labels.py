@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
+from nnunetv2_crossmatch.utilities.errors import some
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -30,3 +32,30 @@ def read_labels(dataset: dict) -> Labels:
         known=tuple(int(label) for label in manager.all_labels),
         ignore=manager.ignore_label,
     )
+
+
+def label_mistakes(dataset: dict) -> list[str]:
+    """What nnU-Net's training would stop at, in ``labels`` and ``regions_class_order`` of ``dataset.json``."""
+    labels = {name: tuple(np.atleast_1d(value).tolist()) for name, value in dataset["labels"].items()}
+    values = sorted({int(value) for several in labels.values() for value in several})
+    mistakes = []
+    if values != list(range(len(values))):
+        mistakes.append(
+            f"dataset.json: the labels have the values {some(list(map(str, values)), 10)}, but nnU-Net wants "
+            f"0 to {len(values) - 1} without a gap. Renumber them there and in the masks."
+        )
+    elif labels.get("ignore", (values[-1],)) != (values[-1],):
+        mistakes.append(
+            f"dataset.json: ignore is {some(list(map(str, labels['ignore'])))}, but nnU-Net wants it to be the highest "
+            f"label, {values[-1]}. Renumber them there and in the masks."
+        )
+    if any(len(several) > 1 for name, several in labels.items() if name != "ignore"):
+        regions = [name for name, several in labels.items() if name != "ignore" and any(several)]
+        order = dataset.get("regions_class_order")
+        if not isinstance(order, list) or len(order) != len(regions):
+            mistakes.append(
+                "dataset.json: labels has regions, so regions_class_order needs one value for each of "
+                f"{some(regions, 10)}: what a mask gets there, later ones over earlier ones. It "
+                f"{'is missing' if order is None else f'is {order}'}."
+            )
+    return mistakes

@@ -4,6 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnunetv2_crossmatch.nnunet.images import unknown_reader
+from nnunetv2_crossmatch.nnunet.labels import label_mistakes
 from nnunetv2_crossmatch.preprocessing.content import (
     LABELED,
     UNLABELED,
@@ -16,7 +18,7 @@ from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.preprocessing.geometry import missing_spacings
 from nnunetv2_crossmatch.preprocessing.leaks import find_leaks, scans_of
 from nnunetv2_crossmatch.preprocessing.listing import left_out
-from nnunetv2_crossmatch.preprocessing.masks import mask_findings
+from nnunetv2_crossmatch.preprocessing.masks import mask_findings, masks_without_scan
 from nnunetv2_crossmatch.preprocessing.outliers import find_outliers
 from nnunetv2_crossmatch.preprocessing.reconcile import known_cases, reconcile, unknown_ids
 from nnunetv2_crossmatch.preprocessing.splits import known_patients, read_splits
@@ -56,9 +58,11 @@ def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None =
 
     Raises:
         DatasetError: the list of unlabeled scans itself is wrong, or another file that was written by hand;
-            dataset.json is not the one that was planned with.
+            dataset.json is not the one that was planned with, or has labels that nnU-Net cannot train with.
     """
     dataset.require_unchanged()
+    if mistakes := label_mistakes(dataset.json):
+        raise DatasetError(mistakes)
     findings = Findings()
     preprocessed_folder = dataset.preprocessed
     if dataset.raw is None:
@@ -68,7 +72,7 @@ def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None =
             findings.warnings.append("The raw scans were never checked. Where they are, run nnUNetv2_crossmatch check.")
     else:
         findings.content, problems = update_content(dataset, num_processes)
-        findings.warnings += left_out(dataset.raw, dataset.json)
+        findings.warnings += [*left_out(dataset.raw, dataset.json), *unknown_reader(dataset.json)]
     for part, of_part in problems.items():
         (findings.bad if part in (LABELED, UNLABELED) else findings.warnings).extend(of_part)
     for part, scans in findings.content.items():
@@ -79,6 +83,11 @@ def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None =
         (findings.bad if is_bad and part in (LABELED, UNLABELED) else findings.warnings).append(line)
 
     patients, parts = known_patients(dataset.raw, preprocessed_folder), known_cases(dataset)
+    if dataset.raw is not None:
+        findings.warnings += [
+            *masks_without_scan(dataset.raw, dataset.json, parts),
+            *_fewer_than_said(dataset.json, len(parts[LABELED])),
+        ]
     errors, warnings = reconcile(dataset, patients, parts, parts.get(LABELED, ()), fold)
     findings.bad += errors
     findings.warnings[:0] = warnings  # a training's log shows the first ones
@@ -113,6 +122,14 @@ def accept_leaks(preprocessed_folder: Path, leaks: list[str], stale: Collection[
     with locked(preprocessed_folder / f".{ACCEPTED}.lock"):
         accepted = {*leaks, *_accepted(preprocessed_folder)}.difference(stale)
         write_json(sorted(accepted), preprocessed_folder / ACCEPTED)
+
+
+def _fewer_than_said(dataset_json: dict, labeled: int) -> list[str]:
+    """More than numTraining is no loss: scans that were annotated since are in no planned dataset.json."""
+    said = dataset_json.get("numTraining")
+    if not isinstance(said, int) or said <= labeled:
+        return []
+    return [f"dataset.json says numTraining {said}, but there are {labeled} labeled scans. Supply those or correct it."]
 
 
 def _accepted(preprocessed_folder: Path) -> set[str]:

@@ -85,7 +85,7 @@ def survey_unlabeled(
         if (why := why_unusable(file)) and not (was_seen(case) and are_absent(files))
     ]
     problems += _reused_files(source, _without(cases, problems), others)
-    return dict(sorted(_without(cases, problems).items())), [message for _, message in problems]
+    return dict(sorted(_without(cases, problems).items())), list(dict.fromkeys(message for _, message in problems))
 
 
 def unlabeled_source(raw_folder: Path) -> Path | None:
@@ -229,7 +229,10 @@ def _colliding_ids(source: Path, cases: Iterable[str]) -> Problems:
         for written in (name, name + "_seg"):  # as nnU-Net calls the two arrays of a case
             other = owner.setdefault(written, case)
             if other != case:
-                message = f"{source}: the files of {other!r} and {case!r} would have the same name. Rename one of them."
+                # twins that only differ in how an accent is encoded look the same
+                alike = unicodedata.normalize("NFC", other) == unicodedata.normalize("NFC", case)
+                one, two = map(ascii if alike else repr, (other, case))
+                message = f"{source}: the files of {one} and {two} would have the same name. Rename one of them."
                 problems += [(case, message), (other, message)]
     return problems
 

@@ -1,7 +1,8 @@
 """The masks of the labeled and held-out scans: do they lie on their scan, and do their values mean something?"""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,25 @@ def mask_files(raw_folder: Path, dataset_json: dict, parts: Iterable[str]) -> di
     return found
 
 
+def masks_without_scan(raw_folder: Path, dataset_json: dict, parts: Mapping[str, Collection[str]]) -> list[str]:
+    """A line for each folder of masks that has some of no scan.
+
+    Args:
+        parts: {"imagesTr": case ids, ...}.
+    """
+    lines = []
+    for part, masks in mask_files(
+        raw_folder, dataset_json, (part for part in parts if part.startswith("images"))
+    ).items():
+        if alone := sorted(masks.keys() - set(parts[part])):
+            folder = part.replace("images", "labels", 1)
+            line = f"{len(alone)} of {len(masks)} masks in {folder} have no scan in {part}, not used: {some(alone)}."
+            if any(re.search(r"_\d{4}$", case) and case[:-5] in parts[part] for case in alone):
+                line += " A mask has no channel number: rename them."
+            lines.append(line)
+    return lines
+
+
 def describe_mask(file: Path, scan_shape: list[int], scan_properties: dict, reader: BaseReaderWriter) -> dict:
     """What :func:`mask_findings` needs to know of a mask.
 
@@ -59,7 +79,7 @@ def describe_mask(file: Path, scan_shape: list[int], scan_properties: dict, read
     check_alone(file, reader)
     mask, properties = read_quietly(lambda: reader.read_seg(str(file)), str(file))
     if len(mask) != 1:
-        raise BadScan(f"{file} has {len(mask)} channels. A mask has one.")
+        raise BadScan(f"{file} has {len(mask)} channels. A mask has one: save the labels 0, 1, 2, ... as gray values.")
     shape = list(mask.shape[1:])
     return {
         "shape": shape,
@@ -136,7 +156,6 @@ def mask_findings(part: str, scans: Mapping[str, dict], dataset_json: dict) -> t
             "dataset.json.",
         ),
     ]
-    foreground = known - {0, labels.ignore}
     warnings: list[str] = []
     for what in ("spacing", "origin", "orientation"):
         unlike = {
@@ -150,7 +169,7 @@ def mask_findings(part: str, scans: Mapping[str, dict], dataset_json: dict) -> t
             "at one of them over its scan.",
         )
     warnings += line(
-        {case: "" for case, mask in masks.items() if not foreground & set(mask["values"]) and not mask["odd"]},
+        {case: "" for case, mask in masks.items() if not set(mask["values"]) - {0, labels.ignore} and not mask["odd"]},
         "are empty: @. Right if these scans show none of it.",
     )
     if part == "imagesTr" and masks:

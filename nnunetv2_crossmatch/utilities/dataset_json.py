@@ -19,9 +19,12 @@ def read_dataset_json(file: Path, needs_channels: bool = True) -> dict:
     labels, ending = content.get("labels"), content.get("file_ending")
     channels = content.get("channel_names") or content.get("modality")  # as nnU-Net: older files say modality
     forms = {
-        'labels, e.g. {"background": 0, "tumor": 1}': isinstance(labels, dict) and all(map(_is_label, labels.values())),
+        'labels, e.g. {"background": 0, "tumor": 1}': isinstance(labels, dict)
+        and labels.get("background") == 0
+        and all(map(_is_label, labels.values())),
         'file_ending, e.g. ".nii.gz"': isinstance(ending, str) and ending.startswith("."),
-        'channel_names, e.g. {"0": "CT"}': not needs_channels or (isinstance(channels, dict) and bool(channels)),
+        'channel_names, e.g. {"0": "CT"}': not needs_channels
+        or (isinstance(channels, dict) and bool(channels) and all(isinstance(name, str) for name in channels.values())),
     }
     if wrong := [form for form, is_right in forms.items() if not is_right]:
         raise DatasetError(f"{file} has no {form}. Add or correct it." for form in wrong)
@@ -30,4 +33,4 @@ def read_dataset_json(file: Path, needs_channels: bool = True) -> dict:
 
 def _is_label(value: object) -> bool:
     values = value if isinstance(value, list) else [value]
-    return all(isinstance(one, int | float) for one in values)
+    return bool(values) and all(isinstance(one, int | float) and float(one).is_integer() for one in values)

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import subprocess
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -267,3 +268,14 @@ def test_a_name_that_is_no_unicode_is_named(single, listed):
 def test_a_malformed_dataset_of_dataset_json_is_named(single, named):
     with pytest.raises(DatasetError, match=r"dataset.json: dataset.* is not of the form"):
         labeled_scans(single, {**dataset_json(single), "dataset": named})
+
+
+def test_twins_that_look_the_same_are_told_apart_and_said_once(raw):
+    composed, decomposed = (unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD"))
+    images = {composed: "imagesUn/scan0_0000.nii.gz", decomposed: "imagesUn/scan1_0000.nii.gz"}
+    (raw / "unlabeled.json").write_text(json.dumps({case: {"images": [image]} for case, image in images.items()}))
+    with pytest.raises(DatasetError) as error:
+        list_unlabeled(raw, dataset_json(raw))
+    (line,) = error.value.problems
+    assert ascii(composed) in line
+    assert ascii(decomposed) in line

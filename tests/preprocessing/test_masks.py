@@ -264,3 +264,74 @@ def test_scans_whose_spacing_was_lost_are_named_unless_it_is_everyones(raw):
     lost = [line for line in look(raw).warnings if "bare array" in line]
     assert len(lost) == 1 and lost[0].startswith("2 of 2 scans in unlabeled have the header of a bare array")
     assert "Others have 2.5 x 0.7 x 0.7 mm (z, y, x): the spacing was probably lost" in lost[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "order", "complaint"),
+    [
+        ({"background": 0, "front": 1, "back": 2}, None, None),
+        ({"background": 0, "front": 1, "back": 4}, None, "the values 0, 1, 4, but nnU-Net wants 0 to 2 without a gap"),
+        ({"background": 0, "front": 1, "ignore": 2}, None, None),
+        ({"background": 0, "ignore": 1, "front": 2}, None, "ignore is 1, but nnU-Net wants it to be the highest"),
+        ({"background": 0, "whole": [1, 2], "back": 2}, [1, 2], None),
+        (
+            {"background": 0, "whole": [1, 2], "back": 2},
+            None,
+            "regions_class_order needs one value for each of whole, back: .* is missing",
+        ),
+        (
+            {"background": 0, "whole": [1, 2], "back": 2, "ignore": 3},
+            [1, 2, 3],
+            "each of whole, back: .* It is .1, 2, 3.",
+        ),
+    ],
+)
+def test_labels_that_nnunet_cannot_train_with_are_an_error(raw, labels, order, complaint):
+    change(raw, labels=labels, **({} if order is None else {"regions_class_order": order}))
+    if complaint is None:
+        look(raw)
+        return
+    with pytest.raises(DatasetError, match=complaint):
+        look(raw)
+
+
+def test_masks_of_no_scan_are_counted(raw):
+    assert not [line for line in look(raw).warnings if "no scan" in line]
+    (raw / "labelsTr" / "case9.nii.gz").write_bytes((raw / "labelsTr" / "case0.nii.gz").read_bytes())
+    said = [line for line in look(raw).warnings if "no scan" in line]
+    assert said == ["1 of 4 masks in labelsTr have no scan in imagesTr, not used: case9."]
+    (raw / "labelsTr" / "case0.nii.gz").rename(raw / "labelsTr" / "case0_0000.nii.gz")
+    findings = look(raw)
+    assert any("case0_0000, case9. A mask has no channel number" in line for line in findings.warnings)
+    assert any("1 of 3 labeled scans have no mask in labelsTr: case0." in line for line in findings.bad)
+
+
+def test_fewer_labeled_scans_than_numtraining_are_said(raw):
+    for said, warned in ((3, False), (2, False), (400, True), ("400", False)):
+        change(raw, numTraining=said)
+        assert any("numTraining" in line for line in look(raw).warnings) == warned
+
+
+def test_a_reader_that_there_is_not_is_said(raw):
+    for name, warned in (("SimpleITKIO", False), ("None", False), ("SimpelITKIO", True)):
+        change(raw, overwrite_image_reader_writer=name)
+        assert any(f"no reader {name!r}" in line for line in look(raw).warnings) == warned
+
+
+def test_a_mask_of_unknown_values_is_not_called_empty(raw):
+    file = raw / "labelsTr" / "case0.nii.gz"
+    mask = sitk.ReadImage(str(file))
+    sitk.WriteImage(mask * 100, str(file))
+    findings = look(raw)
+    assert any("values that dataset.json does not name: case0 (100" in line for line in findings.bad)
+    assert not any("are empty" in line for line in findings.warnings)
+    sitk.WriteImage(mask * 0, str(file))
+    assert any("1 of 3 masks in labelsTr are empty: case0." in line for line in look(raw).warnings)
+
+
+def test_a_mask_in_colors_is_named_with_what_to_save_instead(raw):
+    file = raw / "labelsTr" / "case0.nii.gz"
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+    sitk.WriteImage(sitk.GetImageFromArray(np.stack([mask] * 3), isVector=False), str(file))  # 4D: read as channels
+    (line,) = look(raw).bad
+    assert line == f"{file} has 3 channels. A mask has one: save the labels 0, 1, 2, ... as gray values."

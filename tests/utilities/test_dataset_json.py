@@ -18,6 +18,13 @@ WHOLE = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "whole": [1, 
         ({"labels": {"0": "background", "1": "tumor"}}, ["labels"]),
         ({"labels": ["background"], "file_ending": None}, ["labels", "file_ending"]),
         ({"file_ending": "nii.gz"}, ["file_ending"]),
+        ({"channel_names": {"R": 0, "G": 1}}, ["channel_names"]),
+        ({"labels": {"background": "0", "tumor": "1"}}, ["labels"]),
+        ({"labels": {"background": 0, "tumor": 1.5}}, ["labels"]),
+        ({"labels": {"background": 0, "tumor": 1.0}}, []),
+        ({"labels": {"background": 0, "whole": []}}, ["labels"]),
+        ({"labels": {"background": 1, "tumor": 0}}, ["labels"]),
+        ({"labels": {"tumor": 1}}, ["labels"]),
     ],
 )
 def test_what_is_missing_or_in_another_form_is_named(tmp_path, change, complaints):
