@@ -30,7 +30,8 @@ class CrossMatchConstants(Constants):
     weight: of the unlabeled voxels, >= 0 and at most 1, a labeled one's. 0 is nnU-Net's own training.
     ramp: share of the training over which the weight rises from 0, in [0, 1).
     ema_decay: of the average that labels, in [0, 1): it spans some 1000 steps. Mean Teacher, arXiv 1703.01780.
-    lambda_ip, lambda_kd: the paper's weights of its image and its feature streams, >= 0: how often each is drawn.
+    lambda_ip, lambda_kd: the paper's weights of its image and its feature streams, >= 0: how often each is drawn. Both 0 are as
+        weight 0.
     eta: share of L_dkd in the feature streams, in [0, 1]. Paper.
     p_weak, p_strong: share of feature maps dropped, in [0, 1). Paper: 0.5 -+ gamma/2, gamma = 0.5.
     p_cutmix: share of the strong views with a pasted box, in [0, 1]. Paper.
@@ -53,8 +54,6 @@ class CrossMatchConstants(Constants):
         self._require("[0, 1]", "threshold", "weight", "eta", "p_cutmix")
         self._require("[0, 1)", "ramp", "ema_decay", "p_weak", "p_strong")
         self._require("[0, inf)", "lambda_ip", "lambda_kd")
-        if self.lambda_ip + self.lambda_kd == 0:
-            raise ValueError("lambda_ip and lambda_kd are both 0: no stream is left to draw; weight 0 turns them off")
 
 
 class Stream(NamedTuple):
@@ -80,7 +79,8 @@ class CrossMatch(Method):
     constants: CrossMatchConstants
 
     def weights_after_warmup(self, progress: float) -> dict[str, float]:
-        return {SUPERVISED: 0.0, "joint": 1.0} if self.constants.weight else {}
+        c = self.constants
+        return {SUPERVISED: 0.0, "joint": 1.0} if c.weight * (c.lambda_ip + c.lambda_kd) else {}
 
     def streams(self) -> dict[Stream, float]:
         """Every stream and its share of the steps."""

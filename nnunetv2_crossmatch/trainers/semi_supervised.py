@@ -341,6 +341,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         shown, finite = torch.stack((shown, finite)).cpu().numpy()  # the one time that the host waits
         if finite:
             self.method.after_step(self._plain_network)
+        else:
+            self.method.partner.forget()  # the next batch of one would be pasted into it
         self._count_skipped(bool(finite), shown)
         return {"loss": shown}
 

@@ -95,7 +95,8 @@ def test_it_waits_and_then_takes_nnunets_place(network):
     assert method.weights(0.5) == {SUPERVISED: 0.0, "joint": 1.0}
     method.started = None
     assert method.weights(0.5) == {"joint": 0.0}
-    assert not any(make(network, replace(PLAIN, weight=0.0)).weights(0.5).values())
+    for nothing in ({"weight": 0.0}, {"lambda_ip": 0.0, "lambda_kd": 0.0}):
+        assert not any(make(network, replace(PLAIN, **nothing)).weights(0.5).values())
 
 
 def test_streams_are_drawn_with_the_papers_weights(network, views, monkeypatch):
@@ -158,7 +159,7 @@ def test_regions_and_batches_of_any_size(network, labeled_count):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"threshold": 1.2}, {"weight": 1.5}, {"ramp": 1.0}, {"lambda_ip": 0.0}, {"ema_decay": 1.0}], ids=str
+    "changed", [{"threshold": 1.2}, {"weight": 1.5}, {"ramp": 1.0}, {"lambda_ip": -1.0}, {"ema_decay": 1.0}], ids=str
 )
 def test_constants_that_cannot_be_are_refused(changed):
     with pytest.raises(ValueError, match=next(iter(changed))):
