@@ -30,8 +30,8 @@ class CrossMatchConstants(Constants):
     weight: of the unlabeled voxels, >= 0 and at most 1, a labeled one's. 0 is nnU-Net's own training.
     ramp: share of the training over which the weight rises from 0, in [0, 1).
     ema_decay: of the average that labels, in [0, 1): it spans some 1000 steps. Mean Teacher, arXiv 1703.01780.
-    lambda_ip, lambda_kd: the paper's weights of its image and its feature streams, >= 0: how often each is drawn. Both 0 are as
-        weight 0.
+    lambda_ip, lambda_kd: the paper's weights of its image and its feature streams, >= 0: how often each is drawn.
+        Both 0 are as weight 0.
     eta: share of L_dkd in the feature streams, in [0, 1]. Paper.
     p_weak, p_strong: share of feature maps dropped, in [0, 1). Paper: 0.5 -+ gamma/2, gamma = 0.5.
     p_cutmix: share of the strong views with a pasted box, in [0, 1]. Paper.
