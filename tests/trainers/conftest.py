@@ -103,7 +103,8 @@ def write_labels(
     """Pseudo-labels as the command writes them, balls with an ignored shell, after changes to dataset.json."""
     raw, preprocessed = (dataset / part / DATASET for part in ("raw", "preprocessed"))
     dataset_json = {**json.loads((preprocessed / "dataset.json").read_text()), **dataset_changes}
-    (preprocessed / "dataset.json").write_text(json.dumps(dataset_json))
+    for folder in (raw, preprocessed):
+        (folder / "dataset.json").write_text(json.dumps(dataset_json))
     labels = with_ignore_label(dataset_json)["labels"]
     of_dataset = Dataset(raw, preprocessed, dataset_json)
     planned = Planned(of_dataset, of_dataset.plans(plans), configuration)
