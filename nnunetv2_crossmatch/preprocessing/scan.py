@@ -16,7 +16,7 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_crossmatch.nnunet.images import has_no_geometry, is_flat, read_images
+from nnunetv2_crossmatch.nnunet.images import are_volumes, has_no_geometry, is_flat, read_images
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, source_stamp
 from nnunetv2_crossmatch.preprocessing.scan_file import REPLACE, BadScan, check_file, check_spacing
 from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable
@@ -225,8 +225,8 @@ def _check_resampling(
     files: list[Path],
 ) -> None:
     """A wrong spacing would have the scan resampled to nothing or to more than any memory holds."""
-    are_volumes = min(plans.plans["original_median_shape_after_transp"]) > 1
-    if is_flat(shape, list(spacing)) and are_volumes and plans.plans["image_reader_writer"] != "NaturalImage2DIO":
+    are_3d = are_volumes(plans.plans["original_median_shape_after_transp"])
+    if is_flat(shape, list(spacing)) and are_3d and plans.plans["image_reader_writer"] != "NaturalImage2DIO":
         raise BadScan(
             f"{', '.join(map(str, files))} is a 2D image, but the labeled scans are 3D; nnU-Net would take "
             f"{next(iter(spacing)):g} mm for the spacing that it does not have. Supply the 3D scan or remove the case."

@@ -256,6 +256,18 @@ def test_2d_images_among_3d_scans_are_refused(raw):
     assert any("1 of 3 scans in imagesTs are 2D images among 3D scans: flat2" in line for line in findings.warnings)
 
 
+def test_one_slice_of_some_thickness_does_not_make_2d_images_wrong(tmp_path, monkeypatch):
+    use_folders(tmp_path, monkeypatch.setenv)
+    raw = tmp_path / "raw" / DATASET
+    make_raw_dataset(raw, labeled=4, unlabeled=2)
+    for file in raw.glob("*/*.nii.gz"):
+        if "case0" not in file.name:
+            write_image(voxels(file)[8], file)
+        else:
+            save(file, voxels(file)[8:9], spacing=(1, 1, 5))
+    assert look(raw).bad == [], "nnU-Net trains 2d with them"
+
+
 def test_scans_whose_spacing_was_lost_are_named_unless_it_is_everyones(raw):
     assert look(raw).warnings == []  # all of them are 1 x 1 x 1 at 0
     for part in ("Tr", "Ts"):
