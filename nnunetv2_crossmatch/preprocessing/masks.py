@@ -76,7 +76,7 @@ def describe_mask(file: Path, scan_shape: list[int], scan_properties: dict, read
     Raises:
         BadScan: it cannot be read or has several channels.
     """
-    check_alone(file, reader)
+    check_alone(file, reader, is_mask=True)
     mask, properties = read_quietly(lambda: reader.read_seg(str(file)), str(file))
     if len(mask) != 1:
         raise BadScan(f"{file} has {len(mask)} channels. A mask has one: save the labels 0, 1, 2, ... as gray values.")

@@ -178,13 +178,13 @@ def _short(e: Exception) -> str:
     return " ".join(str(e).split())[-300:]
 
 
-def check_alone(file: Path, reader: BaseReaderWriter) -> None:
-    """Raises BadScan: what can be seen of one file without nnU-Net's reader.
+def check_alone(file: Path, reader: BaseReaderWriter, is_mask: bool = False) -> None:
+    """Raises BadScan: what can be seen of one file without nnU-Net's reader, see :func:`check_file`.
 
     SimpleITK fills up a truncated NIfTI file and turns NaN into 0 without a word, so look at it raw.
     """
     try:
-        check_file(file, reader)
+        check_file(file, reader, is_mask)
         if not file.name.lower().endswith((".nii", ".nii.gz")):
             return
         data = nibabel.load(file).dataobj.get_unscaled()  # integers stay integers: a scaled copy would be float64

@@ -13,6 +13,7 @@ from nnunetv2_crossmatch.preprocessing.check import Findings, check_dataset
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import DATASET, make_raw_dataset, use_folders, write_image
+from tests.preprocessing.bad_scans import nifti
 
 
 @pytest.fixture
@@ -99,6 +100,16 @@ def test_another_header_than_the_scans_is_a_warning(raw, header, what):
         (warning,) = findings.warnings
         kind, _, named = what.partition(": ")
         assert warning.startswith(f"1 of 3 masks in labelsTr have another {kind} than their scan: {named}. Training")
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO", "NibabelIOWithReorient"])
+def test_a_mask_whose_header_has_no_spacing_is_at_most_a_warning(raw, reader):
+    change(raw, overwrite_image_reader_writer=reader)
+    file = raw / "labelsTr" / "case0.nii.gz"
+    nifti(voxels(file), pixdim=(1, 0, 0, 0))(file)
+    findings = look(raw)
+    assert findings.bad == [], "nnU-Net takes the scan's"
+    assert all(line.startswith("1 of 3 masks in labelsTr have another ") for line in findings.warnings)
 
 
 def test_masks_that_cannot_be_right_are_errors_a_line_for_each_kind(raw):
