@@ -193,7 +193,7 @@ def check_alone(file: Path, reader: BaseReaderWriter, is_mask: bool = False) -> 
     except Exception as e:
         raise BadScan(f"{file} cannot be read ({_short(e)}). {REPLACE}") from e
     if data.dtype.kind == "f":
-        _check_finite(data, str(file))
+        check_finite(data, str(file))
 
 
 def _check_voxels(data: np.ndarray, dataset_json: dict, named: str) -> None:
@@ -204,7 +204,7 @@ def _check_voxels(data: np.ndarray, dataset_json: dict, named: str) -> None:
             f"({', '.join(channels.values())}). Supply the same channels or remove the case.",
             len(data),
         )
-    _check_finite(data, named)
+    check_finite(data, named)
     ranges = [(float(channel.min()), float(channel.max())) for channel in data]
     if all(high - low < _SMALLEST for low, high in ranges):
         raise BadScan(f"{named} is constant ({data.flat[0]:g} everywhere). {REPLACE}")
@@ -212,7 +212,8 @@ def _check_voxels(data: np.ndarray, dataset_json: dict, named: str) -> None:
         raise BadScan(f"{named} has values up to {largest:g}. Correct their scaling or remove the case.")
 
 
-def _check_finite(data: np.ndarray, named: str) -> None:
+def check_finite(data: np.ndarray, named: str) -> None:
+    """Raises BadScan: values that are no numbers."""
     if not np.isfinite(data).all():
         raise BadScan(f"{named} contains NaN or infinite values. Repair it or remove the case.")
 

@@ -112,6 +112,17 @@ def test_a_mask_whose_header_has_no_spacing_is_at_most_a_warning(raw, reader):
     assert all(line.startswith("1 of 3 masks in labelsTr have another ") for line in findings.warnings)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_mask_with_values_that_are_no_numbers_is_one_error(tiffs, value):
+    file = tiffs / "labelsTr" / "cell0.tif"
+    mask = tifffile.imread(file).astype(np.float32)
+    mask[0, 0, 0] = value
+    tifffile.imwrite(file, mask)
+    findings = look(tiffs)
+    assert findings.bad == [f"{file} contains NaN or infinite values. Repair it or remove the case."]
+    assert len(findings.content["imagesTr"]) == 2, "the others were looked at"
+
+
 def test_masks_that_cannot_be_right_are_errors_a_line_for_each_kind(raw):
     masks = [raw / "labelsTr" / f"case{i}.nii.gz" for i in range(3)]
     save(masks[0], voxels(masks[0])[1:])
