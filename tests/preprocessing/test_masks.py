@@ -200,7 +200,7 @@ def test_what_changes_in_dataset_json_after_a_check_is_one_line(raw):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("channel_names", {"0": "new"}),
+        ("channel_names", {"0": "MR0", "1": "new"}),
         ("labels", {"background": 0, "new": 1}),
         ("file_ending", ".nii"),
         ("regions_class_order", [2, 1]),
@@ -213,7 +213,22 @@ def test_what_changes_in_dataset_json_after_the_planning_is_one_line(raw, key, v
     change(raw, numTraining=99, description="new")
     assert look(raw).bad == []
     change(raw, **{key: value})
-    with pytest.raises(DatasetError, match=rf"dataset.json has changed since .* \({key}: .*, now .*plan again: nnUNet"):
+    said = {"channel_names": "number of channels"}.get(key, key)
+    with pytest.raises(
+        DatasetError, match=rf"dataset.json has changed since .* \({said}: .*, now .*plan again: nnUNet"
+    ):
+        look(raw)
+
+
+def test_other_names_after_the_planning_do_no_harm(raw):
+    planned = raw.parents[1] / "preprocessed" / DATASET / "dataset.json"
+    planned.parent.mkdir()
+    change(raw, labels={"background": 0, "shell": 1, "core": 2, "ignore": 3})
+    planned.write_text((raw / "dataset.json").read_text())
+    change(raw, labels={"background": 0, "kernel": 2, "rim": 1, "ignore": 3}, channel_names={"0": "T1"})
+    assert look(raw).bad == []
+    change(raw, labels={"background": 0, "shell": 1, "core": 2, "unsure": 3})
+    with pytest.raises(DatasetError, match=r"\(ignore: 3, now None\)"):
         look(raw)
 
 
