@@ -1,5 +1,6 @@
 """A folder of predictions against a folder of references."""
 
+import os
 from collections.abc import Collection, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -43,6 +44,7 @@ def evaluate_folders(
             reference, with labels outside the map or unreadable (all of them, after the others were measured).
         RuntimeError: a worker was killed.
     """
+    reference, prediction = (Path(os.path.abspath(folder)) for folder in (reference, prediction))  # a link stays one
     labels_file = dataset_json or prediction / "dataset.json"
     if not labels_file.is_file():
         raise DatasetError([f"{labels_file} is missing. Name the dataset's own with -djfile."])

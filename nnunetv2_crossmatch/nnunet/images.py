@@ -129,6 +129,11 @@ def is_flat(shape: Sequence[int], spacing: Sequence[float]) -> bool:
     return shape[0] == 1 and bool(np.isclose(spacing[0], PLACEHOLDER * max(spacing[1:])))
 
 
+def are_volumes(median_shape: Sequence[float]) -> bool:
+    """Whether nnU-Net plans for 3D: the median of the labeled scans has more than one slice."""
+    return min(median_shape) > 1
+
+
 def has_no_geometry(properties: dict) -> bool:
     """Whether the header is that of a bare array: 1 x 1 x 1 mm, at 0, not turned."""
     if not np.array_equal(properties["spacing"], (1, 1, 1)):

@@ -12,14 +12,19 @@ from nnunetv2_crossmatch.preprocessing.manifest import plans_stamp
 from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 
-_PLANNED_WITH = (  # of dataset.json, what the preprocessed labeled scans depend on
-    "channel_names",
-    "modality",
-    "labels",
-    "regions_class_order",
-    "file_ending",
-    "overwrite_image_reader_writer",
-)
+
+def _planned_with(dataset_json: dict) -> dict:
+    """What the preprocessed labeled scans depend on; not what labels and channels are called."""
+    labels = dataset_json["labels"]
+    return {
+        "number of channels": len(dataset_json.get("channel_names") or dataset_json["modality"]),
+        "labels": sorted(labels.values(), key=str),
+        "ignore": labels.get("ignore"),
+        **{
+            key: dataset_json.get(key)
+            for key in ("regions_class_order", "file_ending", "overwrite_image_reader_writer")
+        },
+    }
 
 
 def raw_folder_at_hand(name: str) -> Path | None:
@@ -90,12 +95,12 @@ class Dataset:
         planned = self.preprocessed / "dataset.json"
         if self.raw is None or not planned.exists():
             return
-        before, now = (read_dataset_json(file) for file in (planned, self.raw / "dataset.json"))
-        if changed := [key for key in _PLANNED_WITH if before.get(key) != now.get(key)]:
+        before, now = (_planned_with(read_dataset_json(file)) for file in (planned, self.raw / "dataset.json"))
+        if changed := [key for key in now if before[key] != now[key]]:
             raise DatasetError(
                 [
                     f"{self.raw / 'dataset.json'} has changed since the dataset was planned "
-                    f"({', '.join(f'{key}: {before.get(key)}, now {now.get(key)}' for key in changed)}). Undo that, or "
+                    f"({', '.join(f'{key}: {before[key]}, now {now[key]}' for key in changed)}). Undo that, or "
                     f"plan again: nnUNetv2_plan_and_preprocess -d {self.name}; then train again."
                 ]
             )

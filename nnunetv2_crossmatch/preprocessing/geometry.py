@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
-from nnunetv2_crossmatch.nnunet.images import PLACEHOLDER, TIFF_ENDINGS, is_flat
+import numpy as np
+
+from nnunetv2_crossmatch.nnunet.images import PLACEHOLDER, TIFF_ENDINGS, are_volumes, is_flat
 from nnunetv2_crossmatch.utilities.errors import some
 
 
@@ -21,7 +23,7 @@ def missing_spacings(content: Mapping[str, Mapping[str, dict]], labeled: str) ->
     """
     of_labeled = content.get(labeled, {}).values()
     every = [entry for scans in content.values() for entry in scans.values()]
-    is_volume = any(not is_flat(entry["shape"], entry["spacing"]) for entry in of_labeled)
+    are_3d = bool(of_labeled) and are_volumes(np.median([entry["shape"] for entry in of_labeled], axis=0))
     spacings = sorted(entry["spacing"] for entry in every if not entry.get("bare"))
     is_known = any(spacing != [1, 1, 1] for spacing in spacings)
     usual = " x ".join(f"{s:.4g}" for s in spacings[len(spacings) // 2]) if spacings else ""
@@ -30,7 +32,7 @@ def missing_spacings(content: Mapping[str, Mapping[str, dict]], labeled: str) ->
         bare = [case for case, entry in scans.items() if entry.get("bare")]
         tiffs = [case for case in bare if scans[case]["source"][0][0].lower().endswith(TIFF_ENDINGS)]
         others = [case for case in bare if case not in tiffs]
-        if is_volume and flat:
+        if are_3d and flat:
             yield (
                 part,
                 True,

@@ -49,6 +49,10 @@ def from_folder(folder: Path, dataset_json: dict) -> tuple[dict[str, list[Path]]
     cases, unnumbered = by_case(read_folder(folder, ending).files, ending)
     problems: Problems = []
     are_several = len(cases) > 1
+    from_1 = list(range(1, channels + 1))
+    count_from_1 = (
+        are_several and not unnumbered and all(numbers_of(files, ending) == from_1 for files in cases.values())
+    )
     for case, files in list(cases.items()):
         found = numbers_of(files, ending)
         without_gap = found == list(range(len(found)))
@@ -57,10 +61,16 @@ def from_folder(folder: Path, dataset_json: dict) -> tuple[dict[str, list[Path]]
         elif not without_gap:
             file = next(file for i, file in enumerate(files) if found[i] != i)
             problems.append((case, f"{file}: a channel before it is missing. Supply it or remove the case."))
-    if unnumbered:
+    if count_from_1:
+        new_names = ", ".join(f"_{number:04d} to _{number - 1:04d}" for number in from_1)
+        problems.append((None, f"{folder}: channels count from 0. Rename of every case, in this order: {new_names}."))
+    elif unnumbered:
         first = unnumbered[0].name
         fix = f"Rename {first} to {first.removesuffix(ending)}_0000{ending}, and so on."
-        if not cases:
+        if channels > 1 and by_case(unnumbered, ending)[0]:
+            last = f"CASE_{channels - 1:04d}{ending}"
+            fix = f"Call a case's channels CASE_0000{ending} to {last}, or one file of all CASE_0000{ending}."
+        elif not cases:
             files_there = f"{shlex.quote(str(folder))}/*{ending}"
             fix += f' All of them: for f in {files_there}; do mv "$f" "${{f%{ending}}}_0000{ending}"; done'
         names = some([file.name for file in unnumbered])

@@ -10,7 +10,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunetv2_crossmatch.nnunet.images import NEARLY, differences, says_where
 from nnunetv2_crossmatch.nnunet.labels import read_labels
-from nnunetv2_crossmatch.preprocessing.scan import check_alone, read_quietly
+from nnunetv2_crossmatch.preprocessing.scan import check_alone, check_finite, read_quietly
 from nnunetv2_crossmatch.preprocessing.scan_file import BadScan
 from nnunetv2_crossmatch.utilities.errors import some
 from nnunetv2_crossmatch.utilities.folders import read_folder
@@ -74,12 +74,13 @@ def describe_mask(file: Path, scan_shape: list[int], scan_properties: dict, read
         spacing file); ``spacing``; ``values``, the integers that it holds; ``odd``, the first other ones.
 
     Raises:
-        BadScan: it cannot be read or has several channels.
+        BadScan: it cannot be read, has several channels or values that are no numbers.
     """
-    check_alone(file, reader)
+    check_alone(file, reader, is_mask=True)
     mask, properties = read_quietly(lambda: reader.read_seg(str(file)), str(file))
     if len(mask) != 1:
         raise BadScan(f"{file} has {len(mask)} channels. A mask has one: save the labels 0, 1, 2, ... as gray values.")
+    check_finite(mask, str(file))
     shape = list(mask.shape[1:])
     return {
         "shape": shape,

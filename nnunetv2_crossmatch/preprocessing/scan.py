@@ -16,7 +16,7 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunetv2_crossmatch.nnunet.images import has_no_geometry, is_flat, read_images
+from nnunetv2_crossmatch.nnunet.images import are_volumes, has_no_geometry, is_flat, read_images
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, source_stamp
 from nnunetv2_crossmatch.preprocessing.scan_file import REPLACE, BadScan, check_file, check_spacing
 from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable
@@ -178,13 +178,13 @@ def _short(e: Exception) -> str:
     return " ".join(str(e).split())[-300:]
 
 
-def check_alone(file: Path, reader: BaseReaderWriter) -> None:
-    """Raises BadScan: what can be seen of one file without nnU-Net's reader.
+def check_alone(file: Path, reader: BaseReaderWriter, is_mask: bool = False) -> None:
+    """Raises BadScan: what can be seen of one file without nnU-Net's reader, see :func:`check_file`.
 
     SimpleITK fills up a truncated NIfTI file and turns NaN into 0 without a word, so look at it raw.
     """
     try:
-        check_file(file, reader)
+        check_file(file, reader, is_mask)
         if not file.name.lower().endswith((".nii", ".nii.gz")):
             return
         data = nibabel.load(file).dataobj.get_unscaled()  # integers stay integers: a scaled copy would be float64
@@ -193,7 +193,7 @@ def check_alone(file: Path, reader: BaseReaderWriter) -> None:
     except Exception as e:
         raise BadScan(f"{file} cannot be read ({_short(e)}). {REPLACE}") from e
     if data.dtype.kind == "f":
-        _check_finite(data, str(file))
+        check_finite(data, str(file))
 
 
 def _check_voxels(data: np.ndarray, dataset_json: dict, named: str) -> None:
@@ -204,7 +204,7 @@ def _check_voxels(data: np.ndarray, dataset_json: dict, named: str) -> None:
             f"({', '.join(channels.values())}). Supply the same channels or remove the case.",
             len(data),
         )
-    _check_finite(data, named)
+    check_finite(data, named)
     ranges = [(float(channel.min()), float(channel.max())) for channel in data]
     if all(high - low < _SMALLEST for low, high in ranges):
         raise BadScan(f"{named} is constant ({data.flat[0]:g} everywhere). {REPLACE}")
@@ -212,7 +212,8 @@ def _check_voxels(data: np.ndarray, dataset_json: dict, named: str) -> None:
         raise BadScan(f"{named} has values up to {largest:g}. Correct their scaling or remove the case.")
 
 
-def _check_finite(data: np.ndarray, named: str) -> None:
+def check_finite(data: np.ndarray, named: str) -> None:
+    """Raises BadScan: values that are no numbers."""
     if not np.isfinite(data).all():
         raise BadScan(f"{named} contains NaN or infinite values. Repair it or remove the case.")
 
@@ -225,8 +226,8 @@ def _check_resampling(
     files: list[Path],
 ) -> None:
     """A wrong spacing would have the scan resampled to nothing or to more than any memory holds."""
-    are_volumes = min(plans.plans["original_median_shape_after_transp"]) > 1
-    if is_flat(shape, list(spacing)) and are_volumes and plans.plans["image_reader_writer"] != "NaturalImage2DIO":
+    are_3d = are_volumes(plans.plans["original_median_shape_after_transp"])
+    if is_flat(shape, list(spacing)) and are_3d and plans.plans["image_reader_writer"] != "NaturalImage2DIO":
         raise BadScan(
             f"{', '.join(map(str, files))} is a 2D image, but the labeled scans are 3D; nnU-Net would take "
             f"{next(iter(spacing)):g} mm for the spacing that it does not have. Supply the 3D scan or remove the case."

@@ -28,10 +28,13 @@ class BadScan(ValueError):
     """One scan that cannot be used; the message names it, the reason and the fix."""
 
 
-def check_file(file: Path, reader: BaseReaderWriter) -> None:
+def check_file(file: Path, reader: BaseReaderWriter, is_mask: bool = False) -> None:
     """Raises BadScan (or whatever a library says of the file): empty, a header that cannot be true or used.
 
     Nothing but this may open a scan that was not checked by it: some names abort SimpleITK and with it the process.
+
+    Args:
+        is_mask: spacing and axes may be anything, because nnU-Net takes those of the scan.
     """
     if not is_unicode(file):
         raise BadScan(printable(f"{file} {NO_UNICODE}. Rename it or remove the case."))
@@ -39,12 +42,12 @@ def check_file(file: Path, reader: BaseReaderWriter) -> None:
     if size == 0:
         raise BadScan(f"{file} is empty. {REPLACE}")
     if file.name.lower().endswith((".nii", ".nii.gz")):
-        shape, has_numbers = _nifti(file)
+        shape, has_numbers = _nifti(file, is_mask)
     elif file.name.lower().endswith(TIFF_ENDINGS):
         with tifffile.TiffFile(file) as tif:
             shape, has_numbers = tif.series[0].shape, tif.series[0].dtype.kind in "biuf"
     elif isinstance(reader, SimpleITKIO):
-        shape, has_numbers = _simpleitk(file)
+        shape, has_numbers = _simpleitk(file, is_mask)
     else:
         return  # Pillow refuses huge images itself
     if not has_numbers:
@@ -62,7 +65,7 @@ def check_spacing(spacing: Iterable[float], named: str) -> None:
         raise BadScan(f"{named}: spacing {' x '.join(map(str, values))}. Correct it or remove the case.")
 
 
-def _nifti(file: Path) -> tuple[tuple[int, ...], bool]:
+def _nifti(file: Path, is_mask: bool) -> tuple[tuple[int, ...], bool]:
     image = nibabel.load(file)
     with ImageOpener(file) as stream:
         header = image.header_class.from_fileobj(stream, check=False)  # as it is; the checked one has been repaired
@@ -70,8 +73,8 @@ def _nifti(file: Path) -> tuple[tuple[int, ...], bool]:
         raise _voxels_elsewhere(file)
     dimensions = int(header["dim"][0])
     shape = tuple(int(extent) for extent in header["dim"][1 : 1 + dimensions])
-    # of a single slice's thickness nothing depends
-    check_spacing([s for s, extent in zip(header["pixdim"][1:4], shape, strict=False) if extent > 1], str(file))
+    if not is_mask:  # of a single slice's thickness nothing depends
+        check_spacing([s for s, extent in zip(header["pixdim"][1:4], shape, strict=False) if extent > 1], str(file))
     if file.name.lower().endswith(".gz"):
         _check_to_the_end(file)
     return shape, image.get_data_dtype().kind in "iuf" and set(shape[4:]) <= {1}  # the fifth holds vectors
@@ -88,16 +91,17 @@ def _check_to_the_end(file: Path) -> None:
             stream.decompress(piece)
 
 
-def _simpleitk(file: Path) -> tuple[tuple[int, ...], bool]:
+def _simpleitk(file: Path, is_mask: bool) -> tuple[tuple[int, ...], bool]:
     if _names_another_file(file):
         raise _voxels_elsewhere(file)
     header = sitk.ImageFileReader()
     header.SetFileName(str(file))
     header.ReadImageInformation()
-    check_spacing(header.GetSpacing()[:3], str(file))
-    direction = np.reshape(header.GetDirection(), (header.GetDimension(), -1))
-    if not np.allclose(direction @ direction.T, np.eye(len(direction)), atol=1e-2):
-        raise BadScan(f"{file}: its axes are not orthonormal. Resample it or remove the case.")
+    if not is_mask:
+        check_spacing(header.GetSpacing()[:3], str(file))
+        direction = np.reshape(header.GetDirection(), (header.GetDimension(), -1))
+        if not np.allclose(direction @ direction.T, np.eye(len(direction)), atol=1e-2):
+            raise BadScan(f"{file}: its axes are not orthonormal. Resample it or remove the case.")
     kind = sitk.GetPixelIDValueAsString(header.GetPixelIDValue())
     return header.GetSize(), header.GetNumberOfComponents() == 1 and "complex" not in kind
 

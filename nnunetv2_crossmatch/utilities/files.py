@@ -7,7 +7,6 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -67,7 +66,8 @@ def read_json(file: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | N
     """A JSON file written by hand.
 
     Args:
-        pairs_hook: ``object_pairs_hook`` of json; without one a key that an object has twice is an error.
+        pairs_hook: ``object_pairs_hook`` of json; without one a key that an object has twice with different
+            values is an error.
 
     Raises:
         DatasetError: as by :func:`read_text`; no JSON, with line and column.
@@ -75,8 +75,11 @@ def read_json(file: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | N
     repeated: list[str] = []
 
     def once(pairs: list[tuple[str, Any]]) -> dict:
-        repeated.extend(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-        return dict(pairs)
+        content = dict(pairs)
+        repeated.extend(
+            dict.fromkeys(key for key, value in pairs if value is not content[key] and value != content[key])
+        )
+        return content
 
     text = read_text(file)
     try:
@@ -93,7 +96,9 @@ def read_json(file: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | N
     except (ValueError, RecursionError) as e:
         raise DatasetError([f"{file} is not valid JSON: {e}."]) from e
     if repeated:
-        raise DatasetError([f"{file}: {some(repeated)} is there more than once. Remove all but one."])
+        raise DatasetError(
+            [f"{file}: {some(repeated)} is there more than once, with different values. Remove all but one."]
+        )
     return content
 
 

@@ -123,6 +123,29 @@ def test_the_spacing_of_the_scans_in_imagests_counts_and_other_headers_are_warne
     assert f"warning: 3 masks in {reference} have another spacing in their header than their scan: a.nii.gz" in warning
 
 
+@pytest.mark.parametrize(
+    ("place", "reference", "prediction"), [("labelsTs", ".", "../predicted"), ("predicted", "../labelsTs", ".")]
+)
+def test_the_folder_in_which_one_stands_has_a_name(folders, monkeypatch, place, reference, prediction):
+    scans = folders[0].with_name("imagesTs")
+    for file in folders[0].iterdir():
+        write(scans / file.name, np.zeros((4, 10, 12)), (6, 1, 1.4))
+    expected = evaluate_folders(*folders, num_processes=1)
+    monkeypatch.chdir(folders[0].with_name(place))
+    found = evaluate_folders(Path(reference), Path(prediction), num_processes=1)
+    np.testing.assert_array_equal(found.values, expected.values)
+    assert found.odd_headers.keys() == expected.odd_headers.keys(), "the scans were found"
+
+
+def test_the_scans_of_linked_masks_are_beside_the_link(folders, tmp_path):
+    reference, prediction = folders
+    for file in reference.iterdir():
+        write(tmp_path / "imagesTs" / file.name, np.zeros((4, 10, 12)), (6, 1, 1.4))
+    reference.rename(tmp_path / "elsewhere")
+    reference.symlink_to(tmp_path / "elsewhere")
+    assert len(evaluate_folders(reference, prediction, num_processes=1).odd_headers) == 6
+
+
 def die(*_) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

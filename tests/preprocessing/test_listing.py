@@ -145,6 +145,45 @@ def test_files_without_a_channel_number_are_named_with_the_fix(raw):
         group_channels(raw / "imagesUn", dataset_json(raw))
 
 
+def named(folder, *names):
+    folder.mkdir()
+    for name in names:
+        (folder / f"{name}.nii.gz").touch()
+    return folder
+
+
+def what_is_wrong(folder, raw):
+    with pytest.raises(DatasetError) as error:
+        group_channels(folder, dataset_json(raw))
+    return str(error.value)
+
+
+def test_channels_that_count_from_1_are_called_that(raw):
+    folder = named(raw / "imagesA", "a_0001", "a_0002", "b_0001", "b_0002")
+    assert what_is_wrong(folder, raw).strip() == (
+        f"{folder}: channels count from 0. Rename of every case, in this order: _0001 to _0000, _0002 to _0001."
+    )
+
+
+def test_a_single_channel_may_count_from_1_too(single):
+    wrong = what_is_wrong(named(single / "imagesA", "a_0001", "b_0001"), single)
+    assert wrong.endswith("channels count from 0. Rename of every case, in this order: _0001 to _0000.")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("a_0001", "a_0002", "b_0002"), ("a_0001", "a_0002", "b"), ("a_0007", "b_0003"), ("a_0001", "a_0002")],
+)
+def test_no_loop_makes_one_case_of_each_channel(raw, names):
+    assert what_is_wrong(named(raw / "imagesA", *names), raw).endswith(
+        "Call a case's channels CASE_0000.nii.gz to CASE_0001.nii.gz, or one file of all CASE_0000.nii.gz."
+    )
+
+
+def test_files_without_any_number_are_renamed_by_a_loop(raw):
+    assert "; do mv " in what_is_wrong(named(raw / "imagesA", "a", "b"), raw)
+
+
 def test_all_problems_come_at_once(raw):
     (raw / "unlabeled.json").write_text(json.dumps({f"c{i}": {"images": [f"gone{i}"]} for i in range(3)}))
     with pytest.raises(DatasetError) as error:

@@ -13,6 +13,7 @@ from nnunetv2_crossmatch.preprocessing.check import Findings, check_dataset
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import DATASET, make_raw_dataset, use_folders, write_image
+from tests.preprocessing.bad_scans import nifti
 
 
 @pytest.fixture
@@ -101,6 +102,27 @@ def test_another_header_than_the_scans_is_a_warning(raw, header, what):
         assert warning.startswith(f"1 of 3 masks in labelsTr have another {kind} than their scan: {named}. Training")
 
 
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO", "NibabelIOWithReorient"])
+def test_a_mask_whose_header_has_no_spacing_is_at_most_a_warning(raw, reader):
+    change(raw, overwrite_image_reader_writer=reader)
+    file = raw / "labelsTr" / "case0.nii.gz"
+    nifti(voxels(file), pixdim=(1, 0, 0, 0))(file)
+    findings = look(raw)
+    assert findings.bad == [], "nnU-Net takes the scan's"
+    assert all(line.startswith("1 of 3 masks in labelsTr have another ") for line in findings.warnings)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_mask_with_values_that_are_no_numbers_is_one_error(tiffs, value):
+    file = tiffs / "labelsTr" / "cell0.tif"
+    mask = tifffile.imread(file).astype(np.float32)
+    mask[0, 0, 0] = value
+    tifffile.imwrite(file, mask)
+    findings = look(tiffs)
+    assert findings.bad == [f"{file} contains NaN or infinite values. Repair it or remove the case."]
+    assert len(findings.content["imagesTr"]) == 2, "the others were looked at"
+
+
 def test_masks_that_cannot_be_right_are_errors_a_line_for_each_kind(raw):
     masks = [raw / "labelsTr" / f"case{i}.nii.gz" for i in range(3)]
     save(masks[0], voxels(masks[0])[1:])
@@ -178,7 +200,7 @@ def test_what_changes_in_dataset_json_after_a_check_is_one_line(raw):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("channel_names", {"0": "new"}),
+        ("channel_names", {"0": "MR0", "1": "new"}),
         ("labels", {"background": 0, "new": 1}),
         ("file_ending", ".nii"),
         ("regions_class_order", [2, 1]),
@@ -191,7 +213,22 @@ def test_what_changes_in_dataset_json_after_the_planning_is_one_line(raw, key, v
     change(raw, numTraining=99, description="new")
     assert look(raw).bad == []
     change(raw, **{key: value})
-    with pytest.raises(DatasetError, match=rf"dataset.json has changed since .* \({key}: .*, now .*plan again: nnUNet"):
+    said = {"channel_names": "number of channels"}.get(key, key)
+    with pytest.raises(
+        DatasetError, match=rf"dataset.json has changed since .* \({said}: .*, now .*plan again: nnUNet"
+    ):
+        look(raw)
+
+
+def test_other_names_after_the_planning_do_no_harm(raw):
+    planned = raw.parents[1] / "preprocessed" / DATASET / "dataset.json"
+    planned.parent.mkdir()
+    change(raw, labels={"background": 0, "shell": 1, "core": 2, "ignore": 3})
+    planned.write_text((raw / "dataset.json").read_text())
+    change(raw, labels={"background": 0, "kernel": 2, "rim": 1, "ignore": 3}, channel_names={"0": "T1"})
+    assert look(raw).bad == []
+    change(raw, labels={"background": 0, "shell": 1, "core": 2, "unsure": 3})
+    with pytest.raises(DatasetError, match=r"\(ignore: 3, now None\)"):
         look(raw)
 
 
@@ -254,6 +291,18 @@ def test_2d_images_among_3d_scans_are_refused(raw):
     (line,) = findings.bad
     assert line.startswith("1 of 3 scans in unlabeled are 2D images among 3D scans: flat. They have no third spacing")
     assert any("1 of 3 scans in imagesTs are 2D images among 3D scans: flat2" in line for line in findings.warnings)
+
+
+def test_one_slice_of_some_thickness_does_not_make_2d_images_wrong(tmp_path, monkeypatch):
+    use_folders(tmp_path, monkeypatch.setenv)
+    raw = tmp_path / "raw" / DATASET
+    make_raw_dataset(raw, labeled=4, unlabeled=2)
+    for file in raw.glob("*/*.nii.gz"):
+        if "case0" not in file.name:
+            write_image(voxels(file)[8], file)
+        else:
+            save(file, voxels(file)[8:9], spacing=(1, 1, 5))
+    assert look(raw).bad == [], "nnU-Net trains 2d with them"
 
 
 def test_scans_whose_spacing_was_lost_are_named_unless_it_is_everyones(raw):

@@ -105,13 +105,21 @@ def test_json_and_lists_of_any_system_are_read(tmp_path, encoding):
         (b"", "not valid JSON: line 1, column 1"),
         (b"[" * 100000, "not valid JSON"),
         (b'{"a": 1,\n "M\xfcller": 2}', "not UTF-8: see the special letters in line 2"),
-        (b'{"a": 1, "b": 2, "a": 3}', "a is there more than once"),
+        (b'{"a": 1, "b": 2, "a": 3}', "a is there more than once, with different values"),
+        (b'{"a": [1], "a": [2], "a": [1]}', ": a is there more than once"),
     ],
 )
 def test_what_is_wrong_with_a_json_file_is_said_with_the_place(tmp_path, text, complaint):
     (tmp_path / "some.json").write_bytes(text)
     with pytest.raises(DatasetError, match=f"some.json.*{complaint}"):
         read_json(tmp_path / "some.json")
+
+
+def test_a_key_that_is_there_twice_with_one_value_does_no_harm(tmp_path):
+    (tmp_path / "some.json").write_text('{"a": {"b": 1}, "description": "", "a": {"b": 1}}')
+    assert read_json(tmp_path / "some.json") == {"a": {"b": 1}, "description": ""}
+    (tmp_path / "some.json").write_text('{"a": NaN}')  # it does not equal itself
+    assert list(read_json(tmp_path / "some.json")) == ["a"]
 
 
 def test_a_path_of_other_bytes_is_no_unicode(tmp_path):
