@@ -11,6 +11,7 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_crossmatch.dataset_conversion.common import new_dataset, require
 from nnunetv2_crossmatch.nnunet.images import files_beside
+from nnunetv2_crossmatch.preprocessing.content import LABELED
 from nnunetv2_crossmatch.preprocessing.listing import labeled_and_held_out, left_out, list_unlabeled
 from nnunetv2_crossmatch.preprocessing.reconcile import unknown_ids
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, read_patients
@@ -43,7 +44,9 @@ def hide_labels(source: Path, dataset_id: int, labeled: str, seed: int = 0, grou
     source = source.resolve()
     dataset_json = read_dataset_json(source / "dataset.json")
     parts = labeled_and_held_out(source, dataset_json)
-    cases = get_filenames_of_train_images_and_targets(str(source), dataset_json)
+    # nnU-Net takes the ._files of a Mac for cases
+    found = get_filenames_of_train_images_and_targets(str(source), dataset_json)
+    cases = {case: entry for case, entry in found.items() if case in parts[LABELED]}
     unlabeled = list_unlabeled(source, dataset_json) or {}
     for line in left_out(source, dataset_json):
         print(f"warning: {printable(line)}", file=sys.stderr)
