@@ -22,6 +22,8 @@ from nnunetv2_crossmatch.preprocessing.splits import (
 from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.files import locked, write_json
 
+_COMPARED = 20  # ids of patients.json at most, of different forms: each takes as long as there are cases
+
 
 def prepare_splits(
     dataset: Dataset, labeled: Collection[str] | None = None, fold: int | str | None = None
@@ -72,8 +74,9 @@ def reconcile(
         fold: that is trained; "all" needs no split.
 
     Returns:
-        Errors: ids that are no case, with the nearest one; a case on both sides of a fold. Warnings: labeled cases
-        that are in no fold.
+        Errors: ids that are probably typing errors, with the case that is meant; ids in folds that are no labeled
+        case; a case on both sides of a fold. Warnings: other ids of patients.json that are no case; labeled cases that
+        are in no fold.
 
     Raises:
         DatasetError: a file that is not of its form.
@@ -83,7 +86,9 @@ def reconcile(
     everywhere = set(labeled).union(*parts.values())
     if dataset.raw is not None or LABELED in read_content(folder):  # else it is not known which cases there are
         file = (dataset.raw or folder) / PATIENTS
-        errors += unknown_ids(file if file.exists() else folder / PATIENTS, patients, everywhere)
+        wrong, other = of_no_case(file if file.exists() else folder / PATIENTS, patients, everywhere)
+        errors += wrong
+        warnings += other
     splits = [] if fold == "all" else read_splits(folder)
     if splits and labeled:
         file = folder / SPLITS
@@ -114,8 +119,28 @@ def unknown_ids(file: Path, ids: Iterable[str], known: Collection[str], what: st
     return [f"{file}: {len(unknown)} {are} of the dataset: {shown}. Correct or remove what is there."]
 
 
-def finder(known: Collection[str]) -> Callable[[str], str | None]:
-    """Finds the case that an id probably means."""
+def of_no_case(file: Path, ids: Collection[str], known: Collection[str]) -> tuple[list[str], list[str]]:
+    """Errors and warnings: ids of ``patients.json`` that are probably typing errors, and others that are no case.
+
+    The file may be of a whole hospital, test scans may be elsewhere, and cases be removed: such ids harm nobody. A
+    typing error leaves the case that is meant without an entry, and is more than another number (but 01 is 1).
+    """
+    unknown = [case for case in ids if case not in known]
+    nameless = set(known).difference(ids)
+    forms, numbers = {_form(case) for case in known}, {_unpadded(case) for case in nameless}
+    spelled, alike = finder(nameless, by_spelling_only=True), finder(nameless)
+    of_form = {_form(case): case for case in reversed(unknown) if _form(case) not in forms}
+    near = {form for form, case in list(of_form.items())[-_COMPARED:] if alike(case)}
+    typed = {case for case in unknown if spelled(case) or _unpadded(case) in numbers or _form(case) in near}
+    errors = unknown_ids(file, [case for case in unknown if case in typed], nameless)
+    if not (rest := [case for case in unknown if case not in typed]):
+        return errors, []
+    are = "id is of no case" if len(rest) == 1 else "ids are of no case"
+    return errors, [f"{file}: {len(rest)} {are} of the dataset that is here ({some(rest)}). They are not used."]
+
+
+def finder(known: Collection[str], by_spelling_only: bool = False) -> Callable[[str], str | None]:
+    """Finds the case that an id probably means: the same but for its spelling, else one that is alike."""
     plain = {_plain(case): str(case) for case in sorted(known)}  # nnU-Net has ids of numpy
 
     def nearest(case: str) -> str | None:
@@ -125,12 +150,22 @@ def finder(known: Collection[str]) -> Callable[[str], str | None]:
         for written in (whole, name, stem, re.sub(r"_\d{4}$", "", stem)):
             if written in plain:
                 return plain[written]
+        if by_spelling_only:
+            return None
         near = difflib.get_close_matches(whole, plain, 1) or difflib.get_close_matches(stem, plain, 1)
         if not near:  # scan1_corrected
             near = sorted((known for known in plain if stem.startswith(known)), key=len)[-1:]
         return plain[near[0]] if near else None
 
     return nearest
+
+
+def _form(name: str) -> str:
+    return re.sub(r"\d+", "0", _plain(name))
+
+
+def _unpadded(name: str) -> str:
+    return re.sub(r"(?<!\d)0+(?=\d)", "", _plain(name))
 
 
 def _plain(name: str) -> str:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,25 @@ def test_what_fits_is_no_news(dataset):
 @pytest.mark.parametrize("case", ["case1", "CASE1", "scan1", "test0"])
 def test_ids_of_patients_that_are_no_case_are_errors_with_the_nearest(dataset, written, case):
     id = written.format(case)
-    ((error,), warnings) = found(dataset, {id: "p", "case0": "p", "zzz": "q"})
-    assert f"patients.json: 2 are no cases of the dataset: {id!r} (nearest: {case.lower()!r}), zzz." in error.replace(
-        "'zzz'", "zzz"
-    )
-    assert not warnings
+    ((error,), (warning,)) = found(dataset, {id: "p", "case0": "p", "zzz": "q"})
+    assert f"patients.json: 1 is no case of the dataset: {id!r} (nearest: {case.lower()!r})." in error
+    assert "patients.json: 1 id is of no case of the dataset that is here (zzz)" in warning
+
+
+def test_patients_of_scans_that_are_elsewhere_are_a_warning(dataset):
+    elsewhere = {f"{name}{i}": "p" for name in ("case", "test", "other_hospital_") for i in range(4, 100)}
+    for here in ({}, {"case0": "a", "scan1": "a"}):  # with cases of the same name that have no patient, too
+        errors, (warning,) = found(dataset, elsewhere | here)
+        assert errors == [] and "288 ids are of no case" in warning and "(case4, case5, case6 and 285 more)" in warning
+    ((error,), (warning,)) = found(dataset, {**elsewhere, "caes1": "a", "case2.nii.gz": "a", "case03": "a"})
+    assert "3 are no cases of the dataset: 'caes1' (nearest: 'case1'), 'case2.nii.gz' (nearest: 'case2'), " in error
+    assert "'case03' (nearest: 'case3')" in error
+    assert "288 ids" in warning
+    named = dict.fromkeys((*LABELED, "scan0", "scan1", "test0"), "p")
+    assert found(dataset, {**named, "case1_b": "p"})[0] == [], "every case has its patient: none is meant"
+    shutil.rmtree(dataset.raw / "imagesTs")
+    errors, (warning,) = found(dataset, named)
+    assert errors == [] and "1 id is of no case of the dataset that is here (test0)" in warning
 
 
 def test_nothing_is_split_by_patients_that_are_no_cases(dataset):
