@@ -156,6 +156,12 @@ def test_what_is_not_used_and_what_is_in_no_fold_is_said_first(raw, preprocessed
     assert "'Case2' (nearest: 'case2')" in capsys.readouterr().err
 
 
+def test_other_plans_than_the_default_cost_no_splits(raw, preprocessed):
+    with pytest.raises(SystemExit):
+        main(["preprocess", "-d", "901", "-c", "3d_fullres"])
+    assert (preprocessed / "splits_final.json").exists()
+
+
 def test_the_preprocessed_folder_alone_is_enough(raw, preprocessed):
     save_again(raw / "imagesTs" / "test1_0000.nii.gz", raw / "imagesUn" / "other_0000.nii.gz")
     look(raw, preprocessed)
