@@ -39,8 +39,10 @@ def prepare_splits(
     """
     patients = known_patients(dataset.raw, dataset.preprocessed)
     parts = known_cases(dataset)
+    errors, _ = reconcile(dataset, patients, parts, parts.get(LABELED, ()) if labeled is None else labeled, fold)
+    if labeled is not None and fold != "all":
+        errors += _not_preprocessed(dataset, parts, labeled)
     labeled = parts.get(LABELED, set()) if labeled is None else labeled
-    errors, _ = reconcile(dataset, patients, parts, labeled, fold)
     if errors:
         raise DatasetError(errors)
     ensure_splits(dataset.preprocessed, list(labeled), patients)
@@ -59,6 +61,28 @@ def known_cases(dataset: Dataset) -> dict[str, set[str]]:
     return parts
 
 
+def _preprocessed_ids(folder: Path) -> set[str]:
+    """Labeled cases that nnU-Net has preprocessed, for whichever configuration."""
+    files = folder.glob("*/*.pkl")  # beside the arrays in each of its formats
+    return {file.stem for file in files if not file.parent.name.endswith(("_unlabeled", "_pseudo"))}
+
+
+def _not_preprocessed(dataset: Dataset, parts: dict[str, set[str]], labeled: Collection[str]) -> list[str]:
+    """Raw cases in folds that a training would look for in vain; others are no case at all, which is said elsewhere."""
+    known = parts.get(LABELED, set()) | _preprocessed_ids(dataset.preprocessed)
+    mentioned = _mentioned(read_splits(dataset.preprocessed))
+    if not (missing := sorted((mentioned & known).difference(labeled))):
+        return []
+    return [
+        f"{dataset.preprocessed / SPLITS}: cases that are not preprocessed: {len(missing)} ({some(missing)}). "
+        f"Run nnUNetv2_plan_and_preprocess -d {dataset.name}. {new_splits(dataset.preprocessed)}"
+    ]
+
+
+def _mentioned(splits: list[dict[str, list[str]]]) -> set[str]:
+    return {case for split in splits for cases in (split["train"], split["val"]) for case in cases}
+
+
 def reconcile(
     dataset: Dataset,
     patients: dict[str, str],
@@ -70,31 +94,37 @@ def reconcile(
 
     Args:
         parts: see :func:`known_cases`.
-        labeled: ids that folds may have.
+        labeled: ids that folds should have; they may have all labeled cases that are in imagesTr or preprocessed.
         fold: that is trained; "all" needs no split.
 
     Returns:
         Errors: ids that are probably typing errors, with the case that is meant; ids in folds that are no labeled
         case; a case on both sides of a fold. Warnings: other ids of patients.json that are no case; labeled cases that
-        are in no fold.
+        are in no fold; cases in folds that are gone from imagesTr, with which nnU-Net trains on.
 
     Raises:
         DatasetError: a file that is not of its form.
     """
     errors, warnings = [], []
     folder = dataset.preprocessed
-    everywhere = set(labeled).union(*parts.values())
+    of_folds = _preprocessed_ids(folder).union(labeled, parts.get(LABELED, ()))
+    everywhere = of_folds.union(*parts.values())
     if dataset.raw is not None or LABELED in read_content(folder):  # else it is not known which cases there are
         file = (dataset.raw or folder) / PATIENTS
         wrong, other = of_no_case(file if file.exists() else folder / PATIENTS, patients, everywhere)
         errors += wrong
         warnings += other
     splits = [] if fold == "all" else read_splits(folder)
-    if splits and labeled:
+    if splits and of_folds:
         file = folder / SPLITS
         renew = new_splits(folder)
-        mentioned = {case for split in splits for cases in (split["train"], split["val"]) for case in cases}
-        errors += [f"{line} {renew}" for line in unknown_ids(file, sorted(mentioned), labeled, "labeled case")]
+        mentioned = _mentioned(splits)
+        errors += [f"{line} {renew}" for line in unknown_ids(file, sorted(mentioned), of_folds, "labeled case")]
+        if dataset.raw is not None and (gone := sorted((mentioned & of_folds) - parts[LABELED])):
+            warnings.append(
+                f"{file}: preprocessed cases that are not in imagesTr any more: {len(gone)} ({some(gone)}). They are "
+                f"trained with. If they should not be, run nnUNetv2_plan_and_preprocess -d {dataset.name}. {renew}"
+            )
         for i, split in enumerate(splits):
             if both := sorted(set(split["train"]) & set(split["val"])):
                 errors.append(f"{file}: fold {i} trains and validates {some(both)}. {renew}")

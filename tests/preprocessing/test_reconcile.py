@@ -91,6 +91,37 @@ def test_a_case_on_both_sides_is_an_error_and_one_in_no_fold_a_warning(dataset):
     assert "nnUNetv2_plan_and_preprocess" in warning and "New splits: rm " in warning
 
 
+def preprocess(dataset: Dataset, folder: str, *cases: str) -> None:
+    (dataset.preprocessed / folder).mkdir()
+    for case in cases:
+        (dataset.preprocessed / folder / f"{case}.pkl").touch()
+
+
+def test_a_case_that_is_preprocessed_but_gone_from_the_raw_folder_is_a_warning_in_check_and_in_training(dataset):
+    preprocess(dataset, "nnUNetPlans_3d_fullres", *LABELED)
+    (dataset.raw / "imagesTr" / "case3_0000.nii.gz").unlink()
+    patients = {"case3": "p", "case2": "p"}
+    errors, (warning,) = found(dataset, patients)
+    assert errors == [] and "preprocessed cases that are not in imagesTr any more: 1 (case3)" in warning
+    (dataset.raw / "patients.json").write_text(json.dumps(patients))
+    assert prepare_splits(dataset, LABELED, 0) == prepare_splits(dataset) == patients
+    here = Dataset(None, dataset.preprocessed, dataset.json)
+    assert reconcile(here, patients, {"imagesTr": set(LABELED[:3])}, LABELED[:3]) == ([], [])
+
+
+def test_unlabeled_and_pseudo_labeled_cases_are_none_of_a_fold(dataset):
+    preprocess(dataset, "nnUNetPlans_3d_fullres_unlabeled", "scan0", "old")
+    ((error,), _) = found(dataset, folds=[{"train": LABELED, "val": ["old"]}])
+    assert "1 is no labeled case of the dataset: 'old'" in error
+
+
+def test_a_training_with_a_case_that_is_not_preprocessed_is_told_to_preprocess(dataset):
+    assert found(dataset) == ([], [])
+    with pytest.raises(DatasetError, match=r"not preprocessed: 1 \(case3\). Run nnUNetv2_plan_and_preprocess"):
+        prepare_splits(dataset, LABELED[:3], 0)
+    prepare_splits(dataset, LABELED[:3], "all")
+
+
 @pytest.mark.parametrize(
     ("folds", "complaint"),
     [
