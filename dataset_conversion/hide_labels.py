@@ -11,8 +11,9 @@ from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunetv2_crossmatch.dataset_conversion.common import new_dataset, require
 from nnunetv2_crossmatch.nnunet.images import files_beside
+from nnunetv2_crossmatch.preprocessing.content import LABELED
 from nnunetv2_crossmatch.preprocessing.listing import labeled_and_held_out, left_out, list_unlabeled
-from nnunetv2_crossmatch.preprocessing.reconcile import unknown_ids
+from nnunetv2_crossmatch.preprocessing.reconcile import of_no_case
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, read_patients
 from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
 from nnunetv2_crossmatch.utilities.errors import DatasetError, printable
@@ -36,14 +37,16 @@ def hide_labels(source: Path, dataset_id: int, labeled: str, seed: int = 0, grou
         The new raw dataset folder.
 
     Raises:
-        DatasetError: a number out of range; ids in patients.json that are no case; an expression that does not
-            match a training case; missing files.
+        DatasetError: a number out of range; typing errors in patients.json; an expression that does not match a
+            training case; missing files.
         FileExistsError: a dataset with this id is there already.
     """
     source = source.resolve()
     dataset_json = read_dataset_json(source / "dataset.json")
     parts = labeled_and_held_out(source, dataset_json)
-    cases = get_filenames_of_train_images_and_targets(str(source), dataset_json)
+    # nnU-Net takes the ._files of a Mac for cases
+    found = get_filenames_of_train_images_and_targets(str(source), dataset_json)
+    cases = {case: entry for case, entry in found.items() if case in parts[LABELED]}
     unlabeled = list_unlabeled(source, dataset_json) or {}
     for line in left_out(source, dataset_json):
         print(f"warning: {printable(line)}", file=sys.stderr)
@@ -56,7 +59,10 @@ def hide_labels(source: Path, dataset_id: int, labeled: str, seed: int = 0, grou
         patients = _grouped(group_by, {*cases, *unlabeled}, known)
     else:
         patients = read_patients(source)
-        if problems := unknown_ids(source / PATIENTS, patients, known):
+        problems, warnings = of_no_case(source / PATIENTS, patients, known)
+        for line in warnings:
+            print(f"warning: {printable(line)}", file=sys.stderr)
+        if problems:
             raise DatasetError(problems)
     chosen = _draw(sorted(cases), patients, labeled, seed)
 

@@ -23,8 +23,8 @@ def run(arguments: argparse.Namespace) -> None:
     from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 
     dataset = find_dataset(arguments.d)
+    prepare_splits(dataset)  # first: whoever removed the old ones has new ones, whatever -p says
     plans = dataset.plans(arguments.p)
-    prepare_splits(dataset)
     for configuration in arguments.c:
         cases = preprocess_unlabeled(Planned(dataset, plans, configuration), arguments.np)
         print(f"{dataset.name} {configuration}: {len(cases)} unlabeled cases are ready")

@@ -20,9 +20,9 @@ from nnunetv2_crossmatch.preprocessing.leaks import find_leaks, scans_of
 from nnunetv2_crossmatch.preprocessing.listing import left_out
 from nnunetv2_crossmatch.preprocessing.masks import mask_findings, masks_without_scan
 from nnunetv2_crossmatch.preprocessing.outliers import find_outliers
-from nnunetv2_crossmatch.preprocessing.reconcile import known_cases, reconcile, unknown_ids
+from nnunetv2_crossmatch.preprocessing.reconcile import known_cases, reconcile
 from nnunetv2_crossmatch.preprocessing.splits import known_patients, read_splits
-from nnunetv2_crossmatch.utilities.errors import DatasetError, printable
+from nnunetv2_crossmatch.utilities.errors import DatasetError, printable, some
 from nnunetv2_crossmatch.utilities.files import locked, read_json, write_json
 
 ACCEPTED = "accepted_leaks.json"  # in the preprocessed dataset folder: leaks that the user lives with
@@ -32,7 +32,7 @@ ACCEPTED = "accepted_leaks.json"  # in the preprocessed dataset folder: leaks th
 class Findings:
     """What :func:`check_dataset` found, a line each.
 
-    bad: labeled and unlabeled scans that cannot be used, ids that are no case.
+    bad: labeled and unlabeled scans that cannot be used, ids that are probably typing errors.
     leaks: what makes the scores of a training worthless, and is not accepted.
     stale: accepted leaks that name scans which are not there any more.
     """
@@ -103,11 +103,11 @@ def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None =
         there = {f"{part}/{case}" for part, cases in parts.items() for case in cases}
         unfound = accepted - {leak.message for leak in leaks}
         findings.stale = [message for message in unfound if not there.issuperset(scans_of(message))]
-        named = {scan for message in findings.stale for scan in scans_of(message)}
-        findings.bad += [
-            f"{line} Or forget it: nnUNetv2_crossmatch check -d {dataset.name} --accept"
-            for line in unknown_ids(preprocessed_folder / ACCEPTED, sorted(named), there, "scan")
-        ]
+        if gone := sorted({scan for message in findings.stale for scan in scans_of(message)} - there):
+            findings.warnings.append(
+                f"{preprocessed_folder / ACCEPTED}: scans of accepted leaks that are not here: {len(gone)} "
+                f"({some(gone)}). Nothing has to be done."
+            )
 
     labeled, unlabeled = (findings.content.get(part) for part in (LABELED, UNLABELED))
     if labeled and unlabeled:

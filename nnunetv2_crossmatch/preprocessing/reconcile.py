@@ -22,6 +22,8 @@ from nnunetv2_crossmatch.preprocessing.splits import (
 from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.files import locked, write_json
 
+_COMPARED = 20  # ids of patients.json at most, of different forms: each takes as long as there are cases
+
 
 def prepare_splits(
     dataset: Dataset, labeled: Collection[str] | None = None, fold: int | str | None = None
@@ -37,8 +39,10 @@ def prepare_splits(
     """
     patients = known_patients(dataset.raw, dataset.preprocessed)
     parts = known_cases(dataset)
+    errors, _ = reconcile(dataset, patients, parts, parts.get(LABELED, ()) if labeled is None else labeled, fold)
+    if labeled is not None and fold != "all":
+        errors += _not_preprocessed(dataset, parts, labeled)
     labeled = parts.get(LABELED, set()) if labeled is None else labeled
-    errors, _ = reconcile(dataset, patients, parts, labeled, fold)
     if errors:
         raise DatasetError(errors)
     ensure_splits(dataset.preprocessed, list(labeled), patients)
@@ -57,6 +61,28 @@ def known_cases(dataset: Dataset) -> dict[str, set[str]]:
     return parts
 
 
+def _preprocessed_ids(folder: Path) -> set[str]:
+    """Labeled cases that nnU-Net has preprocessed, for whichever configuration."""
+    files = folder.glob("*/*.pkl")  # beside the arrays in each of its formats
+    return {file.stem for file in files if not file.parent.name.endswith(("_unlabeled", "_pseudo"))}
+
+
+def _not_preprocessed(dataset: Dataset, parts: dict[str, set[str]], labeled: Collection[str]) -> list[str]:
+    """Raw cases in folds that a training would look for in vain; others are no case at all, which is said elsewhere."""
+    known = parts.get(LABELED, set()) | _preprocessed_ids(dataset.preprocessed)
+    mentioned = _mentioned(read_splits(dataset.preprocessed))
+    if not (missing := sorted((mentioned & known).difference(labeled))):
+        return []
+    return [
+        f"{dataset.preprocessed / SPLITS}: cases that are not preprocessed: {len(missing)} ({some(missing)}). "
+        f"Run nnUNetv2_plan_and_preprocess -d {dataset.name}. {new_splits(dataset.preprocessed)}"
+    ]
+
+
+def _mentioned(splits: list[dict[str, list[str]]]) -> set[str]:
+    return {case for split in splits for cases in (split["train"], split["val"]) for case in cases}
+
+
 def reconcile(
     dataset: Dataset,
     patients: dict[str, str],
@@ -68,28 +94,37 @@ def reconcile(
 
     Args:
         parts: see :func:`known_cases`.
-        labeled: ids that folds may have.
+        labeled: ids that folds should have; they may have all labeled cases that are in imagesTr or preprocessed.
         fold: that is trained; "all" needs no split.
 
     Returns:
-        Errors: ids that are no case, with the nearest one; a case on both sides of a fold. Warnings: labeled cases
-        that are in no fold.
+        Errors: ids that are probably typing errors, with the case that is meant; ids in folds that are no labeled
+        case; a case on both sides of a fold. Warnings: other ids of patients.json that are no case; labeled cases that
+        are in no fold; cases in folds that are gone from imagesTr, with which nnU-Net trains on.
 
     Raises:
         DatasetError: a file that is not of its form.
     """
     errors, warnings = [], []
     folder = dataset.preprocessed
-    everywhere = set(labeled).union(*parts.values())
+    of_folds = _preprocessed_ids(folder).union(labeled, parts.get(LABELED, ()))
+    everywhere = of_folds.union(*parts.values())
     if dataset.raw is not None or LABELED in read_content(folder):  # else it is not known which cases there are
         file = (dataset.raw or folder) / PATIENTS
-        errors += unknown_ids(file if file.exists() else folder / PATIENTS, patients, everywhere)
+        wrong, other = of_no_case(file if file.exists() else folder / PATIENTS, patients, everywhere)
+        errors += wrong
+        warnings += other
     splits = [] if fold == "all" else read_splits(folder)
-    if splits and labeled:
+    if splits and of_folds:
         file = folder / SPLITS
         renew = new_splits(folder)
-        mentioned = {case for split in splits for cases in (split["train"], split["val"]) for case in cases}
-        errors += [f"{line} {renew}" for line in unknown_ids(file, sorted(mentioned), labeled, "labeled case")]
+        mentioned = _mentioned(splits)
+        errors += [f"{line} {renew}" for line in unknown_ids(file, sorted(mentioned), of_folds, "labeled case")]
+        if dataset.raw is not None and (gone := sorted((mentioned & of_folds) - parts[LABELED])):
+            warnings.append(
+                f"{file}: preprocessed cases that are not in imagesTr any more: {len(gone)} ({some(gone)}). They are "
+                f"trained with. If they should not be, run nnUNetv2_plan_and_preprocess -d {dataset.name}. {renew}"
+            )
         for i, split in enumerate(splits):
             if both := sorted(set(split["train"]) & set(split["val"])):
                 errors.append(f"{file}: fold {i} trains and validates {some(both)}. {renew}")
@@ -114,8 +149,28 @@ def unknown_ids(file: Path, ids: Iterable[str], known: Collection[str], what: st
     return [f"{file}: {len(unknown)} {are} of the dataset: {shown}. Correct or remove what is there."]
 
 
-def finder(known: Collection[str]) -> Callable[[str], str | None]:
-    """Finds the case that an id probably means."""
+def of_no_case(file: Path, ids: Collection[str], known: Collection[str]) -> tuple[list[str], list[str]]:
+    """Errors and warnings: ids of ``patients.json`` that are probably typing errors, and others that are no case.
+
+    The file may be of a whole hospital, test scans may be elsewhere, and cases be removed: such ids harm nobody. A
+    typing error leaves the case that is meant without an entry, and is more than another number (but 01 is 1).
+    """
+    unknown = [case for case in ids if case not in known]
+    nameless = set(known).difference(ids)
+    forms, numbers = {_form(case) for case in known}, {_unpadded(case) for case in nameless}
+    spelled, alike = finder(nameless, by_spelling_only=True), finder(nameless)
+    of_form = {_form(case): case for case in reversed(unknown) if _form(case) not in forms}
+    near = {form for form, case in list(of_form.items())[-_COMPARED:] if alike(case)}
+    typed = {case for case in unknown if spelled(case) or _unpadded(case) in numbers or _form(case) in near}
+    errors = unknown_ids(file, [case for case in unknown if case in typed], nameless)
+    if not (rest := [case for case in unknown if case not in typed]):
+        return errors, []
+    are = "id is of no case" if len(rest) == 1 else "ids are of no case"
+    return errors, [f"{file}: {len(rest)} {are} of the dataset that is here ({some(rest)}). They are not used."]
+
+
+def finder(known: Collection[str], by_spelling_only: bool = False) -> Callable[[str], str | None]:
+    """Finds the case that an id probably means: the same but for its spelling, else one that is alike."""
     plain = {_plain(case): str(case) for case in sorted(known)}  # nnU-Net has ids of numpy
 
     def nearest(case: str) -> str | None:
@@ -125,12 +180,22 @@ def finder(known: Collection[str]) -> Callable[[str], str | None]:
         for written in (whole, name, stem, re.sub(r"_\d{4}$", "", stem)):
             if written in plain:
                 return plain[written]
+        if by_spelling_only:
+            return None
         near = difflib.get_close_matches(whole, plain, 1) or difflib.get_close_matches(stem, plain, 1)
         if not near:  # scan1_corrected
             near = sorted((known for known in plain if stem.startswith(known)), key=len)[-1:]
         return plain[near[0]] if near else None
 
     return nearest
+
+
+def _form(name: str) -> str:
+    return re.sub(r"\d+", "0", _plain(name))
+
+
+def _unpadded(name: str) -> str:
+    return re.sub(r"(?<!\d)0+(?=\d)", "", _plain(name))
 
 
 def _plain(name: str) -> str:

@@ -83,12 +83,13 @@ def _why_no_fold(fold: object) -> str | None:
 
 def new_splits(preprocessed_folder: Path) -> str:
     """The command that makes new splits, and what that costs."""
-    plans = preprocessed_folder / "nnUNetPlans.json"
-    is_2d = plans.exists() and "3d_fullres" not in read_json(plans).get("configurations", {})
+    found = sorted(preprocessed_folder.glob("*Plans*.json"), key=lambda file: (file.stem != "nnUNetPlans", file.name))
+    is_2d = bool(found) and "3d_fullres" not in read_json(found[0]).get("configurations", {})
+    plans = f" -p {shlex.quote(found[0].stem)}" if found and found[0].stem != "nnUNetPlans" else ""
     return (
         f"New splits: rm {shlex.quote(str(preprocessed_folder / SPLITS))} && nnUNetv2_crossmatch preprocess "
-        f"-d {preprocessed_folder.name} -c {'2d' if is_2d else '3d_fullres'} (then folds that were trained before "
-        "cannot be compared with new ones; train them again)."
+        f"-d {preprocessed_folder.name} -c {'2d' if is_2d else '3d_fullres'}{plans} (then folds that were trained "
+        "before cannot be compared with new ones; train them again)."
     )
 
 

@@ -161,3 +161,12 @@ def test_patients_that_are_no_cases_draw_nothing_and_what_is_not_used_is_named(b
     error = capsys.readouterr().err
     assert "patients.json: 10 are no cases of the dataset: 'case0_0000' (nearest: 'case0')" in error
     assert "more.nrrd" in error and not (base / "raw" / "Dataset005_Balls").exists()
+
+
+def test_what_a_mac_leaves_beside_the_scans_is_no_case(base):
+    for part in ("imagesTr", "labelsTr"):
+        for file in sorted((base / "raw" / SOURCE / part).iterdir()):
+            file.with_name(f"._{file.name}").write_bytes(b"Mac OS X")
+    folder, labeled, unlabeled = hide(base, 5, "--labeled", "30%")
+    assert len(labeled) == 3 and labeled | unlabeled == {*(f"case{i}" for i in range(10)), "scan0", "scan1"}
+    assert len(list((folder / "labelsUn").iterdir())) == 7

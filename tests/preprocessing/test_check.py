@@ -102,15 +102,21 @@ def test_a_scan_saved_anew_is_recognized_and_can_be_accepted(raw, preprocessed, 
         main(["check", "-d", "901", "-np", "1"])  # what was not there when the other was accepted
 
 
-def test_an_accepted_leak_of_no_scan_is_named_until_it_is_forgotten(raw, preprocessed, capsys):
+def test_an_accepted_leak_of_scans_that_are_gone_stops_nothing(raw, preprocessed, capsys):
     save_again(raw / "imagesTs" / "test1_0000.nii.gz", raw / "imagesUn" / "other. x_0000.nii.gz")
     main(["check", "-d", "901", "-np", "1", "--accept"])
-    (raw / "imagesUn" / "other. x_0000.nii.gz").rename(raw / "imagesUn" / "other. y_0000.nii.gz")
-    with pytest.raises(SystemExit):
-        main(["check", "-d", "901", "-np", "1"])
+    (raw / "imagesTs").rename(raw / "elsewhere")
+    capsys.readouterr()
+    main(["check", "-d", "901", "-np", "1"])
     error = capsys.readouterr().err
-    assert "json: 1 is no scan of the dataset: 'unlabeled/other. x' (nearest: 'unlabeled/other. y')" in error
-    assert "nnUNetv2_crossmatch check -d Dataset901_Balls --accept" in error
+    assert "accepted_leaks.json: scans of accepted leaks that are not here: 1 (imagesTs/test1)" in error
+    assert "--accept" not in error
+    (raw / "elsewhere").rename(raw / "imagesTs")
+    main(["check", "-d", "901", "-np", "1"])  # still accepted
+
+    (raw / "imagesUn" / "other. x_0000.nii.gz").rename(raw / "imagesUn" / "other. y_0000.nii.gz")
+    findings = check_dataset(Dataset(raw, preprocessed, dataset_json(raw)), 1)
+    assert findings.bad == [] and len(findings.leaks) == 1, "what was accepted was another scan"
     main(["check", "-d", "901", "-np", "1", "--accept"])
     main(["check", "-d", "901", "-np", "1"])
     (message,) = json.loads((preprocessed / "accepted_leaks.json").read_text())
@@ -148,6 +154,12 @@ def test_what_is_not_used_and_what_is_in_no_fold_is_said_first(raw, preprocessed
     with pytest.raises(SystemExit):
         main(["check", "-d", "901", "-np", "1"])
     assert "'Case2' (nearest: 'case2')" in capsys.readouterr().err
+
+
+def test_other_plans_than_the_default_cost_no_splits(raw, preprocessed):
+    with pytest.raises(SystemExit):
+        main(["preprocess", "-d", "901", "-c", "3d_fullres"])
+    assert (preprocessed / "splits_final.json").exists()
 
 
 def test_the_preprocessed_folder_alone_is_enough(raw, preprocessed):

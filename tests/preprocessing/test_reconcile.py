@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,11 +39,25 @@ def test_what_fits_is_no_news(dataset):
 @pytest.mark.parametrize("case", ["case1", "CASE1", "scan1", "test0"])
 def test_ids_of_patients_that_are_no_case_are_errors_with_the_nearest(dataset, written, case):
     id = written.format(case)
-    ((error,), warnings) = found(dataset, {id: "p", "case0": "p", "zzz": "q"})
-    assert f"patients.json: 2 are no cases of the dataset: {id!r} (nearest: {case.lower()!r}), zzz." in error.replace(
-        "'zzz'", "zzz"
-    )
-    assert not warnings
+    ((error,), (warning,)) = found(dataset, {id: "p", "case0": "p", "zzz": "q"})
+    assert f"patients.json: 1 is no case of the dataset: {id!r} (nearest: {case.lower()!r})." in error
+    assert "patients.json: 1 id is of no case of the dataset that is here (zzz)" in warning
+
+
+def test_patients_of_scans_that_are_elsewhere_are_a_warning(dataset):
+    elsewhere = {f"{name}{i}": "p" for name in ("case", "test", "other_hospital_") for i in range(4, 100)}
+    for here in ({}, {"case0": "a", "scan1": "a"}):  # with cases of the same name that have no patient, too
+        errors, (warning,) = found(dataset, elsewhere | here)
+        assert errors == [] and "288 ids are of no case" in warning and "(case4, case5, case6 and 285 more)" in warning
+    ((error,), (warning,)) = found(dataset, {**elsewhere, "caes1": "a", "case2.nii.gz": "a", "case03": "a"})
+    assert "3 are no cases of the dataset: 'caes1' (nearest: 'case1'), 'case2.nii.gz' (nearest: 'case2'), " in error
+    assert "'case03' (nearest: 'case3')" in error
+    assert "288 ids" in warning
+    named = dict.fromkeys((*LABELED, "scan0", "scan1", "test0"), "p")
+    assert found(dataset, {**named, "case1_b": "p"})[0] == [], "every case has its patient: none is meant"
+    shutil.rmtree(dataset.raw / "imagesTs")
+    errors, (warning,) = found(dataset, named)
+    assert errors == [] and "1 id is of no case of the dataset that is here (test0)" in warning
 
 
 def test_nothing_is_split_by_patients_that_are_no_cases(dataset):
@@ -74,6 +89,37 @@ def test_a_case_on_both_sides_is_an_error_and_one_in_no_fold_a_warning(dataset):
     (errors, (warning,)) = found(dataset, folds=[{"train": ["case1"], "val": ["case3"]}])
     assert errors == [] and "2 labeled cases are in no fold" in warning and "(case0, case2)" in warning
     assert "nnUNetv2_plan_and_preprocess" in warning and "New splits: rm " in warning
+
+
+def preprocess(dataset: Dataset, folder: str, *cases: str) -> None:
+    (dataset.preprocessed / folder).mkdir()
+    for case in cases:
+        (dataset.preprocessed / folder / f"{case}.pkl").touch()
+
+
+def test_a_case_that_is_preprocessed_but_gone_from_the_raw_folder_is_a_warning_in_check_and_in_training(dataset):
+    preprocess(dataset, "nnUNetPlans_3d_fullres", *LABELED)
+    (dataset.raw / "imagesTr" / "case3_0000.nii.gz").unlink()
+    patients = {"case3": "p", "case2": "p"}
+    errors, (warning,) = found(dataset, patients)
+    assert errors == [] and "preprocessed cases that are not in imagesTr any more: 1 (case3)" in warning
+    (dataset.raw / "patients.json").write_text(json.dumps(patients))
+    assert prepare_splits(dataset, LABELED, 0) == prepare_splits(dataset) == patients
+    here = Dataset(None, dataset.preprocessed, dataset.json)
+    assert reconcile(here, patients, {"imagesTr": set(LABELED[:3])}, LABELED[:3]) == ([], [])
+
+
+def test_unlabeled_and_pseudo_labeled_cases_are_none_of_a_fold(dataset):
+    preprocess(dataset, "nnUNetPlans_3d_fullres_unlabeled", "scan0", "old")
+    ((error,), _) = found(dataset, folds=[{"train": LABELED, "val": ["old"]}])
+    assert "1 is no labeled case of the dataset: 'old'" in error
+
+
+def test_a_training_with_a_case_that_is_not_preprocessed_is_told_to_preprocess(dataset):
+    assert found(dataset) == ([], [])
+    with pytest.raises(DatasetError, match=r"not preprocessed: 1 \(case3\). Run nnUNetv2_plan_and_preprocess"):
+        prepare_splits(dataset, LABELED[:3], 0)
+    prepare_splits(dataset, LABELED[:3], "all")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients, validation_patients
+from nnunetv2_crossmatch.preprocessing.splits import ensure_splits, known_patients, new_splits, validation_patients
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 
 
@@ -60,3 +60,12 @@ def test_a_fold_that_is_not_there_or_divides_a_patient_is_refused(tmp_path):
     save_json([{"train": ["p0_1", "p1_1"], "val": ["p0_2"]}], str(tmp_path / "splits_final.json"))
     with pytest.raises(ValueError, match="p0 trains and validates in fold 0"):
         validation_patients(tmp_path, 0, patients)
+
+
+def test_the_command_for_new_splits_names_plans_that_are_there(tmp_path):
+    assert "-c 3d_fullres (then" in new_splits(tmp_path)
+    save_json({"configurations": {"2d": {}}}, str(tmp_path / "nnUNetResEncUNetLPlans.json"))
+    assert "-c 2d -p nnUNetResEncUNetLPlans (then" in new_splits(tmp_path)
+    save_json({"configurations": {"2d": {}}}, str(tmp_path / "aPlans.json"))
+    save_json({"configurations": {"2d": {}, "3d_fullres": {}}}, str(tmp_path / "nnUNetPlans.json"))
+    assert "-c 3d_fullres (then" in new_splits(tmp_path)
