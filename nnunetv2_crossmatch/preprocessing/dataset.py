@@ -93,7 +93,7 @@ class Dataset:
     def require_unchanged(self) -> None:
         """Raises DatasetError: what dataset.json says of the scans is not what was planned and preprocessed."""
         planned = self.preprocessed / "dataset.json"
-        if self.raw is None or not planned.exists():
+        if self.raw is None or not planned.exists() or not (self.raw / "dataset.json").exists():
             return
         before, now = (_planned_with(read_dataset_json(file)) for file in (planned, self.raw / "dataset.json"))
         if changed := [key for key in now if before[key] != now[key]]:

@@ -89,7 +89,7 @@ def draw_strong(shape: torch.Size, device: torch.device, ranges: StrongView) -> 
         return torch.rand(batch, 1, device=device) < p
 
     contrasted = on(ranges.p_contrast if channels > 1 else 0.0)
-    nodes = torch.randn(batch, 1, *[_BIAS_NODES] * dimensions, device=device)
+    nodes = torch.empty(batch, 1, *[_BIAS_NODES] * dimensions, device=device).normal_()
     return StrongParameters(
         gamma=torch.where(on(ranges.p_gamma), uniform(ranges.gamma, channels).exp(), 1.0),
         contrast=torch.where(contrasted, uniform(ranges.contrast, channels), 1.0),

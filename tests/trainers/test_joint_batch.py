@@ -1,6 +1,7 @@
 """Two processes with a sample each train as one process with both samples."""
 
 import os
+import random
 from collections.abc import Callable
 from itertools import product
 
@@ -96,6 +97,7 @@ def ways(trainer, batches: list, seed: int) -> list[torch.Tensor]:
     before = [flat(group) for group in groups if group]
     trainer.dataloader_unlabeled = iter([unlabeled for _, unlabeled in batches])
     for step, (labeled, _) in enumerate(batches):
+        random.seed(seed + step)
         torch.manual_seed(seed + step)
         trainer.train_step(labeled)
     return [flat(group) - old for group, old in zip(filter(len, groups), before, strict=True)]
@@ -143,7 +145,7 @@ def test_two_processes_go_the_way_of_one_with_the_joint_batch(dataset, make_trai
         network, method = ({k: v.clone() for k, v in m.state_dict().items()} for m in (trainer.network, trainer.method))
         with monkeypatch.context() as patch:
             draw_for_all(patch, 0, 1)
-            for module in ("crossmatch", "unimatch", "bcp"):
+            for module in ("crossmatch_paper", "unimatch", "bcp"):
                 patch.setattr(f"nnunetv2_crossmatch.methods.{module}.masked_dice_loss", dice_of_each_sample)
             runs.append((name, seed, network, method, ways(trainer, batches, seed)))
     file = tmp_path / "joint.pth"
