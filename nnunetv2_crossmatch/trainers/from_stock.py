@@ -16,16 +16,9 @@ class nnUNetTrainerCrossMatchFromStock(nnUNetTrainerCrossMatch):
 
     epochs = 250
 
-    def __init__(
-        self,
-        plans: dict,
-        configuration: str,
-        fold: int,
-        dataset_json: dict,
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ) -> None:
-        super().__init__(plans, configuration, fold, dataset_json, device)
+    def initialize(self) -> None:
         self.initial_lr /= 2
+        super().initialize()
 
     def on_train_start(self) -> None:
         """Raises RuntimeError: no such model, one of another network, or of another split."""

@@ -55,14 +55,16 @@ class Probe:
         training = [half.training for half in halves]
         for half in halves:
             half.eval()  # where there are running statistics they stay as they are
-        for image, of_batch in self._batches:
-            of_batch = of_batch.to(device)
-            mine, its = (self._masks(n.logits(image.to(device))) & of_batch for n in (network, average))
-            axes = (0, *range(2, mine.ndim))
-            sums += torch.stack((mine.sum(axes), its.sum(axes), (mine & its).sum(axes)))
-            valid += of_batch.sum()
-        for half, was in zip(halves, training, strict=True):
-            half.train(was)
+        try:
+            for image, of_batch in self._batches:
+                of_batch = of_batch.to(device)
+                mine, its = (self._masks(n.logits(image.to(device))) & of_batch for n in (network, average))
+                axes = (0, *range(2, mine.ndim))
+                sums += torch.stack((mine.sum(axes), its.sum(axes), (mine & its).sum(axes)))
+                valid += of_batch.sum()
+        finally:
+            for half, was in zip(halves, training, strict=True):
+                half.train(was)
         of_network, of_average, overlap = sums.cpu().double().numpy()
         with np.errstate(invalid="ignore", divide="ignore"):
             stability = 2 * overlap / (of_network + of_average)

@@ -49,8 +49,9 @@ MAX_SKIPPED = 50  # steps in a row; mixed precision skips one or two dozen until
 class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     """nnU-Net plus unlabeled batches; a subclass says what learns from them: ``method_class`` and ``constants``.
 
-    Each step takes nnU-Net's labeled batch with nnU-Net's loss, and as large an unlabeled batch. The
-    network stays nnU-Net's own object, so the trained model is a stock nnU-Net model.
+    Each step takes nnU-Net's labeled batch with nnU-Net's loss, and as large an unlabeled batch, or half of each. A
+    method may wait until the network knows the classes. The network stays nnU-Net's own object, so the trained model is
+    a stock nnU-Net model.
     """
 
     method_class: type[Method]

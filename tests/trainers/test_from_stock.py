@@ -8,7 +8,6 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_crossmatch.trainers import nnUNetTrainerCrossMatchFromStock_smoke
-from nnunetv2_crossmatch.trainers.from_stock import nnUNetTrainerCrossMatchFromStock
 from tests.trainers.conftest import start, weights
 
 
@@ -78,7 +77,3 @@ def test_another_split_or_network_is_refused(make_trainer, stock):
 
     with pytest.raises(RuntimeError, match="another network than these plans make"):
         make_trainer(nnUNetTrainerCrossMatchFromStock_smoke, "2d", fold=0, edit=wider).on_train_start()
-
-
-def test_a_third_of_the_defaults_epochs():
-    assert nnUNetTrainerCrossMatchFromStock.epochs == 250
