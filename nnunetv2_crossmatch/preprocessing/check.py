@@ -22,6 +22,7 @@ from nnunetv2_crossmatch.preprocessing.masks import mask_findings, masks_without
 from nnunetv2_crossmatch.preprocessing.outliers import find_outliers
 from nnunetv2_crossmatch.preprocessing.reconcile import known_cases, reconcile
 from nnunetv2_crossmatch.preprocessing.splits import known_patients, read_splits
+from nnunetv2_crossmatch.utilities.dataset_json import channel_names
 from nnunetv2_crossmatch.utilities.errors import DatasetError, printable, some
 from nnunetv2_crossmatch.utilities.files import locked, read_json, write_json
 
@@ -111,8 +112,7 @@ def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None =
 
     labeled, unlabeled = (findings.content.get(part) for part in (LABELED, UNLABELED))
     if labeled and unlabeled:
-        channels = dataset.json.get("channel_names") or dataset.json["modality"]
-        findings.warnings += find_outliers(labeled, unlabeled, list(channels.values()))
+        findings.warnings += find_outliers(labeled, unlabeled, channel_names(dataset.json))
     findings.warnings = list(map(printable, findings.warnings))
     return findings
 

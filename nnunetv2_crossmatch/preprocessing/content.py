@@ -14,6 +14,7 @@ from nnunetv2_crossmatch.preprocessing.listing import labeled_and_held_out, surv
 from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest, is_current, source_stamp
 from nnunetv2_crossmatch.preprocessing.masks import describe_mask, mask_files
 from nnunetv2_crossmatch.preprocessing.scan import BadScan, WrongChannels, describe, read_scan
+from nnunetv2_crossmatch.utilities.dataset_json import channel_names
 from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.files import locked, write_json
 from nnunetv2_crossmatch.utilities.versions import versions
@@ -101,7 +102,7 @@ def wrong_channels(
     Args:
         refused: (part, case) of scans that are not in the content for this reason.
     """
-    names = list((dataset_json.get("channel_names") or dataset_json["modality"]).values())
+    names = channel_names(dataset_json)
     numbers = {scan: e.channels for scan, e in refused.items()}
     for part, cases in content.items():
         for case, entry in list(cases.items()):

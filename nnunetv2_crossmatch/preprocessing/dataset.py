@@ -9,7 +9,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunetv2_crossmatch.preprocessing.listing import has_training_scans
 from nnunetv2_crossmatch.preprocessing.manifest import plans_stamp
-from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
+from nnunetv2_crossmatch.utilities.dataset_json import channel_names, read_dataset_json
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 
 
@@ -17,7 +17,7 @@ def _planned_with(dataset_json: dict) -> dict:
     """What the preprocessed labeled scans depend on; not what labels and channels are called."""
     labels = dataset_json["labels"]
     return {
-        "number of channels": len(dataset_json.get("channel_names") or dataset_json["modality"]),
+        "number of channels": len(channel_names(dataset_json)),
         "labels": sorted(labels.values(), key=str),
         "ignore": labels.get("ignore"),
         **{

@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
+from nnunetv2_crossmatch.utilities.dataset_json import channel_names
 from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.folders import read_folder
 
@@ -45,7 +46,7 @@ def numbers_of(files: list[Path], ending: str) -> list[int]:
 def from_folder(folder: Path, dataset_json: dict) -> tuple[dict[str, list[Path]], Problems]:
     """:func:`group_channels`, and what is wrong with the other files."""
     ending = dataset_json["file_ending"]
-    channels = len(dataset_json.get("channel_names") or dataset_json["modality"])
+    channels = len(channel_names(dataset_json))
     cases, unnumbered = by_case(read_folder(folder, ending).files, ending)
     problems: Problems = []
     are_several = len(cases) > 1

@@ -19,6 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from nnunetv2_crossmatch.nnunet.images import are_volumes, has_no_geometry, is_flat, read_images
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, source_stamp
 from nnunetv2_crossmatch.preprocessing.scan_file import REPLACE, BadScan, check_file, check_spacing
+from nnunetv2_crossmatch.utilities.dataset_json import channel_names
 from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable
 
 PERCENTILES = (1, 25, 50, 75, 99)
@@ -197,11 +198,11 @@ def check_alone(file: Path, reader: BaseReaderWriter, is_mask: bool = False) -> 
 
 
 def _check_voxels(data: np.ndarray, dataset_json: dict, named: str) -> None:
-    channels = dataset_json.get("channel_names") or dataset_json["modality"]  # as nnU-Net: older files say modality
+    channels = channel_names(dataset_json)
     if len(data) != len(channels):
         raise WrongChannels(
             f"{named}: {len(data)} channels, but the dataset has {len(channels)} "
-            f"({', '.join(channels.values())}). Supply the same channels or remove the case.",
+            f"({', '.join(channels)}). Supply the same channels or remove the case.",
             len(data),
         )
     check_finite(data, named)

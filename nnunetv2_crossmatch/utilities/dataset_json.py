@@ -6,6 +6,11 @@ from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import read_json
 
 
+def channel_names(dataset_json: dict) -> list[str]:
+    """In their order; older files say modality, as nnU-Net reads them."""
+    return list((dataset_json.get("channel_names") or dataset_json["modality"]).values())
+
+
 def read_dataset_json(file: Path, needs_channels: bool = True) -> dict:
     """What it holds, after making sure that what is read of it everywhere is there.
 
