@@ -265,11 +265,12 @@ def score(trainer, network, folder: Path, name: str, cases: list[str], step: flo
     return np.nanmean(dice, 0).round(4).tolist()
 
 
-def run(folder: Path, name: str, arm: str, seed: int, bill: int, device: str, constants: dict, tag: str) -> None:
+def run(
+    folder: Path, name: str, arm: str, seed: int, bill: int, device: str, constants: dict, tag: str, cost: float
+) -> None:
     ours = arm not in ("supervised", "all-labels")
-    # a joint step costs 3.5 thirds, an epoch's look at the unlabeled patches 16 forward passes; the supervised phase
-    # before leaves some of the bill over
-    epochs = int(bill / (STEPS_PER_EPOCH * 3.5 / 3 + 16 / 3 if ours else STEPS_PER_EPOCH))
+    # an epoch's look at the unlabeled patches is 16 forward passes; a supervised phase leaves some of the bill over
+    epochs = int(bill / (STEPS_PER_EPOCH * cost + 16 / 3 if ours else STEPS_PER_EPOCH))
     folder_of_run = f"{arm}{tag}_{name}_{bill}_{seed}"
     trainer = build(folder, name, arm, seed, epochs, device, constants)
     trainer.output_folder = str(folder / "results" / folder_of_run)
@@ -329,6 +330,7 @@ def main() -> None:
             sub.add_argument("--device", default="cpu")
             sub.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
             sub.add_argument("--tag", default="")
+            sub.add_argument("--cost", type=float, default=3.5 / 3, help="of a step over nnU-Net's; a joint step's")
     arguments = parser.parse_args()
     use(arguments.folder.resolve())
     torch.set_num_threads(1)
@@ -356,6 +358,7 @@ def main() -> None:
             arguments.device,
             constants,
             arguments.tag,
+            arguments.cost,
         )
 
 

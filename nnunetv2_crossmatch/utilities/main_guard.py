@@ -27,13 +27,20 @@ def require_main_guard() -> None:
 
 def _is_run_again(file: str, line: int) -> bool:
     """Whether a process that imports this file gets to this line; any condition is taken for a guard."""
-    main = sys.modules["__main__"]
-    if getattr(main, "__file__", None) != file:  # python -c, a notebook
+    if file != _SCRIPT or _CONDITIONS is None:  # python -c, a notebook
         return False
+    return not any(first <= line <= last for first, last in _CONDITIONS)
+
+
+def _conditions(file: str | None) -> list[tuple[int, int]] | None:
+    """First and last lines of every ``if``; None for what cannot be read, such as a zipped or compiled script."""
     try:
-        with open(file, "rb") as stream:
+        with open(file or "", "rb") as stream:
             tree = ast.parse(stream.read())
-    except (OSError, SyntaxError, ValueError):  # a zipped or compiled script
-        return False
-    conditions = [part for part in ast.walk(tree) if isinstance(part, ast.If)]
-    return not any(condition.lineno <= line <= (condition.end_lineno or line) for condition in conditions)
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return [(part.lineno, part.end_lineno or part.lineno) for part in ast.walk(tree) if isinstance(part, ast.If)]
+
+
+_SCRIPT = getattr(sys.modules["__main__"], "__file__", None)
+_CONDITIONS = _conditions(_SCRIPT)  # now: by the end of a training the script may have been edited

@@ -39,3 +39,11 @@ def test_one_worker_is_a_thread_and_needs_no_guard(tmp_path):
     (tmp_path / "script.py").write_text(script)
     done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and sorted(done.stdout.splitlines()) == ["0 0", "1 1"], done.stderr
+
+
+def test_a_script_that_is_edited_while_it_runs_is_not_taken_for_one_without_a_guard(tmp_path):
+    edit = "    with open(__file__, 'r+') as f: rest = f.read(); f.seek(0); f.write('\\n' * 20 + rest)\n"
+    head = 'if __name__ == "__main__":\n' + edit
+    (tmp_path / "script.py").write_text(SCRIPT.format(head=head))
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and sorted(done.stdout.splitlines()) == ["0 0", "1 1"], done.stderr
