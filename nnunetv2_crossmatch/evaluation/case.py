@@ -11,7 +11,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
 from nnunetv2_crossmatch.evaluation import metrics
-from nnunetv2_crossmatch.nnunet.images import nearest_integers, read_spacing, says_where
+from nnunetv2_crossmatch.nnunet.images import differences, nearest_integers, read_spacing, says_where
 from nnunetv2_crossmatch.nnunet.labels import Labels
 from nnunetv2_crossmatch.utilities.files import NO_UNICODE, is_unicode
 
@@ -29,7 +29,7 @@ class Measured:
     Attributes:
         values: (classes, metrics) in the order of ``METRICS``.
         missed: (classes,), whether only one of the masks has the class.
-        odd: masks whose header has another spacing than the scan's, and that spacing.
+        odd: masks whose header has another geometry than the scan's, and in what it differs.
     """
 
     values: NDArray[np.float64]
@@ -59,16 +59,22 @@ def measure_case(
             f"{prediction_file} has {_voxels(prediction)} voxels (z, y, x), its reference {reference_file} "
             f"{_voxels(reference)}. Predict the image that the reference was drawn on."
         )
-    spacing = of_prediction if of_prediction is not None else of_reference
+    headers = {reference_file: of_reference, prediction_file: of_prediction}
+    spacings = {file: np.asarray(header["spacing"], dtype=float) for file, header in headers.items() if header}
     if scan is not None:
         spacing = _spacing_of(scan, reader)
-    elif spacing is None:  # TIFFs alone
-        spacing = np.ones(3)
+    else:
+        spacing = spacings.get(prediction_file, spacings.get(reference_file, np.ones(3)))  # ones: TIFFs alone
+    whose = "the prediction" if scan is None else "its scan"
     odd = {
-        file: f"{_times(own)} mm (z, y, x), {'the prediction' if scan is None else 'its scan'} {_times(spacing)}"
-        for file, own in ((reference_file, of_reference), (prediction_file, of_prediction))
-        if own is not None and not np.allclose(own, spacing, rtol=1e-5, atol=0)
+        file: f"{_times(own)} mm (z, y, x), {whose} {_times(spacing)}"
+        for file, own in spacings.items()
+        if not np.allclose(own, spacing, rtol=1e-5, atol=0)
     }
+    if of_reference and of_prediction:  # whose header nnU-Net copies from the scan
+        placed = [what for what in differences(of_reference, of_prediction) if what != "spacing"]
+        if placed:
+            odd[reference_file] = ", ".join([*filter(None, [odd.get(reference_file)]), f"another {' and '.join(placed)}"])
     if len(reference) == 1:
         reference, prediction, spacing = reference[0], prediction[0], spacing[1:]
 
@@ -107,8 +113,8 @@ def measure(prediction: metrics.Mask, reference: metrics.Mask, spacing: NDArray)
     return values, False
 
 
-def _read(file: Path, reader: BaseReaderWriter, known: tuple[int, ...]) -> tuple[NDArray, NDArray | None]:
-    """Mask (z, y, x) and its spacing in mm; None where a TIFF does not say it."""
+def _read(file: Path, reader: BaseReaderWriter, known: tuple[int, ...]) -> tuple[NDArray, dict | None]:
+    """Mask (z, y, x) and what the reader notes of its header; None where a TIFF has none."""
     if not is_unicode(file):
         raise BadMask(f"{file} {NO_UNICODE}. Rename it.")
     try:
@@ -122,7 +128,7 @@ def _read(file: Path, reader: BaseReaderWriter, known: tuple[int, ...]) -> tuple
     unknown = np.unique(mask[~np.isin(mask, known)])
     if unknown.size:
         raise BadMask(f"{file} holds {unknown[:10].tolist()}, but dataset.json has the labels {sorted(known)}.")
-    return mask[0], np.asarray(properties["spacing"], dtype=float) if says_where(file) else None
+    return mask[0], properties if says_where(file) else None
 
 
 def _spacing_of(scan: Path, reader: BaseReaderWriter) -> NDArray:

@@ -24,7 +24,7 @@ class Evaluation:
         missed: (cases, classes), where only one of the two masks has the class.
         extra: predictions without a reference, which were left alone.
         left_out: what lies in the folder of references and is none, a line for each kind.
-        odd_headers: masks whose header has another spacing than their scan, and both.
+        odd_headers: masks whose header has another geometry than their scan, and in what it differs.
     """
 
     cases: list[str]

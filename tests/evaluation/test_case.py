@@ -157,6 +157,25 @@ def test_the_scans_spacing_counts_whatever_the_masks_say(tmp_path):
     assert measure_case(rounded, tmp_path / "p.nii.gz", SimpleITKIO(), ONE).odd == {}
 
 
+def test_a_reference_that_lies_elsewhere_than_the_prediction_is_named(tmp_path):
+    reference, prediction = random_masks(labels=2)
+    predicted = write(tmp_path / "p.nii.gz", prediction)
+    right = measure_case(write(tmp_path / "r.nii.gz", reference), predicted, SimpleITKIO(), ONE)
+    for name, change, said in (
+        ("moved", lambda mask: mask.SetOrigin((5, 0, 0)), "another origin"),
+        ("turned", lambda mask: mask.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1)), "another orientation"),
+        ("both", lambda mask: (mask.SetSpacing((1, 1, 1)), mask.SetOrigin((5, 0, 0))), "3 x 0.5 x 0.7, another origin"),
+        ("nearly", lambda mask: mask.SetOrigin((0.01, 0, 0)), None),
+    ):
+        mask = sitk.ReadImage(str(tmp_path / "r.nii.gz"))
+        change(mask)
+        file = tmp_path / f"{name}.nii.gz"
+        sitk.WriteImage(mask, str(file))
+        measured = measure_case(file, predicted, SimpleITKIO(), ONE)
+        np.testing.assert_array_equal(measured.values, right.values)
+        assert [what.endswith(str(said)) for what in measured.odd.values()] == [True] * (said is not None), name
+
+
 def test_a_tiff_mask_without_its_spacing_file_is_measured_with_the_predictions(tmp_path):
     reference, prediction = random_masks(labels=2)
     tifffile.imwrite(tmp_path / "r.tif", reference.astype(np.uint8))
