@@ -124,12 +124,13 @@ def left_out(raw_folder: Path, dataset_json: dict) -> list[str]:
 def _not_listed(raw_folder: Path) -> list[str]:
     """unlabeled.json wins over imagesUn; links and relative paths may lead from the one to the other."""
     list_file, folder = raw_folder / UNLABELED_LIST, raw_folder / UNLABELED_FOLDER
+    real = _real_path()
     try:
-        listed = {os.path.realpath(file) for files in _from_json(list_file)[0].values() for file in files}
+        listed = {real(file) for files in _from_json(list_file)[0].values() for file in files}
     except DatasetError:
         return []  # said where the list is read
     there = [file for file in folder.rglob("[!.]*") if not (file.is_dir() or file.suffix == ".json" or is_litter(file))]
-    names = sorted(str(file.relative_to(folder)) for file in there if os.path.realpath(file) not in listed)
+    names = sorted(str(file.relative_to(folder)) for file in there if real(file) not in listed)
     if not names:
         return []
     return [
@@ -239,11 +240,7 @@ def _colliding_ids(source: Path, cases: Iterable[str]) -> Problems:
 
 def _reused_files(source: Path, cases: dict[str, list[Path]], others: dict[str, dict[str, list[Path]]]) -> Problems:
     """The same file under two unlabeled ids, or listed although it is a labeled or held-out scan."""
-    real_folder = cache(os.path.realpath)  # resolving every path by itself asks for every folder above it
-
-    def real(file: Path) -> str:
-        return os.path.realpath(file) if file.is_symlink() else os.path.join(real_folder(file.parent), file.name)
-
+    real = _real_path()
     owner = {real(file): str(file) for scans in others.values() for files in scans.values() for file in files}
     problems: Problems = []
     for case, files in cases.items():
@@ -252,6 +249,12 @@ def _reused_files(source: Path, cases: dict[str, list[Path]], others: dict[str, 
                 problems.append((case, f"{source}: {case} is the same file as {owner[file]}. Remove the case."))
             owner[file] = f"that of {case}"
     return problems
+
+
+def _real_path() -> Callable[[Path], str]:
+    """os.path.realpath for many files of few folders: by itself it asks, for each, for every folder above it."""
+    folder = cache(os.path.realpath)
+    return lambda file: os.path.realpath(file) if file.is_symlink() else os.path.join(folder(file.parent), file.name)
 
 
 def _resolve(folder: Path, images: list[str]) -> list[Path]:
