@@ -74,7 +74,8 @@ def measure_case(
     if of_reference and of_prediction:  # whose header nnU-Net copies from the scan
         placed = [what for what in differences(of_reference, of_prediction) if what != "spacing"]
         if placed:
-            odd[reference_file] = ", ".join([*filter(None, [odd.get(reference_file)]), f"another {' and '.join(placed)}"])
+            before = [odd[reference_file]] if reference_file in odd else []
+            odd[reference_file] = ", ".join([*before, f"another {' and '.join(placed)}"])
     if len(reference) == 1:
         reference, prediction, spacing = reference[0], prediction[0], spacing[1:]
 

@@ -56,10 +56,14 @@ def evaluate_folders(
         if absent := sorted(set(cases) - references.keys()):
             raise DatasetError(f"{reference / (case + dataset['file_ending'])} is missing." for case in absent)
         references = {case: file for case, file in references.items() if case in cases}
-    if missing := references.keys() - predictions.keys():
+    if missing := sorted(references.keys() - predictions.keys()):
+        numbered = [case for case in missing if f"{case}_0000" in predictions]
+        why = " A prediction is called as its case, without a channel number: rename them." if numbered else ""
         raise DatasetError(
-            f"{prediction / references[case].name} is missing, the prediction for {references[case]}."
-            for case in sorted(missing)
+            [
+                f"{prediction} has no prediction for {len(missing)} of {len(references)} masks in {reference}: "
+                f"{some(missing)}.{why}"
+            ]
         )
 
     examples = [file for file in references.values() if is_unicode(file)][:1]
@@ -105,8 +109,8 @@ def header_warnings(odd: Mapping[Path, str]) -> list[str]:
     for folder in dict.fromkeys(file.parent for file in odd):
         named = [f"{file.name} ({what})" for file, what in odd.items() if file.parent == folder]
         lines.append(
-            f"{len(named)} masks in {folder} have another header than their scan: {some(named)}. They are compared voxel by "
-            "voxel, with the scan's spacing: look at one of them over its scan."
+            f"{len(named)} masks in {folder} have another header than their scan: {some(named)}. They are compared "
+            "voxel by voxel, with the scan's spacing: look at one of them over its scan."
         )
     return lines
 

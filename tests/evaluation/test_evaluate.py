@@ -84,13 +84,14 @@ def test_missing_predictions_and_empty_folders_are_named(folders, tmp_path):
         (prediction / f"{case}.nii.gz").unlink()
     with pytest.raises(DatasetError) as e:
         evaluate_folders(reference, prediction)
-    assert [line.split(" is missing")[0] for line in str(e.value).split("\n")[1:]] == [
-        str(prediction / "a.nii.gz"),
-        str(prediction / "c.nii.gz"),
-    ]
+    (line,) = e.value.problems
+    assert line == f"{prediction} has no prediction for 2 of 3 masks in {reference}: a, c."
+    (prediction / "b.nii.gz").rename(prediction / "a_0000.nii.gz")
+    with pytest.raises(DatasetError, match=r"for 3 of 3 masks .* without a channel number: rename them\."):
+        evaluate_folders(reference, prediction)
     with pytest.raises(DatasetError, match=r"nowhere holds no .nii.gz file"):
         evaluate_folders(tmp_path / "nowhere", prediction)
-    (prediction / "b.nii.gz").unlink()
+    (prediction / "a_0000.nii.gz").unlink()
     with pytest.raises(DatasetError, match=r"predicted holds no .nii.gz file"):
         evaluate_folders(reference, prediction)
 
