@@ -69,19 +69,23 @@ def convert(source: Path, labeled: int) -> Conversion:
 
     case = _original if infos else _community
     chosen = LABELED[:labeled]
-    require(files(*chosen), "labeled volume")
+    require(files(*chosen), "labeled volumes")
     if infos:
-        require(map(_label_file, files(*chosen)), "label of a labeled volume")
+        require(map(_label_file, files(*chosen)), "labels of labeled volumes")
     official = [n for n in OFFICIAL if f"patient{n}" in infos]
+    absent: dict[str, list[Path]] = {}
     return Conversion(
         name="ACDC",
         channels=("MRI",),
         labels={"background": 0, "RV": 1, "MYO": 2, "LV": 3},
         labeled=[case(file) for file in files(*chosen)],
-        unlabeled=[case(file) for file in present(files(*(n for n in TRAIN if n not in chosen)), "unlabeled volume")],
-        validation=[case(file) for file in present(files(*VALIDATION), "validation volume")],
-        test=[case(file) for file in present(files(*TEST), "test volume")],
-        official=[case(file) for file in present(files(*official), "official test volume")],
+        unlabeled=[
+            case(file) for file in present(files(*(n for n in TRAIN if n not in chosen)), "unlabeled volumes", absent)
+        ],
+        validation=[case(file) for file in present(files(*VALIDATION), "validation volumes", absent)],
+        test=[case(file) for file in present(files(*TEST), "test volumes", absent)],
+        official=[case(file) for file in present(files(*official), "official test volumes", absent)],
+        absent=absent,
     )
 
 

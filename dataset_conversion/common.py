@@ -23,11 +23,13 @@ from tqdm import tqdm
 
 from nnunetv2_crossmatch.nnunet.images import nearest_integers
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, ensure_splits, known_patients
-from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.files import NO_UNICODE, check_writable, is_unicode, locked, read_list
 from nnunetv2_crossmatch.utilities.folders import is_litter
 
 LISTS = Path(__file__).parent / "lists"
+UNFINISHED = ".unfinished"  # in the folder of a new dataset while it is written
+MISSING_FILES = "missing_files.txt"
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 T = TypeVar("T")
 Grid = TypeVar("Grid", sitk.Image, sitk.ImageFileReader, sitk.Image | sitk.ImageFileReader)
@@ -53,6 +55,7 @@ class Conversion:
 
     stored: {value in the source's label files: value of ``labels``}; None where they are the same.
     official: test cases of the benchmark's organizers, beside those of the published lists.
+    absent: {what: files that the published lists name and that are not here}; see :func:`present`.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Conversion:
     official: list[Case] = field(default_factory=list)
     stored: Mapping[int, int] | None = None
     file_ending: str = ".nii.gz"
+    absent: Mapping[str, list[Path]] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, list[Case]]:
@@ -93,6 +97,13 @@ def write_dataset(conversion: Conversion, dataset_id: int) -> Path:
     """
     with new_dataset(dataset_id, conversion.name) as folder:
         _write_folder(conversion, folder)
+        if absent := [str(file) for files in conversion.absent.values() for file in files]:
+            (folder / MISSING_FILES).write_text("\n".join(absent) + "\n")
+    for what, files in conversion.absent.items():
+        names = some([f"{file.parent.name}/{file.name}" for file in files])
+        print(f"{len(files)} {what} not here and left out: {names}. All: {folder / MISSING_FILES}", file=sys.stderr)
+    if not (conversion.validation or conversion.test or conversion.official):
+        print("There is no test scan, so a comparison has only the folds' validation cases.", file=sys.stderr)
     return folder
 
 
@@ -104,16 +115,12 @@ def new_dataset(dataset_id: int, name: str) -> Iterator[Path]:
         FileExistsError: a dataset with this id is there already.
     """
     folder = Path(nnUNet_raw) / f"Dataset{dataset_id:03d}_{name}"
-    unfinished = folder / ".unfinished"
-    with locked(folder.with_name(f".{folder.name}.lock")):  # a second process waits, and then the id is taken
-        if unfinished.exists():  # of a run that was killed
-            shutil.rmtree(folder)
-        if len(taken := find_candidate_datasets(dataset_id)):
-            raise FileExistsError(
-                f"Dataset id {dataset_id} is taken by {', '.join(taken)} in nnUNet_raw, nnUNet_preprocessed or "
-                "nnUNet_results. Remove it there or choose another id."
-            )
+    with locked(folder.with_name(f".Dataset{dataset_id:03d}.lock")):  # a second process waits, and then the id is taken
+        require_free(dataset_id)
+        for killed in find_candidate_datasets(dataset_id):  # what a run left that was killed
+            shutil.rmtree(folder.with_name(killed))
         folder.mkdir()
+        unfinished = folder / UNFINISHED
         unfinished.touch()
         try:
             yield folder
@@ -126,6 +133,16 @@ def new_dataset(dataset_id: int, name: str) -> Iterator[Path]:
     preprocessed = Path(nnUNet_preprocessed) / folder.name
     cases = list(get_filenames_of_train_images_and_targets(str(folder)))
     ensure_splits(preprocessed, cases, known_patients(folder, preprocessed))
+
+
+def require_free(dataset_id: int) -> None:
+    """Raises FileExistsError: a dataset with this id is there already, finished."""
+    candidates = find_candidate_datasets(dataset_id)
+    if taken := [name for name in candidates if not (Path(nnUNet_raw) / name / UNFINISHED).exists()]:
+        raise FileExistsError(
+            f"Dataset id {dataset_id} is taken by {', '.join(taken)} in nnUNet_raw, nnUNet_preprocessed or "
+            "nnUNet_results. Remove it there or choose another id."
+        )
 
 
 def _write_folder(conversion: Conversion, folder: Path) -> None:
@@ -271,7 +288,9 @@ def take_labeled(train: Sequence[T], labeled: int) -> tuple[Sequence[T], Sequenc
         DatasetError: none would be labeled, or none unlabeled.
     """
     if not 0 < labeled < len(train):
-        raise DatasetError([f"--labeled {labeled}: there are {len(train)} training scans."])
+        raise DatasetError(
+            [f"--labeled {labeled}: there are {len(train)} training scans. Take 1 to {len(train) - 1} of them."]
+        )
     return train[:labeled], train[labeled:]
 
 
@@ -286,19 +305,22 @@ def wrong_folder(source: Path, expected: str) -> DatasetError:
 
 
 def require(paths: Iterable[Path], what: str) -> None:
-    """Raise DatasetError that names every missing path."""
-    missing = [f"{path} is missing ({what})." for path in paths if not path.exists()]
-    if missing:
-        raise DatasetError(missing)
+    """Raise DatasetError in one line if paths are missing.
+
+    Args:
+        what: they are, in the plural.
+    """
+    paths = list(paths)
+    if missing := [str(path) for path in paths if not path.exists()]:
+        raise DatasetError([f"{len(missing)} of {len(paths)} {what} are missing: {some(missing)}."])
 
 
-def present(paths: Iterable[Path], what: str) -> Iterator[Path]:
-    """The paths that exist; the others are named on stderr."""
+def present(paths: Iterable[Path], what: str, absent: dict[str, list[Path]]) -> list[Path]:
+    """The paths that exist; the others are added to ``absent[what]``, what they are, in the plural."""
+    found: list[Path] = []
     for path in paths:
-        if path.exists():
-            yield path
-        else:
-            print(f"missing, left out: {path} ({what})", file=sys.stderr)
+        (found if path.exists() else absent.setdefault(what, [])).append(path)
+    return found
 
 
 def _write(image: sitk.Image, file: Path) -> None:

@@ -52,7 +52,7 @@ def hide_labels(source: Path, dataset_id: int, labeled: str, seed: int = 0, grou
         print(f"warning: {printable(line)}", file=sys.stderr)
     require(
         (Path(file) for entry in cases.values() for file in (*entry["images"], entry["label"])),
-        "of a labeled case",
+        "files of labeled cases",
     )
     known = {case for scans in (cases, unlabeled, *parts.values()) for case in scans}
     if group_by:

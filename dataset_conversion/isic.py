@@ -63,7 +63,7 @@ def convert(source: Path, labeled: int) -> Conversion:
         )
 
     if len(images) < IMAGES:
-        print(f"missing, left out: {IMAGES - len(images)} of the {IMAGES} images", file=sys.stderr)
+        print(f"{IMAGES - len(images)} of the {IMAGES} images are not here and left out.", file=sys.stderr)
 
     def files(ids: Iterable[str]) -> list[Path]:
         return [images.get(name, source / f"{name}.jpg") for name in ids]
@@ -74,8 +74,9 @@ def convert(source: Path, labeled: int) -> Conversion:
         chosen = listed(f"isic_labeled_{labeled}")
     else:
         chosen = list(take_labeled(random.Random(SEED).sample(train, len(train)), labeled)[0])
-    require(files(chosen), "labeled image")
-    require([masks.get(name, source / f"{name}_segmentation.png") for name in chosen], "mask of a labeled image")
+    require(files(chosen), "labeled images")
+    require([masks.get(name, source / f"{name}_segmentation.png") for name in chosen], "masks of labeled images")
+    absent: dict[str, list[Path]] = {}
     return Conversion(
         name="ISIC2018",
         channels=("R", "G", "B"),
@@ -84,7 +85,8 @@ def convert(source: Path, labeled: int) -> Conversion:
         file_ending=".png",
         labeled=[_case(file, masks) for file in files(chosen)],
         unlabeled=[_case(images[name], masks) for name in sorted(set(train) - set(chosen))],
-        test=[_case(file, masks) for file in present(files(test), "test image")],
+        test=[_case(file, masks) for file in present(files(test), "test images", absent)],
+        absent=absent,
     )
 
 

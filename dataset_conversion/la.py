@@ -51,18 +51,20 @@ def convert(source: Path, labeled: int) -> Conversion:
         return [found[name].get(scan, source / scan / name) for scan in ids]
 
     labeled_ids, unlabeled_ids = take_labeled(listed("la_train"), labeled)
-    require(files(labeled_ids), "labeled scan")
+    require(files(labeled_ids), "labeled scans")
     if name == "lgemri.nrrd":
-        require([file.with_name("laendo.nrrd") for file in files(labeled_ids)], "label of a labeled scan")
+        require([file.with_name("laendo.nrrd") for file in files(labeled_ids)], "labels of labeled scans")
     case = _original if name == "lgemri.nrrd" else _community
+    absent: dict[str, list[Path]] = {}
     return Conversion(
         name="LA",
         channels=("MRI",),
         labels={"background": 0, "left_atrium": 1},
         stored={0: 0, 255: 1} if name == "lgemri.nrrd" else None,
         labeled=[case(file) for file in files(labeled_ids)],
-        unlabeled=[case(file) for file in present(files(unlabeled_ids), "unlabeled scan")],
-        test=[case(file) for file in present(files(listed("la_test")), "test scan")],
+        unlabeled=[case(file) for file in present(files(unlabeled_ids), "unlabeled scans", absent)],
+        test=[case(file) for file in present(files(listed("la_test")), "test scans", absent)],
+        absent=absent,
     )
 
 

@@ -61,13 +61,15 @@ def convert(source: Path, labeled: int) -> Conversion:
         )
 
     labeled_numbers, unlabeled_numbers = take_labeled(TRAIN, labeled)
-    require(files("volume", labeled_numbers), "labeled volume")
-    require(files("segmentation", labeled_numbers), "segmentation of a labeled volume")
+    require(files("volume", labeled_numbers), "labeled volumes")
+    require(files("segmentation", labeled_numbers), "segmentations of labeled volumes")
+    absent: dict[str, list[Path]] = {}
     return Conversion(
         name="LiTS",
         channels=("CT",),
         labels={"background": 0, "liver": 1, "tumor": 2},
         labeled=[case(file) for file in files("volume", labeled_numbers)],
-        unlabeled=[case(file) for file in present(files("volume", unlabeled_numbers), "unlabeled volume")],
-        test=[case(file) for file in present(files("volume", TEST), "test volume")],
+        unlabeled=[case(file) for file in present(files("volume", unlabeled_numbers), "unlabeled volumes", absent)],
+        test=[case(file) for file in present(files("volume", TEST), "test volumes", absent)],
+        absent=absent,
     )

@@ -32,7 +32,7 @@ def convert(source: Path, labeled: int, test: int = 0) -> Conversion:
     found = read_folder(source / "imagesTr", FILE_ENDING)
     images = found.files
     masks = [source / "labelsTr" / f.name for f in images]
-    require(masks, "label of a scan in imagesTr")
+    require(masks, "labels of the scans in imagesTr")
     deep = [f"{folder} is a folder and not looked into." for folder in found.folders]
     for line in (*found.left_out, *deep):
         print(printable(line), file=sys.stderr)

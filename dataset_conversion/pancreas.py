@@ -104,18 +104,20 @@ def convert(source: Path, labeled: int, duplicates: bool = False) -> Conversion:
         return Case(id=f"pancreas_{number:04d}", image=image, label=label, patient=patient)
 
     labeled_numbers, unlabeled_numbers = take_labeled(train, labeled)
-    require(files(labeled_numbers), "labeled scan")
+    require(files(labeled_numbers), "labeled scans")
     if dicom:
         require(
-            [labels.get(n, nifti_file(source, f"label{n:04d}")) for n in labeled_numbers], "label of a labeled scan"
+            [labels.get(n, nifti_file(source, f"label{n:04d}")) for n in labeled_numbers], "labels of labeled scans"
         )
+    absent: dict[str, list[Path]] = {}
     return Conversion(
         name="PancreasCT",
         channels=("CT",),
         labels={"background": 0, "pancreas": 1},
         labeled=[case(scan) for scan in files(labeled_numbers)],
-        unlabeled=[case(scan) for scan in present(files(unlabeled_numbers), "unlabeled scan")],
-        test=[case(scan) for scan in present(files(test), "test scan")],
+        unlabeled=[case(scan) for scan in present(files(unlabeled_numbers), "unlabeled scans", absent)],
+        test=[case(scan) for scan in present(files(test), "test scans", absent)],
+        absent=absent,
     )
 
 

@@ -34,11 +34,12 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from nnunetv2.configuration import default_num_processes
 
-    from nnunetv2_crossmatch.dataset_conversion.common import write_dataset
+    from nnunetv2_crossmatch.dataset_conversion.common import require_free, write_dataset
 
     given = {name: value for name in _options() if (value := getattr(arguments, name))}
     if foreign := [f"--{name}" for name in given if arguments.kind not in _options()[name]]:
         raise ValueError(f"{' and '.join(foreign)}: {arguments.kind} has no such option.")
+    require_free(arguments.d)  # before the download is looked through
     converter = import_module(f"nnunetv2_crossmatch.dataset_conversion.{arguments.kind}")
     conversion = converter.convert(arguments.source, arguments.labeled, **given)
     folder = write_dataset(conversion, arguments.d)

@@ -94,17 +94,19 @@ def test_community_h5(base, source):
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), scan(302)[0])
 
 
-def test_what_is_missing_is_named(source, capsys):
+def test_what_is_missing_is_named(source):
     write_patient(source, 99)
     write_patient(source, 3)
     (source / "training" / "patient003" / "patient003_frame12.nii.gz").unlink()
-    assert counts(acdc.convert(source, 1)) == [2, 1, 0, 0]
-    said = capsys.readouterr().err
-    assert "patient003_frame12.nii.gz (unlabeled volume)" in said and "patient002/Info.cfg (validation volume)" in said
-    with pytest.raises(DatasetError, match=r"patient038/Info.cfg is missing \(labeled volume\)"):
+    found = acdc.convert(source, 1)
+    assert counts(found) == [2, 1, 0, 0]
+    absent = {what: [file.name for file in files] for what, files in found.absent.items()}
+    assert "patient003_frame12.nii.gz" in absent["unlabeled volumes"]
+    assert absent["validation volumes"] == ["Info.cfg"] * 10
+    with pytest.raises(DatasetError, match=r"of \d labeled volumes are missing: .*patient038/Info.cfg"):
         acdc.convert(source, 3)
     (source / "training" / "patient099" / "patient099_frame01_gt.nii.gz").unlink()
-    with pytest.raises(DatasetError, match=r"patient099_frame01_gt.nii.gz is missing \(label"):
+    with pytest.raises(DatasetError, match=r"labels of labeled volumes are missing: .*patient099_frame01_gt.nii.gz"):
         acdc.convert(source, 1)
 
 

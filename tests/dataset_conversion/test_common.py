@@ -77,7 +77,10 @@ def test_the_folder_of_a_killed_run_is_replaced_and_others_are_not(base, source)
     killed.mkdir()
     (killed / ".unfinished").touch()
     (killed / "leftover").touch()
+    (base / "raw" / "Dataset001_OfAnotherBenchmark").mkdir()
+    (base / "raw" / "Dataset001_OfAnotherBenchmark" / ".unfinished").touch()
     assert names(write_dataset(conversion(source), 1)) == ["dataset", "imagesTr", "labelsTr", "labelsUn", "unlabeled"]
+    assert [folder.name for folder in (base / "raw").glob("Dataset*")] == ["Dataset001_X"]
     (base / "raw" / "Dataset002_mine").mkdir()
     with pytest.raises(FileExistsError, match="Dataset id 2 is taken by Dataset002_mine"):
         write_dataset(conversion(source), 2)

@@ -96,7 +96,7 @@ def test_bad_input(base, source):
         isic.convert(source, 103)
     for name in ("ISIC_0020000", "ISIC_0020001"):
         write_case(source, name)
-    with pytest.raises(DatasetError, match=r"ISIC_0013511.jpg is missing \(labeled image\)"):
+    with pytest.raises(DatasetError, match=r"103 of 103 labeled images are missing: .*ISIC_0013511.jpg.* and 100 more"):
         isic.convert(source, 103)
     for name in ("ISIC_0020000", "ISIC_0020001"):
         io.imsave(source / "images" / f"{name}.jpg", np.zeros((40, 56), np.uint8), check_contrast=False)
@@ -105,7 +105,7 @@ def test_bad_input(base, source):
     for file in (source / "masks").iterdir():
         file.unlink()
     write_case(source, "ISIC_0020002")
-    with pytest.raises(DatasetError, match=r"_segmentation.png is missing \(mask of a labeled image\)"):
+    with pytest.raises(DatasetError, match=r"2 of 2 masks of labeled images are missing: .*_segmentation.png"):
         isic.convert(source, 2)
 
 

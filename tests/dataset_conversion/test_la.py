@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -52,7 +54,14 @@ def test_first_names_labeled_same_voxels_in_both_forms(base, source, form, capsy
     assert names(folder / "imagesTr") == [f"{name}_0000" for name in TRAIN[:2]]
     assert names(folder / "labelsTr") == TRAIN[:2] and names(folder / "labelsUn") == TRAIN[2:4]
     assert names(folder / "imagesTs") == [f"{TEST[0]}_0000"] and names(folder / "labelsTs") == [TEST[0]]
-    assert capsys.readouterr().err.count("missing, left out") == 76 + 19
+    left_out = [line for line in capsys.readouterr().err.splitlines() if "not here and left out" in line]
+    assert [line.partition(":")[0] for line in left_out] == [
+        "76 unlabeled scans not here and left out",
+        "19 test scans not here and left out",
+    ]
+    in_file = (folder / "missing_files.txt").read_text().splitlines()
+    assert [Path(line).parent.name for line in in_file] == TRAIN[4:] + TEST[1:]
+    assert f"{TRAIN[4]}/" in left_out[0] and " and 73 more. All: " in left_out[0]
     image = sitk.ReadImage(str(folder / "imagesTr" / f"{TRAIN[1]}_0000.nii.gz"))
     assert image.GetSpacing() == SPACING
     np.testing.assert_array_equal(sitk.GetArrayFromImage(image), scan(1)[0])
@@ -83,20 +92,20 @@ def test_what_is_missing_is_named(base, source, form, capsys):
     (source / "Training Set" / TRAIN[1] / file).unlink()
     assert counts(la.convert(source, 1)) == [1, 2, 0, 1]
     assert f"{TRAIN[1]}/{file} (unlabeled scan)" in capsys.readouterr().err
-    with pytest.raises(DatasetError, match=rf"{TRAIN[1]}/{file} is missing \(labeled scan\)"):
+    with pytest.raises(DatasetError, match=rf"1 of 2 labeled scans are missing: .*{TRAIN[1]}/{file}\."):
         la.convert(source, 2)
 
 
 def test_a_missing_label_of_a_labeled_scan(source):
     write_nrrd(source / TRAIN[0], 0)
     (source / TRAIN[0] / "laendo.nrrd").unlink()
-    with pytest.raises(DatasetError, match=r"laendo.nrrd is missing \(label of a labeled scan\)"):
+    with pytest.raises(DatasetError, match=r"1 of 1 labels of labeled scans are missing: .*laendo.nrrd\."):
         la.convert(source, 1)
 
 
 @pytest.mark.parametrize("labeled", [0, 80])
 def test_some_labeled_and_some_unlabeled(source, form, labeled):
-    with pytest.raises(DatasetError, match=f"--labeled {labeled}: there are 80 training scans"):
+    with pytest.raises(DatasetError, match=f"--labeled {labeled}: there are 80 training scans. Take 1 to 79 of them."):
         la.convert(source, labeled)
 
 
@@ -115,7 +124,9 @@ def test_a_wrong_folder(base, source, capsys):
 def test_real_h5(base, capsys):
     folder = write_dataset(la.convert(REAL / "LA", 4), 8)
     assert [len(names(folder / part)) for part in ("imagesTr", "labelsTr", "imagesUn", "labelsUn")] == [4, 4, 28, 28]
-    assert capsys.readouterr().err.count("missing, left out") == 48 + 20
+    said = capsys.readouterr().err
+    assert "48 unlabeled scans not here" in said and "20 test scans not here" in said
+    assert "There is no test scan" in said
     lists = REAL / "LA" / "2018LA_Seg_Training Set"
     assert sorted((lists / "train.list").read_text().split()) == TRAIN
     for labeled in (4, 8, 16):

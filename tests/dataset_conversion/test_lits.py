@@ -53,16 +53,17 @@ def test_round_trip(base, source):
     assert done == ["volume_005", "volume_006"]
 
 
-def test_bad_input(source, capsys):
+def test_bad_input(source):
     with pytest.raises(DatasetError, match=r"expected volume-0.nii to .* Found: nothing"):
         lits.convert(source, 1)
     write_case(source, 3)
     write_case(source, 4)
-    assert counts(lits.convert(source, 1)) == [1, 1, 0, 0]
-    said = capsys.readouterr().err
-    assert "volume-0.nii (unlabeled volume)" in said and "volume-130.nii (test volume)" in said
-    with pytest.raises(DatasetError, match=r"volume-1.nii is missing \(labeled volume\)"):
+    found = lits.convert(source, 1)
+    assert counts(found) == [1, 1, 0, 0]
+    absent = {what: {file.name for file in files} for what, files in found.absent.items()}
+    assert "volume-0.nii" in absent["unlabeled volumes"] and "volume-130.nii" in absent["test volumes"]
+    with pytest.raises(DatasetError, match=r"1 of 2 labeled volumes are missing: .*volume-1.nii"):
         lits.convert(source, 2)
     (source / "segmentation-3.nii").unlink()
-    with pytest.raises(DatasetError, match=r"segmentation-3.nii is missing \(segmentation of a labeled"):
+    with pytest.raises(DatasetError, match=r"segmentations of labeled volumes are missing: .*segmentation-3.nii"):
         lits.convert(source, 1)
