@@ -29,8 +29,8 @@ def commands_again(dataset: Dataset) -> list[str]:
         plans, names = next(iter(configurations.items()))
         commands.append(f"nnUNetv2_train {number} {names[-1]} 0 -p {plans}")
     for runs in trained.values():
-        others = " ".join(str(run.fold) for run in runs[1:])
-        commands.append(runs[0].train_command() + (f"      # and folds {others}" if others else ""))
+        others = ", ".join(str(run.fold) for run in runs[1:])
+        commands.append(runs[0].train_command() + (f"      # and fold {others}" if others else ""))
     return commands
 
 

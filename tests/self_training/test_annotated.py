@@ -253,7 +253,7 @@ def test_a_fold_does_not_train_on_the_patients_that_it_validates(place):
 def test_what_a_model_wrote_is_no_annotation_until_somebody_says_so(place):
     drafts = place.raw / "suggestions" / "model" / "drafts.json"
     drafts.parent.mkdir(parents=True)
-    drafts.write_text(json.dumps({"scan0": sha256(place.labels / "scan0.nii.gz")}))
+    drafts.write_text(json.dumps({"scan0": ["older", sha256(place.labels / "scan0.nii.gz")]}))
     shutil.copy(place.pseudo_labels / "scan1.nii.gz", place.labels)
     assert is_as_written(place.raw, "scan1", place.labels / "scan1.nii.gz")
     done = place.move()
