@@ -223,7 +223,7 @@ def _finish(dataset: Dataset, done: Annotated) -> list[str]:
     write_json({**content, "numTraining": journal["numTraining"]}, raw / "dataset.json")
     done.apart |= _append_to_folds(dataset, list(cases))
     _forget_pseudo_labels(raw, cases, content["file_ending"])
-    journal_file.unlink()
+    journal_file.unlink()  # first: a stage that cannot be removed must not be done again
     shutil.rmtree(raw / STAGED, ignore_errors=True)
     return list(cases)
 

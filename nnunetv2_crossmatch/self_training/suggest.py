@@ -136,7 +136,7 @@ def suggest(
         features = np.array([measured[cases[i]]["features"] for i in usual])
         chosen = [usual[i] for i in k_center(features, scores[usual], count)]
         done.chosen = {cases[i]: float(scores[i]) for i in chosen}
-        done.corrected = drafts.keep_only(list(done.chosen))
+        done.corrected = [case for case in drafts.keep_only(list(done.chosen)) if case in cases]  # not labeled since
         pictures = _write_drafts(predictor, images, files, planned, drafts, done)
         table = {
             case: dict(zip(classes, row.tolist(), strict=True)) for case, row in zip(cases, of_classes, strict=True)
