@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from nnunetv2_crossmatch.commands import (
+    annotated,
     check,
     compare,
     convert,
@@ -18,10 +19,26 @@ from nnunetv2_crossmatch.commands import (
     hide_labels,
     preprocess,
     pseudo_label,
+    review,
+    suggest,
     sweep,
 )
 
-COMMANDS = (preprocess, check, convert, hide_labels, pseudo_label, sweep, compare, evaluate, export, doctor)
+COMMANDS = (
+    preprocess,
+    check,
+    convert,
+    hide_labels,
+    pseudo_label,
+    review,
+    suggest,
+    annotated,
+    sweep,
+    compare,
+    evaluate,
+    export,
+    doctor,
+)
 COMPLETION = "print what makes a shell complete these commands"
 COMPLAINTS = (ValueError, OSError, RuntimeError, AssertionError)  # ours and nnU-Net's own; they say what is wrong
 

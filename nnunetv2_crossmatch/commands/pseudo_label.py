@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset
 
@@ -26,6 +27,14 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="(default: %(default)s)")
     command.add_argument("--overwrite", action="store_true", help="also replace labels that were corrected by hand")
+    command.add_argument(
+        "--review",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="marks saved by the page of nnUNetv2_crossmatch review: bad labels are left out",
+    )
     command.set_defaults(run=run, np=3)
 
 
@@ -33,11 +42,16 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from nnunetv2_crossmatch.preprocessing.dataset import Planned
+    from nnunetv2_crossmatch.self_training.marks import describe_marks, left_out_now, take_review
     from nnunetv2_crossmatch.self_training.predict import write_pseudo_labels
 
     dataset = find_dataset(arguments.d)
+    planned = Planned(dataset, dataset.plans(arguments.p), arguments.c)
+    for file in arguments.review:
+        fold, marks = take_review(planned, arguments.tr, file)
+        print(f"fold {fold}: {len(marks)} marks from {file}")
     written_folds = write_pseudo_labels(
-        Planned(dataset, dataset.plans(arguments.p), arguments.c),
+        planned,
         arguments.tr,
         arguments.f,
         arguments.threshold,
@@ -57,6 +71,8 @@ def run(arguments: argparse.Namespace) -> None:
             print(
                 f"fold {fold}: corrected by hand and kept (--overwrite replaces them): {', '.join(written.corrected)}"
             )
+        for line in describe_marks(left_out_now(written.folder, dataset.json["file_ending"]), written.folder):
+            print(f"fold {fold}: {line}")
         if written.confident:
             shares = ", ".join(f"{c}: {share:.0%}" for c, share in written.confident.items())
             print(f"fold {fold}: confident voxels of each predicted class: {shares}")

@@ -1,5 +1,6 @@
 """What is in the raw scans of a dataset, labeled, unlabeled and held out: hashes and a few figures of each."""
 
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -90,6 +91,29 @@ def update_content(dataset: Dataset, num_processes: int) -> tuple[Content, dict[
     for part, of_part in wrong_channels(content, channels, dataset.json).items():
         problems[part] += of_part
     return content, {**problems, UNLABELED: [*unlisted, *problems.get(UNLABELED, [])]}
+
+
+def look_at_masked(
+    dataset: Dataset, scans: Mapping[str, tuple[list[Path], Path]], num_processes: int
+) -> tuple[dict[str, dict], list[str]]:
+    """Entries as in the content, of scans with masks from elsewhere; nothing is written.
+
+    Args:
+        scans: {case: (files of the scan, mask)}.
+
+    Returns:
+        {case: entry}, and what is wrong with the others.
+    """
+    reader = _reader(dataset.json, next(iter(scans.values()), ([],))[0], dataset.preprocessed)
+    jobs = {case: (files, mask, reader, dataset.json) for case, (files, mask) in scans.items()}
+    entries, problems = {}, []
+    with closing(run_in_workers(_look_at, jobs, num_processes, "Looking at the masks")) as done:
+        for case, future in done:
+            try:
+                entries[case] = future.result()
+            except BadScan as e:
+                problems.append(str(e))
+    return dict(sorted(entries.items())), sorted(problems)
 
 
 def wrong_channels(

@@ -106,7 +106,9 @@ def _values(mask: np.ndarray) -> tuple[list[int], list[float]]:
     return sorted(map(int, whole)), sorted(odd)[:_SHOWN]
 
 
-def mask_findings(part: str, scans: Mapping[str, dict], dataset_json: dict) -> tuple[list[str], list[str]]:
+def mask_findings(
+    part: str, scans: Mapping[str, dict], dataset_json: dict, folder: str | None = None
+) -> tuple[list[str], list[str]]:
     """What is wrong with a part's masks, and what is odd about them, a line for each kind.
 
     Wrong: another size than the scan's, values that are no integers (nnU-Net cuts the fraction off, so that
@@ -115,12 +117,13 @@ def mask_findings(part: str, scans: Mapping[str, dict], dataset_json: dict) -> t
 
     Args:
         scans: {case: its entry in ``content.json``}; those without a ``mask`` have none.
+        folder: where the masks are, to be named; by default that of the part.
     """
     labels = read_labels(dataset_json)
     known = {*labels.known, *(() if labels.ignore is None else (labels.ignore,))}
     masks = {case: entry["mask"] for case, entry in scans.items() if entry.get("mask")}
     sized = {case: mask for case, mask in masks.items() if mask["shape"] == scans[case]["shape"]}
-    folder = part.replace("images", "labels", 1)
+    folder = folder or part.replace("images", "labels", 1)
 
     def line(cases: dict[str, str], what: str) -> Iterator[str]:
         if cases:

@@ -7,7 +7,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-_CONTOURS = ("cyan", "red", "lime", "magenta", "dodgerblue", "orangered", "springgreen", "violet")
+CONTOURS = ("cyan", "red", "lime", "magenta", "dodgerblue", "orangered", "springgreen", "violet")
 _IGNORED = ListedColormap(["yellow"])
 
 
@@ -23,7 +23,7 @@ def draw_picture(
     foreground = predicted > 0
     axes = [0] if label.shape[0] == 1 else [0, 1, 2]
     figure = Figure(figsize=(4.5 * len(axes), 5), layout="constrained")
-    colors = {c: _CONTOURS[(c - 1) % len(_CONTOURS)] for c in np.unique(label).tolist() if c not in (0, ignore)}
+    colors = {c: CONTOURS[(c - 1) % len(CONTOURS)] for c in np.unique(label).tolist() if c not in (0, ignore)}
     for plot, axis in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
         others = tuple(a for a in range(3) if a != axis)
         where = int(foreground.sum(others).argmax()) if foreground.any() else label.shape[axis] // 2

@@ -89,12 +89,7 @@ def write_pseudo_labels(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"The threshold is a probability, 0 to 1, not {threshold}.")
-    if planned.configuration.previous_stage_name is not None:
-        raise ValueError(
-            f"{planned.configuration_name} is the second stage of a cascade. Use 2d, 3d_fullres or 3d_lowres."
-        )
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("There is no CUDA device here. Use -device cpu.")
+    require_predictable(planned, device)
     raw_folder, preprocessed_folder = planned.dataset.require_raw(), planned.dataset.preprocessed
     dataset_json = planned.dataset.json
     patients = prepare_splits(planned.dataset)
@@ -107,7 +102,7 @@ def write_pseudo_labels(
         for fold in folds
     }
     # nnU-Net's predictor unpickles the checkpoint (weights_only=False), as with every model of its results folder
-    _check_models(list(models.values()), checkpoint, planned)
+    check_models(list(models.values()), checkpoint, planned)
 
     validation = {fold: [] if fold == "all" else sorted(splits[int(fold)]["val"]) for fold in folds}
     warnings = {fold: _check_validation(models[fold], validation[fold], dataset_json) for fold in folds}
@@ -147,7 +142,23 @@ def write_pseudo_labels(
         yield fold, written
 
 
-def _check_models(models: list[RunFolder], checkpoint: str, planned: Planned) -> None:
+def require_predictable(planned: Planned, device: torch.device) -> None:
+    """Raises ValueError: a cascade, or a device that is not there."""
+    if planned.configuration.previous_stage_name is not None:
+        raise ValueError(
+            f"{planned.configuration_name} is the second stage of a cascade. Use 2d, 3d_fullres or 3d_lowres."
+        )
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("There is no CUDA device here. Use -device cpu.")
+
+
+def check_models(models: list[RunFolder], checkpoint: str, planned: Planned) -> None:
+    """Whether they are trained, with the plans and labels that there are now.
+
+    Raises:
+        FileNotFoundError: names every checkpoint that is missing.
+        ValueError: other plans or labels.
+    """
     missing = [
         f"{model.checkpoint(checkpoint)} is missing. Run: {model.train_command()}"
         for model in models

@@ -21,6 +21,7 @@ from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest
 from nnunetv2_crossmatch.preprocessing.reconcile import known_cases, unknown_ids
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
+from nnunetv2_crossmatch.self_training.marks import REVIEW, describe_marks, left_out, read_marks
 from nnunetv2_crossmatch.self_training.record import FOLDER, RECORD, Origin, Record, image_stamp, is_corrected
 from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.files import (
@@ -51,7 +52,7 @@ def pseudo_labels_for_training(
     """Preprocess what is missing or stale of one fold's pseudo-labels while the raw folder has them.
 
     Args:
-        cases: the unlabeled cases that this fold may use, preprocessed.
+        cases: the unlabeled cases that this fold may use, preprocessed; those marked bad are not used.
         validation: the labeled ones that it holds out; none for fold "all".
         teacher: the trainer whose pseudo-labels are wanted; None for the only one there is.
 
@@ -93,6 +94,12 @@ def pseudo_labels_for_training(
         entries = _preprocessed(target, stamp)
     else:
         raise DatasetError([f"{source} was made with other plans than {planned.plans.plans_name}. {_ELSEWHERE}"])
+    bad = left_out(source, {case: entry["used"] for case, entry in entries.items()})
+    for line in describe_marks({case: bad[case] for case in cases if case in bad}, source):
+        print(f"{source.name}: {line}")
+    cases = [case for case in cases if case not in bad]
+    if bad and not cases:
+        raise DatasetError([f"No pseudo-label in {source} is left for a training. Correct some, or label again."])
     entries = {case: entry for case, entry in entries.items() if case in cases}
     origin = Origin.of(_newest(entries)) if entries else None
     command += (
@@ -110,6 +117,8 @@ def pseudo_labels_for_training(
         raise DatasetError([*problems, f"Run: {command} (it keeps what was corrected by hand; remove that if named)"])
     if raw_folder is not None:
         _bring_up_to_date(entries, source, target, planned, dataset_json, num_processes)
+        if read_marks(target) != (marks := read_marks(source)):
+            write_json(marks, target / REVIEW)
     return target, origin, {case: entry["used"] for case, entry in entries.items()}
 
 

@@ -33,6 +33,7 @@ class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
             self.initialize()
         self._cases = self._prepare_unlabeled()
         self._pseudo_labels, made_with = self._prepare_pseudo_labels()
+        self._cases = [case for case in self._cases if case in made_with["files"]]  # not those marked bad
         super().on_train_start()
         if self.local_rank == 0:
             self._note(made_with, Path(self.output_folder) / RECORD)

@@ -15,6 +15,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.files import sha256_of
 from tests.conftest import DATASET, write_image
 from tests.trainers.conftest import write_labels
 from tests.trainers.processes import assert_same_on_both, finish, start
@@ -129,6 +130,18 @@ def test_scans_of_held_out_patients_are_left_out(dataset, make_trainer):
     trainer = started(make_trainer)
     assert "scan1" not in trainer.dataloader_train.data_loader.indices
     assert "scan2" in trainer.dataloader_train.data_loader.indices
+
+
+def test_labels_that_were_marked_bad_are_left_out(dataset, make_trainer):
+    folder = write_labels(dataset)
+    marks = {"scan1": {"mark": "bad", "label": sha256_of(folder / "scan1.nii.gz")}}
+    (folder / "review.json").write_text(json.dumps(marks))
+    trainer = started(make_trainer)
+    assert {f"scan{i}" for i in range(4)} & {*trainer.dataloader_train.data_loader.indices} == {
+        "scan0",
+        "scan2",
+        "scan3",
+    }
 
 
 def test_a_model_trained_anew_is_noticed(dataset, make_trainer):

@@ -1,0 +1,48 @@
+"""nnUNetv2_crossmatch suggest."""
+
+import argparse
+import shlex
+import sys
+
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset
+
+
+def add(commands: Commands) -> None:
+    command = add_command(
+        commands,
+        "suggest",
+        "which unlabeled scans to annotate next, with a draft of each to correct",
+        "-d 4 -c 3d_fullres -n 10",
+    )
+    add_arguments(command, "-d", "-c", "-p", "-f", "-chk", "-np")
+    command.add_argument("-n", type=int, default=10, metavar="N", help="how many scans (default: %(default)s)")
+    command.add_argument(
+        "-tr", default="nnUNetTrainer", metavar="TRAINER", help="whose models are asked (default: %(default)s)"
+    )
+    command.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="(default: %(default)s)")
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from nnunetv2_crossmatch.preprocessing.dataset import Planned
+    from nnunetv2_crossmatch.self_training.suggest import PAGE, TABLE, suggest
+    from nnunetv2_crossmatch.utilities.errors import some
+
+    dataset = find_dataset(arguments.d)
+    planned = Planned(dataset, dataset.plans(arguments.p), arguments.c)
+    device = torch.device(arguments.device)
+    done = suggest(planned, arguments.tr, arguments.f, arguments.n, arguments.chk, device, arguments.np)
+    for warning in done.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"Annotate these next (disagreement of {done.members}):")
+    for case, share in done.chosen.items():
+        print(f"  {case}  {share:.0%}")
+    if done.odd:
+        first = f"{done.folder / PAGE} says why"
+        print(f"{len(done.odd)} scans are unlike the labeled ones and not suggested ({some(done.odd)}); {first}.")
+    if done.corrected:
+        print(f"{len(done.corrected)} drafts have been corrected and stay as they are: {some(done.corrected)}.")
+    print(f"With pictures: {done.folder / PAGE}\nAll scans: {done.folder / TABLE}\nDrafts to correct: {done.drafts}")
+    print(f"Then: nnUNetv2_crossmatch annotated -d {dataset.name} {shlex.quote(str(done.drafts))}")
