@@ -118,7 +118,7 @@ def new_dataset(dataset_id: int, name: str) -> Iterator[Path]:
     with locked(folder.with_name(f".Dataset{dataset_id:03d}.lock")):  # a second process waits, and then the id is taken
         require_free(dataset_id)
         for killed in find_candidate_datasets(dataset_id):  # what a run left that was killed
-            shutil.rmtree(folder.with_name(killed))
+            shutil.rmtree(folder.with_name(str(killed)))
         folder.mkdir()
         unfinished = folder / UNFINISHED
         unfinished.touch()
@@ -137,7 +137,7 @@ def new_dataset(dataset_id: int, name: str) -> Iterator[Path]:
 
 def require_free(dataset_id: int) -> None:
     """Raises FileExistsError: a dataset with this id is there already, finished."""
-    candidates = find_candidate_datasets(dataset_id)
+    candidates = map(str, find_candidate_datasets(dataset_id))  # of numpy
     if taken := [name for name in candidates if not (Path(nnUNet_raw) / name / UNFINISHED).exists()]:
         raise FileExistsError(
             f"Dataset id {dataset_id} is taken by {', '.join(taken)} in nnUNet_raw, nnUNet_preprocessed or "

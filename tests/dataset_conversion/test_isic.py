@@ -105,7 +105,7 @@ def test_bad_input(base, source):
     for file in (source / "masks").iterdir():
         file.unlink()
     write_case(source, "ISIC_0020002")
-    with pytest.raises(DatasetError, match=r"2 of 2 masks of labeled images are missing: .*_segmentation.png"):
+    with pytest.raises(DatasetError, match=r"1 of 2 masks of labeled images are missing: .*_segmentation.png"):
         isic.convert(source, 2)
 
 
