@@ -301,7 +301,7 @@ def run(folder: Path, name: str, arm: str, seed: int, bill: int, device: str, co
         for part, cases in (("hidden", hidden), ("test", test)):
             result[part + suffix] = score(trainer, network, folder, name, cases)
     if ours and trainer.method.waits:
-        result["readiness"] = trainer.readiness.state()
+        result["readiness"] = trainer.phases.readiness.state()
     result |= {"seconds": round(time.time() - start), "device": device, "torch": torch.__version__}
     with (folder / "runs.jsonl").open("a") as stream:
         stream.write(json.dumps(result) + "\n")
