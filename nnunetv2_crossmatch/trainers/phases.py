@@ -11,9 +11,10 @@ from torch import nn
 
 from nnunetv2_crossmatch.methods import Method
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
-from nnunetv2_crossmatch.nnunet.loaders import Augmenter, Halves, draw_patches, without_intensity
+from nnunetv2_crossmatch.nnunet.loaders import Augmenter, Halves, draw_patches, labeled_loader, without_intensity
 from nnunetv2_crossmatch.nnunet.logger import logged_curves
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, read_checkpoint
+from nnunetv2_crossmatch.trainers.final_network import STANDARD_ERRORS, mean_dice, standard_error, validate
 from nnunetv2_crossmatch.trainers.probe import Probe, patches_wanted
 from nnunetv2_crossmatch.trainers.readiness import Readiness
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
@@ -138,6 +139,29 @@ class Phases:
         halving = any(method.weights(trainer.current_epoch / trainer.num_epochs).values())
         for loader in self._halves:
             loader.begin_epoch(halving=halving)
+
+    def choose_network(self, validation: Augmenter) -> None:
+        """At the end of self-training: the network gets its average's weights if they validate better.
+
+        Fold ``all`` has no held-out cases to ask: there the network stays as it is.
+        """
+        trainer = self._trainer
+        if not self.readiness.active or trainer.fold == "all":
+            return
+        average = self._method.teacher.network
+        if all(map(torch.equal, self._network.parameters(), average.parameters())):  # chosen before, then continued
+            return
+        counts = validate(trainer, (self._network, average), labeled_loader(validation))
+        of_network, of_average = mean_dice(counts.sum(1))
+        error = standard_error(counts)
+        better = of_average - of_network > STANDARD_ERRORS * error
+        if better:
+            self._network.load_state_dict(average.state_dict())
+        trainer.print_to_log_file(
+            f"The final model is the {'moving average of the network' if better else 'network, not its average'}: on "
+            f"{counts.shape[1]} validation batches the average's Dice is {of_average:.4f}, the network's "
+            f"{of_network:.4f} (difference {of_average - of_network:+.4f}, standard error {error:.4f})."
+        )
 
     def _curves(self) -> dict[str, np.ndarray]:
         """Of all epochs so far, for :meth:`Readiness.update`."""

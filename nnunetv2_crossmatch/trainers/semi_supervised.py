@@ -141,6 +141,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         self.dataloader_train, self.dataloader_unlabeled = loaders
 
     def on_train_end(self) -> None:
+        self.phases.choose_network(self.dataloader_val)
         for name in ("dataloader_train", "dataloader_unlabeled"):  # nnU-Net asks for their type
             loader = getattr(self, name)
             setattr(self, name, loader.augmenter if isinstance(loader, Halves) else loader)
