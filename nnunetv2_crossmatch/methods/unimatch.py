@@ -61,14 +61,17 @@ class UniMatch(Method):
             logits = network.twin(self.teacher.network).logits(weak)
         label = self.pseudo_label(logits, unlabeled)
         self.curves["kept_share"] = label.kept_share(logits.shape[1])
-        features = network.encode(weak)
-        masks = draw_channel_masks(features, c.p_drop)
-        yield {"fp": self._learn("dropout", network.decode(drop_channels(features, masks)), label)}
+        del logits  # not beside the streams
+        yield {"fp": self._learn("dropout", self._decode_dropped(network, weak), label)}
 
         self.partner.draw(len(weak))
         for view in "12":
             mixed, target = strong_mix(self.strong_view(unlabeled), label, self.partner, c.p_cutmix, view)
             yield {"strong": self._learn(f"strong_view{view}", network.logits(mixed), target)}
+
+    def _decode_dropped(self, network: SplitUNet, image: Tensor) -> Tensor:
+        features = network.encode(image)
+        return network.decode(drop_channels(features, draw_channel_masks(features, self.constants.p_drop)))
 
     def _learn(self, stream: str, logits: Tensor, target: PseudoLabel) -> Tensor:
         self.curves[f"agreement_{stream}"] = target.agreement(logits)
