@@ -15,6 +15,7 @@ from nnunetv2_crossmatch.nnunet.loaders import Augmenter, Halves, draw_patches, 
 from nnunetv2_crossmatch.nnunet.logger import logged_curves
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, read_checkpoint
 from nnunetv2_crossmatch.trainers.final_network import STANDARD_ERRORS, mean_dice, standard_error, validate
+from nnunetv2_crossmatch.trainers.foreground import Foreground
 from nnunetv2_crossmatch.trainers.probe import Probe, patches_wanted
 from nnunetv2_crossmatch.trainers.readiness import Readiness
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
@@ -45,6 +46,14 @@ class Phases:
         self._halves: list[Halves] = []
         self.readiness = Readiness(_foreground_names(trainer), ready_at)
         self.probe: Probe | None = None  # -> draw_probe; of the first process
+        self.p_foreground: float = getattr(method.constants, "p_foreground", 0.0) if self.exist else 0.0
+        self.foreground = Foreground(
+            Path(trainer.output_folder) / "unlabeled_foreground",
+            trainer.configuration_manager.patch_size,
+            trainer.batch_size,
+            trainer.label_manager,
+            trainer.device,
+        )
 
     @property
     def exist(self) -> bool:
@@ -60,18 +69,38 @@ class Phases:
     def save_snapshot(self) -> None:
         self._trainer.save_checkpoint(str(self.snapshot))
 
-    def forget_snapshot(self) -> None:
-        """Of a training that is done, or was given up."""
+    def begin(self) -> None:
+        """The files beside the checkpoints are as the training has them that begins or goes on."""
+        if self._trainer.local_rank == 0:
+            if self._trainer.current_epoch == 0:
+                self.snapshot.unlink(missing_ok=True)
+            self.foreground.restore()
+
+    def end(self) -> None:
+        """No such file is left."""
         if self._trainer.local_rank == 0:
             self.snapshot.unlink(missing_ok=True)
+            self.foreground.remove()
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`load` takes: plain data and tensors."""
+        return {"readiness": self.readiness.state(), "foreground": self.foreground.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state`."""
+        self.readiness.load(state["readiness"])
+        if "foreground" in state:  # an earlier version's has none
+            self.foreground.load(state["foreground"])
 
     def stages(self) -> list[tuple[float, str]]:
-        """(epoch, name) of each phase so far."""
-        return [(0.0, "nnU-Net"), *self.readiness.stages()]
+        """(epoch, name) of each phase so far, or of each stage that the method itself has."""
+        if self.exist:
+            return [(0.0, "nnU-Net"), *self.readiness.stages()]
+        return [(start * self._trainer.num_epochs, name.partition(":")[0]) for start, name in self._method.stages]
 
     def draw_probe(self, unlabeled: nnUNetDataLoader, labeled: nnUNetDataLoader) -> None:
-        """Patches to look at after each epoch."""
-        trainer = self._trainer
+        """Patches to look at after each epoch, drawn anywhere in the cases of these loaders."""
+        trainer, self._unlabeled = self._trainer, unlabeled._data
         if not self.exist or trainer.local_rank != 0:
             return
         count = patches_wanted(trainer.configuration_manager.patch_size, trainer.batch_size)
@@ -125,7 +154,25 @@ class Phases:
             self.save_snapshot()
         if before and not readiness.active:
             self._turn_back()
+        tenth = 10 * trainer.current_epoch % trainer.num_epochs < 10
+        if readiness.active and readiness.taught and (tenth or not len(self.foreground)):
+            self._find_foreground()
         self.tell_method()
+
+    def _find_foreground(self) -> None:
+        """Where the taught classes are, in the next unlabeled scans; the first process looks."""
+        trainer, average = self._trainer, self._method.teacher.network
+        if not self.p_foreground or trainer.local_rank != 0:
+            return
+        taught = [name in self.readiness.taught for name in self.readiness.names]
+        training = average.training
+        try:
+            network = self._split_network.twin(average.eval())
+            self.foreground.sweep(self._unlabeled, network, taught, trainer._seed + trainer.current_epoch)
+        except (RuntimeError, OSError) as e:  # out of memory, say: the other processes wait for this one
+            trainer.print_to_log_file(f"warning: the unlabeled scans could not be looked at: {e}")
+        finally:
+            average.train(training)
 
     def tell_method(self) -> None:
         """What was decided, and whether batches come in halves from now on."""

@@ -111,10 +111,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
+        self.phases.begin()
         self._unlabeled_cases = self._prepare_unlabeled()  # under DDP the first process works, the others wait
         super().on_train_start()
-        if self.current_epoch == 0:
-            self.phases.forget_snapshot()
         self._take_halves()
         if self.local_rank == 0:
             self._hidden_labels = HiddenLabelsCurve(
@@ -131,8 +130,10 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         with _environment(nnUNet_n_proc_DA=str(max(1, workers - unlabeled_workers) if workers else 0)):
             train, val = super().get_dataloaders()
         dataset = UnlabeledDataset(str(self.planned.unlabeled_folder), self._unlabeled_cases)
-        loader = unlabeled_loader(labeled_loader(train), dataset, self.label_manager)
-        self.phases.draw_probe(loader, labeled_loader(train))
+        dataset.locations = self.phases.foreground.folder
+        labeled, labels = labeled_loader(train), self.label_manager
+        self.phases.draw_probe(unlabeled_loader(labeled, dataset, labels), labeled)
+        loader = unlabeled_loader(labeled, dataset, labels, self.phases.p_foreground)
         self.dataloader_unlabeled = augment(loader, unlabeled_workers, pin_memory=self.device.type == "cuda")
         return train, val
 
@@ -146,7 +147,6 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             loader = getattr(self, name)
             setattr(self, name, loader.augmenter if isinstance(loader, Halves) else loader)
         super().on_train_end()
-        self.phases.forget_snapshot()
         if self.local_rank == 0 and (ratios := gradient_ratios(self.logger)):
             self.print_to_log_file(
                 "gradient norm of the unlabeled losses over that of nnU-Net's own loss: "
@@ -155,6 +155,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             )
         if isinstance(self.dataloader_unlabeled, NonDetMultiThreadedAugmenter):
             self.dataloader_unlabeled._finish()
+        self.phases.end()
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
@@ -312,10 +313,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
         if self.local_rank == 0:
-            stages = [(start * self.num_epochs, name.partition(":")[0]) for start, name in self.method.stages]
-            if self.phases.exist:
-                stages = self.phases.stages()
-            plot_curves(self.logger, Path(self.output_folder) / "progress_unlabeled.png", self._classes, stages)
+            picture, stages = Path(self.output_folder) / "progress_unlabeled.png", self.phases.stages()
+            plot_curves(self.logger, picture, self._classes, stages)
 
     def training_state(self) -> dict[str, Any]:
         method = {"method": type(self.method).__name__, "constants": asdict(self.method.constants)}
@@ -323,7 +322,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             **super().training_state(),
             **method,
             "state": self.method.state_dict(),
-            "readiness": self.phases.readiness.state(),
+            **self.phases.state(),
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
@@ -333,7 +332,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         if changed:
             self.print_to_log_file(f"warning: this training began with {changed} and goes on with {constants}.")
         if "readiness" in state:
-            self.phases.readiness.load(state["readiness"])
+            self.phases.load(state)
         elif self.method.waits:
             raise CheckpointError(
                 f"The checkpoint in {self.output_folder} is of an earlier version's {state['method']}, which trained "
