@@ -150,8 +150,9 @@ def build(name: str, arguments: argparse.Namespace, *, compiled: bool = True):
         trainer.network.train()
         trainer._step_in_epoch = 0
         if hasattr(trainer, "method") and trainer.method.waits:
-            trainer.readiness.started, trainer.readiness.taught = 0, list(trainer.readiness.names)
-            trainer._tell_method()
+            readiness = trainer.phases.readiness
+            readiness.started, readiness.taught = 0, list(readiness.names)
+            trainer.phases.tell_method()
     return trainer
 
 

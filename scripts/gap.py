@@ -164,6 +164,8 @@ def build(folder: Path, name: str, trainer: str, seed: int, epochs: int, device:
                 self.dataloader_unlabeled = Pool(pool, "unlabeled", seed)
             return Pool(pool, "all" if full else "labeled", seed), Pool(pool, "validation", seed)
 
+    if hasattr(getattr(base, "constants", None), "p_foreground"):
+        constants = {"p_foreground": 0.0, **constants}  # the pool's batches were drawn before any network
     if constants:
         Trainer.constants = replace(base.constants, **constants)
     Trainer.__name__ = base.__name__
@@ -302,7 +304,7 @@ def run(
         for part, cases in (("hidden", hidden), ("test", test)):
             result[part + suffix] = score(trainer, network, folder, name, cases)
     if ours and trainer.method.waits:
-        result["readiness"] = trainer.readiness.state()
+        result["readiness"] = trainer.phases.readiness.state()
     result |= {"seconds": round(time.time() - start), "device": device, "torch": torch.__version__}
     with (folder / "runs.jsonl").open("a") as stream:
         stream.write(json.dumps(result) + "\n")

@@ -14,7 +14,7 @@ from nnunetv2_crossmatch.losses.masked_cross_entropy import masked_cross_entropy
 from nnunetv2_crossmatch.methods import Constants, LabeledBatch, Method, UnlabeledBatch
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 from nnunetv2_crossmatch.views.strong_view import STRONG_VIEW, StrongView
-from nnunetv2_crossmatch.views.target import PseudoLabel, strong_mix
+from nnunetv2_crossmatch.views.target import strong_mix
 
 
 @dataclass(frozen=True)
@@ -25,26 +25,29 @@ class FixMatchConstants(Constants):
         Here it is nnU-Net's CE + Dice: the two cross entropies keep their ratio, Dice is added to the labeled side.
     threshold: confidence from which a voxel's label counts, in [0, 1]. Paper.
     p_cutmix: share of the strong views with a pasted box, in [0, 1]. UniMatch's.
-    warmup: share of the training before the loss comes in, in [0, 1). Paper 0; chosen, since hard labels
-        of a network that knows nothing yet teach it background, and nnU-Net's Dice loss finds foreground late.
+    ema_decay: of the average that labels, in [0, 1). Paper: the network labels; chosen, as CrossMatch's.
     strong_view: its ranges.
     """
 
     weight: float = 1.0
     threshold: float = 0.95
     p_cutmix: float = 0.5
-    warmup: float = 0.15
+    ema_decay: float = 0.999
     strong_view: StrongView = STRONG_VIEW
 
     def __post_init__(self) -> None:
         self._require("[0, inf)", "weight")
         self._require("[0, 1]", "threshold", "p_cutmix")
-        self._require("[0, 1)", "warmup")
+        self._require("[0, 1)", "ema_decay")
 
 
 class FixMatch(Method):
-    """The network is its own teacher. A voxel that is not confident counts nowhere; it is not background."""
+    """The moving average labels, once the network knows a class: hard labels of one that does not teach background.
 
+    A voxel that is not confident counts nowhere; it is not background.
+    """
+
+    waits = True
     constants: FixMatchConstants
 
     def weights_after_warmup(self, progress: float) -> dict[str, float]:
@@ -55,8 +58,8 @@ class FixMatch(Method):
     ) -> Iterator[dict[str, Tensor]]:
         c, weak = self.constants, unlabeled.image
         with torch.no_grad():
-            logits = network.logits(weak)
-        label = PseudoLabel.of(logits, unlabeled.valid, threshold=c.threshold, regions=self.regions)
+            logits = network.twin(self.teacher.network).logits(weak)
+        label = self.pseudo_label(logits, unlabeled)
 
         self.partner.draw(len(weak))
         mixed, target = strong_mix(self.strong_view(unlabeled), label, self.partner, c.p_cutmix)

@@ -26,7 +26,7 @@ class UniMatchConstants(Constants):
     threshold: confidence from which a voxel's label counts, in [0, 1]. Paper.
     p_drop: share of feature maps dropped, in [0, 1). Paper.
     p_cutmix: share of each strong view's samples with a pasted box, in [0, 1]. Paper's code.
-    warmup: share of the training before these losses come in, in [0, 1). Paper 0; chosen, see FixMatch.
+    ema_decay: of the average that labels, in [0, 1). Paper: the network labels; chosen, as CrossMatch's.
     strong_view: its ranges.
     """
 
@@ -35,18 +35,19 @@ class UniMatchConstants(Constants):
     threshold: float = 0.95
     p_drop: float = 0.5
     p_cutmix: float = 0.5
-    warmup: float = 0.15
+    ema_decay: float = 0.999
     strong_view: StrongView = STRONG_VIEW
 
     def __post_init__(self) -> None:
         self._require("[0, inf)", "lambda_strong", "lambda_fp")
         self._require("[0, 1]", "threshold", "p_cutmix")
-        self._require("[0, 1)", "p_drop", "warmup")
+        self._require("[0, 1)", "p_drop", "ema_decay")
 
 
 class UniMatch(Method):
-    """Three streams, taught by the plain decoding of the weak view."""
+    """Three streams, taught by the moving average's label of the weak view, once the network knows a class."""
 
+    waits = True
     constants: UniMatchConstants
 
     def weights_after_warmup(self, progress: float) -> dict[str, float]:
@@ -56,18 +57,21 @@ class UniMatch(Method):
         self, network: SplitUNet, unlabeled: UnlabeledBatch, labeled: LabeledBatch
     ) -> Iterator[dict[str, Tensor]]:
         c, weak = self.constants, unlabeled.image
-        with network.relay(weak) as features:
-            with torch.no_grad():
-                logits = network.decode(features)
-            label = PseudoLabel.of(logits, unlabeled.valid, threshold=c.threshold, regions=self.regions)
-            self.curves["kept_share"] = label.kept_share(logits.shape[1])
-            masks = draw_channel_masks(features, c.p_drop)
-            yield {"fp": self._learn("dropout", network.decode(drop_channels(features, masks)), label)}
+        with torch.no_grad():
+            logits = network.twin(self.teacher.network).logits(weak)
+        label = self.pseudo_label(logits, unlabeled)
+        self.curves["kept_share"] = label.kept_share(logits.shape[1])
+        del logits  # not beside the streams
+        yield {"fp": self._learn("dropout", self._decode_dropped(network, weak), label)}
 
         self.partner.draw(len(weak))
         for view in "12":
             mixed, target = strong_mix(self.strong_view(unlabeled), label, self.partner, c.p_cutmix, view)
             yield {"strong": self._learn(f"strong_view{view}", network.logits(mixed), target)}
+
+    def _decode_dropped(self, network: SplitUNet, image: Tensor) -> Tensor:
+        features = network.encode(image)
+        return network.decode(drop_channels(features, draw_channel_masks(features, self.constants.p_drop)))
 
     def _learn(self, stream: str, logits: Tensor, target: PseudoLabel) -> Tensor:
         self.curves[f"agreement_{stream}"] = target.agreement(logits)

@@ -1,5 +1,6 @@
 """Unlabeled patches from nnU-Net's own loader, with the geometry of the labeled ones."""
 
+import os
 import random
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -28,11 +29,38 @@ GEOMETRY = (SpatialTransform, MirrorTransform, MaskImageTransform, Convert3DTo2D
 
 
 class UnlabeledDataset(Blosc2Dataset):
-    """Preprocessed unlabeled cases; the segmentation is 0 inside the scan and -1 outside."""
+    """Preprocessed unlabeled cases; the segmentation is 0 inside the scan and -1 outside.
+
+    ``locations`` is the folder in which :func:`write_locations` says where the classes are, if anyone does.
+    """
+
+    locations: Path | None = None
 
     def load_case(self, identifier: str) -> LoadedCase:
         data, seg, seg_prev, properties = super().load_case(identifier)
-        return data, seg, seg_prev, {**properties, "class_locations": {}}  # nnU-Net's loader asks for them
+        found = {} if self.locations is None else _read_locations(self.locations, identifier)
+        return data, seg, seg_prev, {**properties, "class_locations": found}  # nnU-Net's loader asks for them
+
+
+def write_locations(folder: Path, case: str, voxels: np.ndarray) -> None:
+    """Say where in a case each class is: (class, z, y, x) of some of its voxels, (count, 4).
+
+    Worker processes read it when they next draw from the case.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / f"{case}.tmp"
+    with open(unfinished, "wb") as stream:
+        np.save(stream, voxels)
+    os.replace(unfinished, folder / f"{case}.npy")
+
+
+def _read_locations(folder: Path, case: str) -> dict[int, np.ndarray]:
+    """As nnU-Net's preprocessing has them, but for the first column, in which it has the channel and reads nothing."""
+    try:
+        voxels = np.load(folder / f"{case}.npy")
+    except FileNotFoundError:
+        return {}
+    return {int(number): voxels[voxels[:, 0] == number] for number in np.unique(voxels[:, 0])}
 
 
 def preprocessed_cases(folder: Path) -> list[str]:
@@ -46,12 +74,13 @@ def labeled_loader(augmenter: Augmenter) -> nnUNetDataLoader:
 
 
 def unlabeled_loader(
-    labeled: nnUNetDataLoader, dataset: PreprocessedDataset, label_manager: LabelManager
+    labeled: nnUNetDataLoader, dataset: PreprocessedDataset, label_manager: LabelManager, p_foreground: float = 0.0
 ) -> nnUNetDataLoader:
     """A loader of random patches with the batch size, patch size and geometry of ``labeled``.
 
     Its batches are ``data`` (batch, channels, *spatial) and ``target`` (batch, 1, *spatial): -1 where
-    padded and, as nnU-Net crops to nonzero voxels, in the zero background; 0 elsewhere.
+    padded and, as nnU-Net crops to nonzero voxels, in the zero background; 0 elsewhere. A share of ``p_foreground``
+    of the patches is around a voxel of a class, each class alike, in cases of which that is known.
     """
     dimensions = slice(1, None) if labeled.patch_size_was_2d else slice(None)
     loader = nnUNetDataLoader(
@@ -60,7 +89,8 @@ def unlabeled_loader(
         labeled.patch_size[dimensions],
         labeled.final_patch_size[dimensions],
         label_manager,
-        oversample_foreground_percent=0.0,
+        oversample_foreground_percent=p_foreground,
+        probabilistic_oversampling=p_foreground > 0,
         transforms=ComposeTransforms([t for t in labeled.transforms.transforms if isinstance(t, GEOMETRY)]),
     )
     loader.has_ignore = False  # with an ignore label nnU-Net centers patches on annotated voxels

@@ -1,6 +1,7 @@
 """The field's baselines as nnU-Net trainers.
 
-Epochs: as many tens as cost at most 0.8 of stock nnU-Net's 1000 by FLOPs, warm-up counted, as CrossMatch's do.
+Epochs: as many tens as cost at most 0.8 of stock nnU-Net's 1000 by FLOPs, warm-up counted; those that wait for the
+network are counted as if it were ready from the first epoch on.
 """
 
 from nnunetv2_crossmatch.methods.bcp import BCP, BCPConstants
@@ -50,7 +51,7 @@ class nnUNetTrainerFixMatch(nnUNetTrainerSemiSupervised):
 
     method_class = FixMatch
     constants = FixMatchConstants()
-    epochs = 380
+    epochs = 350
 
 
 class nnUNetTrainerUniMatch(nnUNetTrainerSemiSupervised):
@@ -58,7 +59,7 @@ class nnUNetTrainerUniMatch(nnUNetTrainerSemiSupervised):
 
     method_class = UniMatch
     constants = UniMatchConstants()
-    epochs = 220
+    epochs = 190
 
 
 class nnUNetTrainerBCP(nnUNetTrainerSemiSupervised):

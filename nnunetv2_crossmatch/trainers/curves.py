@@ -46,6 +46,26 @@ def gradient_ratios(logger: MetaLogger) -> list[float]:
     return [over / under for over, under in zip(*norms, strict=False) if over >= 0 and under > 0]  # not nan
 
 
+def not_labeled(shares: float | list[float] | None, classes: Sequence[str], taught: Tensor | None) -> str:
+    """Foreground classes of which no voxel passed the threshold in an epoch, in words; empty if there is none.
+
+    Args:
+        shares: the curve ``kept_share``, a value for each of ``classes``, nan where nothing was predicted.
+        taught: bool (classes,); the others are left out on purpose. None: all.
+    """
+    if not isinstance(shares, list):
+        return ""
+    asked = [True] * len(classes) if taught is None else taught.tolist()
+    kept = {
+        name: share for name, share, ask in zip(classes, shares, asked, strict=True) if ask and name != "0"
+    }  # not the background
+    missing = [name for name, share in kept.items() if not share > 0]
+    if not missing:
+        return ""
+    collapsed = ", so the unlabeled scans teach no foreground" if len(missing) == len(kept) else ""
+    return f"{' or '.join(missing)} in this epoch{collapsed}"
+
+
 def plot_curves(logger: MetaLogger, file: Path, classes: list[str], stages: Sequence[tuple[float, str]] = ()) -> None:
     """Draw every logged curve into ``file`` (PNG), one panel for each kind; a method's own kinds share the last one.
 

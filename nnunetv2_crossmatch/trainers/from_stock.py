@@ -30,13 +30,13 @@ class nnUNetTrainerCrossMatchFromStock(nnUNetTrainerCrossMatch):
         super().on_train_start()
         if begins:
             if self.local_rank == 0:
-                share = self._measure_probe().get("share", [float("nan")] * len(dice))[-len(dice) :]
-                names = self.readiness.names
-                for message in self.readiness.begin(
+                share = self.phases.measure().get("share", [float("nan")] * len(dice))[-len(dice) :]
+                names = self.phases.readiness.names
+                for message in self.phases.readiness.begin(
                     dict(zip(names, dice, strict=True)), dict(zip(names, share, strict=True))
                 ):
                     self.print_to_log_file(message)
-            self.save_checkpoint(str(self._snapshot))
+            self.phases.save_snapshot()
 
     def _take_stock_network(self) -> np.ndarray:
         """Its weights; returns the validation Dice that nnU-Net logged last, of each foreground class."""

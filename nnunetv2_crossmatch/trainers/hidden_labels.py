@@ -1,6 +1,6 @@
 """How good are the network's labels of unlabeled scans? Known where labels were only hidden (``labelsUn``)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nnunetv2_crossmatch.nnunet.images import read_images
 from nnunetv2_crossmatch.preprocessing.dataset import Planned
+from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
 
 HIDDEN_LABELS = "labelsUn"  # in the raw dataset folder
 SCANS = 4  # enough for a curve; preprocessed again with their labels, and held in memory
@@ -68,6 +69,41 @@ class HiddenLabels:
         finally:
             network.train(training)
         return float((overlap / size).nanmean())
+
+
+class HiddenLabelsCurve:
+    """Their Dice after each epoch, for a curve, no more: what is wrong with them does not end a training.
+
+    Args:
+        planned: what is trained.
+        cases: the unlabeled ones, of which the raw dataset folder may have labels.
+        say: takes what went wrong.
+    """
+
+    def __init__(
+        self, planned: Planned, cases: Sequence[str], device: torch.device, say: Callable[[str], None]
+    ) -> None:
+        self._say = say
+        self._labels: HiddenLabels | None = None
+        raw = planned.dataset.raw
+        if raw is None or not (raw / HIDDEN_LABELS).is_dir():
+            return
+        try:
+            listed = list_unlabeled(raw, planned.dataset.json) or {}
+            self._labels = HiddenLabels.read(planned, {case: listed[case] for case in cases}, device)
+        except Exception as e:  # readers have their own
+            say(f"warning: no curve of the pseudo-labels' Dice, {raw / HIDDEN_LABELS}: {e}")
+
+    def measure(self, network: nn.Module) -> dict[str, float]:
+        """``pseudo_label_dice``, see :meth:`HiddenLabels.dice`; nothing where there are no labels."""
+        if not self._labels:
+            return {}
+        try:
+            return {"pseudo_label_dice": self._labels.dice(network)}
+        except RuntimeError as e:  # out of memory: the other processes wait for this one
+            self._labels = None
+            self._say(f"warning: the curve of the pseudo-labels' Dice ends here: {e}")
+            return {"pseudo_label_dice": float("nan")}
 
 
 def _patch(image: np.ndarray, label: np.ndarray, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, autocast, nn
 from torch._dynamo import OptimizedModule
@@ -26,19 +25,15 @@ from nnunetv2_crossmatch.nnunet.loaders import (
     Halves,
     UnlabeledDataset,
     augment,
-    draw_patches,
     labeled_loader,
     unlabeled_loader,
-    without_intensity,
 )
-from nnunetv2_crossmatch.nnunet.logger import log_curves, logged_curves
+from nnunetv2_crossmatch.nnunet.logger import log_curves
 from nnunetv2_crossmatch.nnunet.training_log import CURVES
-from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
-from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, read_checkpoint
-from nnunetv2_crossmatch.trainers.curves import EpochRatios, gradient_ratios, plot_curves
-from nnunetv2_crossmatch.trainers.hidden_labels import HIDDEN_LABELS, HiddenLabels
-from nnunetv2_crossmatch.trainers.probe import Probe, patches_wanted
-from nnunetv2_crossmatch.trainers.readiness import Readiness
+from nnunetv2_crossmatch.trainers.checkpoints import CheckpointError
+from nnunetv2_crossmatch.trainers.curves import EpochRatios, gradient_ratios, not_labeled, plot_curves
+from nnunetv2_crossmatch.trainers.hidden_labels import HiddenLabelsCurve
+from nnunetv2_crossmatch.trainers.phases import Phases
 from nnunetv2_crossmatch.trainers.records import write_method
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
 
@@ -75,8 +70,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         self._step_in_epoch = 0
         self._skipped_in_a_row = 0
         self._stage = ""
-        self._hidden_labels: HiddenLabels | None = None
-        self._halves: list[Halves] = []
+        self._hidden_labels: HiddenLabelsCurve | None = None
         network = self._plain_network
         self._split_network = SplitUNet(network, self._autocast)
         configuration = self.configuration_manager
@@ -88,7 +82,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             spacing=tuple(configuration.spacing),
             batch_dice=configuration.batch_dice,
         ).to(self.device)
-        self.readiness = Readiness(self._foreground_names, self.ready_at)
+        self.phases = Phases(self, self.method, network, self._split_network, self.ready_at)
         self._own_parameters = [p for p in self.method.parameters() if p.requires_grad]
         if self._own_parameters:
             like_networks = {k: v for k, v in self.optimizer.param_groups[0].items() if k != "params"}
@@ -117,39 +111,17 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
+        self.phases.begin()
         self._unlabeled_cases = self._prepare_unlabeled()  # under DDP the first process works, the others wait
         super().on_train_start()
-        if self.local_rank == 0 and self.current_epoch == 0:
-            self._snapshot.unlink(missing_ok=True)  # of a training that was given up
         self._take_halves()
         if self.local_rank == 0:
-            self._hidden_labels = self._read_hidden_labels()
+            self._hidden_labels = HiddenLabelsCurve(
+                self.planned, self._unlabeled_cases, self.device, self.print_to_log_file
+            )
             constants = asdict(self.method.constants)
             method = write_method(Path(self.output_folder), type(self.method).__name__, constants)
             self.logger.update_config({"method": method})
-
-    def _read_hidden_labels(self) -> HiddenLabels | None:
-        """For a curve, no more: what is wrong with them does not end a training."""
-        planned = self.planned
-        raw = planned.dataset.raw
-        if raw is None or not (raw / HIDDEN_LABELS).is_dir():
-            return None
-        try:
-            listed = list_unlabeled(raw, self.dataset_json) or {}
-            files = {case: listed[case] for case in self._unlabeled_cases}
-            return HiddenLabels.read(planned, files, self.device)
-        except Exception as e:  # readers have their own
-            self.print_to_log_file(f"warning: no curve of the pseudo-labels' Dice, {raw / HIDDEN_LABELS}: {e}")
-            return None
-
-    def _dice_of_hidden_labels(self, hidden_labels: HiddenLabels) -> float:
-        try:
-            with self._autocast():
-                return hidden_labels.dice(self._plain_network)
-        except RuntimeError as e:  # out of memory: the other processes wait for this one
-            self._hidden_labels = None
-            self.print_to_log_file(f"warning: the curve of the pseudo-labels' Dice ends here: {e}")
-            return float("nan")
 
     def get_dataloaders(self) -> tuple[Augmenter, Augmenter]:
         workers = get_allowed_n_proc_DA()
@@ -158,48 +130,23 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         with _environment(nnUNet_n_proc_DA=str(max(1, workers - unlabeled_workers) if workers else 0)):
             train, val = super().get_dataloaders()
         dataset = UnlabeledDataset(str(self.planned.unlabeled_folder), self._unlabeled_cases)
-        loader = unlabeled_loader(labeled_loader(train), dataset, self.label_manager)
-        if self._self_trains and self.local_rank == 0:
-            self._probe = self._draw_probe(loader, labeled_loader(train))
+        dataset.locations = self.phases.foreground.folder
+        labeled, labels = labeled_loader(train), self.label_manager
+        self.phases.draw_probe(unlabeled_loader(labeled, dataset, labels), labeled)
+        loader = unlabeled_loader(labeled, dataset, labels, self.phases.p_foreground)
         self.dataloader_unlabeled = augment(loader, unlabeled_workers, pin_memory=self.device.type == "cuda")
         return train, val
 
-    def _draw_probe(self, unlabeled: nnUNetDataLoader, labeled: nnUNetDataLoader) -> Probe:
-        count = patches_wanted(self.configuration_manager.patch_size, self.batch_size)
-        images = draw_patches(unlabeled, count, self._seed)
-        labels = draw_patches(without_intensity(labeled, self.label_manager), 4 * count, self._seed)
-        return Probe(
-            [(batch["data"], batch["target"] >= 0) for batch in images],
-            [batch["target"] for batch in labels],
-            self.label_manager,
-        )
-
     def _take_halves(self) -> None:
-        if self.method.halves:
-            self.dataloader_train = Halves(self.dataloader_train, larger_first=True)
-            self.dataloader_unlabeled = Halves(self.dataloader_unlabeled, larger_first=False)
-            self._halves = [self.dataloader_train, self.dataloader_unlabeled]
-            if self.batch_size == 1:
-                self.print_to_log_file(
-                    "warning: one sample a step cannot be halved, so a step of self-training costs 2.33 of nnU-Net's "
-                    "and not 1.17"
-                )
-
-    def _measure_probe(self) -> dict[str, list[float]]:
-        average = self._split_network.twin(self.method.teacher.network)
-        try:
-            return self._probe.measure(self._split_network, average, self.device)
-        except RuntimeError as e:  # out of memory: the other processes wait for this one
-            self.print_to_log_file(f"warning: the unlabeled patches could not be looked at: {e}")
-            return {}
+        loaders = self.phases.halve(self.dataloader_train, self.dataloader_unlabeled)
+        self.dataloader_train, self.dataloader_unlabeled = loaders
 
     def on_train_end(self) -> None:
+        self.phases.choose_network(self.dataloader_val)
         for name in ("dataloader_train", "dataloader_unlabeled"):  # nnU-Net asks for their type
             loader = getattr(self, name)
             setattr(self, name, loader.augmenter if isinstance(loader, Halves) else loader)
         super().on_train_end()
-        if self.local_rank == 0:
-            self._snapshot.unlink(missing_ok=True)
         if self.local_rank == 0 and (ratios := gradient_ratios(self.logger)):
             self.print_to_log_file(
                 "gradient norm of the unlabeled losses over that of nnU-Net's own loss: "
@@ -208,77 +155,13 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             )
         if isinstance(self.dataloader_unlabeled, NonDetMultiThreadedAugmenter):
             self.dataloader_unlabeled._finish()
+        self.phases.end()
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self._step_in_epoch = 0
         self.method.partner.forget()
-        if self._self_trains:
-            self._ask_readiness()
-            self._tell_method()
-
-    @property
-    def _self_trains(self) -> bool:
-        """Whether the method waits for the network, and has a loss to wait with."""
-        return self.method.waits and any(self.method.weights_after_warmup(1.0).values())
-
-    @property
-    def _snapshot(self) -> Path:
-        """The training as it was when self-training began."""
-        return Path(self.output_folder) / "before_self_training.pth"  # no checkpoint_*: --c never goes on from it
-
-    def _ask_readiness(self) -> None:
-        """Let the unlabeled scans teach, class by class, or no more; the same on every process."""
-        readiness = self.readiness
-        before = readiness.active
-        decided: list[Any] = [None]
-        if self.local_rank == 0:
-            for message in readiness.update(self.current_epoch, self.num_epochs, self._readiness_curves()):
-                self.print_to_log_file(message)
-            decided = [readiness.state()]
-        if self.is_ddp:
-            dist.broadcast_object_list(decided)
-            readiness.load(decided[0])
-        if readiness.active and not before:
-            self.save_checkpoint(str(self._snapshot))
-        if before and not readiness.active:
-            self._turn_back()
-
-    def _tell_method(self) -> None:
-        """What was decided, and whether batches come in halves from now on."""
-        readiness = self.readiness
-        teaches = readiness.active and readiness.taught  # background alone would teach that there is nothing else
-        self.method.started = (readiness.started or 0) / self.num_epochs if teaches else None
-        taught = [name in readiness.taught for name in readiness.names]
-        if not self.label_manager.has_regions:
-            taught = [True, *taught]  # the background
-        self.method.taught = None if all(taught) else torch.tensor(taught, device=self.device)
-        halving = any(self.method.weights(self.current_epoch / self.num_epochs).values())
-        for loader in self._halves:
-            loader.begin_epoch(halving=halving)
-
-    def _readiness_curves(self) -> dict[str, np.ndarray]:
-        """Of all epochs so far, for :meth:`Readiness.update`."""
-        count = len(self.readiness.names)
-        logged = logged_curves(self.logger)
-        curves = {"dice": self.logger.get_value("dice_per_class_or_region", step=None)}
-        for name in ("stability", "share"):  # of the background, too, where there is one
-            # one nan where an epoch has none
-            curves[name] = [np.broadcast_to(np.atleast_1d(values)[-count:], count) for values in logged.get(name, [])]
-        return {name: np.array(values, float).reshape(len(values), count) for name, values in curves.items()}
-
-    def _turn_back(self) -> None:
-        """To the network, the optimizer and the method as they were; the schedule goes on."""
-        if not self._snapshot.exists():
-            self.print_to_log_file(f"warning: {self._snapshot} is not there; the network stays as it is.")
-            return
-        content = read_checkpoint(self._snapshot)
-        self._plain_network.load_state_dict(content["network_weights"])
-        self.optimizer.load_state_dict(content["optimizer_state"])
-        self.lr_scheduler.step(self.current_epoch)  # the optimizer's state has the rate of then
-        if self.grad_scaler is not None and content["grad_scaler_state"] is not None:
-            self.grad_scaler.load_state_dict(content["grad_scaler_state"])
-        self.method.load_state_dict(content[OURS]["state"])
+        self.phases.begin_epoch()
 
     def train_step(self, batch: dict) -> dict:
         self.optimizer.zero_grad(set_to_none=True)
@@ -408,27 +291,19 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end(train_outputs)
         curves = self._ratios.pop()
-        if self.local_rank == 0 and self._hidden_labels:
-            curves["pseudo_label_dice"] = self._dice_of_hidden_labels(self._hidden_labels)
-        if self.local_rank == 0 and self._self_trains and self.readiness.ended is None:
-            curves |= self._measure_probe()
+        if self._hidden_labels is not None:
+            with self._autocast():
+                curves |= self._hidden_labels.measure(self._plain_network)
+        curves |= self.phases.measure()
         log_curves(self.logger, curves, self.current_epoch, self._classes)
         rounded = {name: np.round(value, 4).tolist() for name, value in curves.items()}
         self.print_to_log_file(CURVES + json.dumps(rounded))
-        shares = curves.get("kept_share")
-        if isinstance(shares, list):
-            foreground = dict(zip(self._classes, shares, strict=True))
-            foreground.pop("0", None)  # the background
-            if self.method.taught is not None:  # what is not taught is left out on purpose
-                named = zip(self._classes, self.method.taught.tolist(), strict=True)
-                foreground = {name: foreground[name] for name, taught in named if taught and name in foreground}
-            missing = [name for name, share in foreground.items() if not share > 0]  # nan: predicted nowhere
-            if missing:
-                collapsed = ", so the unlabeled scans teach no foreground" if len(missing) == len(foreground) else ""
-                self.print_to_log_file(
-                    f"warning: no unlabeled voxel was confidently {' or '.join(missing)} in this epoch{collapsed}. "
-                    f"If that lasts, train with a {'' if self.method.waits else 'longer warmup or a '}lower threshold."
-                )
+        if missing := not_labeled(curves.get("kept_share"), self._classes, self.method.taught):
+            waits = self.method.waits
+            self.print_to_log_file(
+                f"warning: no unlabeled voxel was confidently {missing}. If that lasts, train with a "
+                f"{'' if waits else 'longer warmup or a '}lower threshold."
+            )
 
     @property
     def _classes(self) -> list[str]:
@@ -438,10 +313,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
         if self.local_rank == 0:
-            stages = [(start * self.num_epochs, name.partition(":")[0]) for start, name in self.method.stages]
-            if self._self_trains:
-                stages = [(0.0, "nnU-Net"), *self.readiness.stages()]
-            plot_curves(self.logger, Path(self.output_folder) / "progress_unlabeled.png", self._classes, stages)
+            picture, stages = Path(self.output_folder) / "progress_unlabeled.png", self.phases.stages()
+            plot_curves(self.logger, picture, self._classes, stages)
 
     def training_state(self) -> dict[str, Any]:
         method = {"method": type(self.method).__name__, "constants": asdict(self.method.constants)}
@@ -449,7 +322,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             **super().training_state(),
             **method,
             "state": self.method.state_dict(),
-            "readiness": self.readiness.state(),
+            **self.phases.state(),
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
@@ -459,7 +332,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         if changed:
             self.print_to_log_file(f"warning: this training began with {changed} and goes on with {constants}.")
         if "readiness" in state:
-            self.readiness.load(state["readiness"])
+            self.phases.load(state)
         elif self.method.waits:
             raise CheckpointError(
                 f"The checkpoint in {self.output_folder} is of an earlier version's {state['method']}, which trained "
@@ -472,14 +345,6 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
                 f"The checkpoint in {self.output_folder} does not fit; it is of {state['method']} with "
                 f"{state['constants']}, or of another network: {e}"
             ) from None
-
-    @property
-    def _foreground_names(self) -> list[str]:
-        """As the user calls them in dataset.json, in nnU-Net's order."""
-        names = {str(np.atleast_1d(value).tolist()): name for name, value in self.dataset_json["labels"].items()}
-        labels = self.label_manager
-        foreground = labels.foreground_regions if labels.has_regions else labels.foreground_labels
-        return [names[str(np.atleast_1d(label).tolist())] for label in foreground]
 
 
 def _norm(gradients: Iterable[Tensor | None]) -> Tensor:

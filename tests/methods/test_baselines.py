@@ -18,7 +18,6 @@ from nnunetv2_crossmatch.methods.ict import ICT, ICTConstants
 from nnunetv2_crossmatch.methods.mean_teacher import MeanTeacher, MeanTeacherConstants
 from nnunetv2_crossmatch.methods.uamt import UAMT, UAMTConstants
 from nnunetv2_crossmatch.methods.unimatch import UniMatch, UniMatchConstants
-from nnunetv2_crossmatch.networks.ema import EMATeacher
 from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 from nnunetv2_crossmatch.views import target
 from nnunetv2_crossmatch.views.strong_view import STRONG_VIEW
@@ -29,8 +28,8 @@ ALL = [
     (UAMT, UAMTConstants(warmup=0.0, threshold=1.0)),
     (ICT, ICTConstants()),
     (CPS, CPSConstants()),
-    (FixMatch, FixMatchConstants(warmup=0.0, threshold=0.4)),
-    (UniMatch, UniMatchConstants(warmup=0.0, threshold=0.4)),
+    (FixMatch, FixMatchConstants(threshold=0.4)),
+    (UniMatch, UniMatchConstants(threshold=0.4)),
     (BCP, BCPConstants()),
 ]
 BY_CLASS = dict(ALL)
@@ -243,7 +242,7 @@ def test_fixmatch_ignores_what_is_not_confident_and_counts_it_in_the_mean(networ
     method = make(FixMatch, network, regions=regions, p_cutmix=1.0, threshold=threshold)
     unlabeled, labeled = inputs(regions)
     seen = inputs_of(network)
-    label, confident = hard(predict(network, unlabeled.image, regions), threshold, regions)
+    label, confident = hard(predict(method.teacher.network, unlabeled.image, regions), threshold, regions)
     value = step(method, network, unlabeled, labeled)["strong"]
     box = plain_views[0]
     assert box.any() and not box.all()
@@ -262,7 +261,6 @@ def test_fixmatch_ignores_what_is_not_confident_and_counts_it_in_the_mean(networ
     assert value == pytest.approx(expected, rel=1e-4)
     predicted = label if regions else torch.cat([label == c for c in range(3)], 1)
     assert method.curves["kept_share"][1].tolist() == (predicted & unlabeled.valid).sum((0, 2, 3)).tolist()
-    assert FixMatch(FixMatchConstants(), network, patch=SPATIAL).weights(0.14) == {"strong": 0.0}
 
 
 @pytest.mark.parametrize("regions", [False, True])
@@ -270,7 +268,7 @@ def test_unimatch_two_strong_views_and_dropped_features(network, plain_views, re
     threshold = 0.6 if regions else 0.4
     method = make(UniMatch, network, regions=regions, p_cutmix=1.0, p_drop=0.0, threshold=threshold)
     unlabeled, labeled = inputs(regions)
-    label, confident = hard(predict(network, unlabeled.image, regions), threshold, regions)
+    label, confident = hard(predict(method.teacher.network, unlabeled.image, regions), threshold, regions)
     kept = confident & unlabeled.valid
     values = step(method, network, unlabeled, labeled)
     # nothing is dropped here, so the stream is the plain decoding
@@ -285,7 +283,18 @@ def test_unimatch_two_strong_views_and_dropped_features(network, plain_views, re
     predicted = label if regions else torch.cat([label == c for c in range(3)], 1)
     assert method.curves["kept_share"][1].tolist() == (predicted & unlabeled.valid).sum((0, 2, 3)).tolist()
     assert method.weights(0.0) == {"strong": 0.5, "fp": 1.0}
-    assert UniMatch(UniMatchConstants(), network, patch=SPATIAL).weights(0.14) == {"strong": 0.0, "fp": 0.0}
+
+
+@pytest.mark.parametrize("cls", [FixMatch, UniMatch])
+def test_they_wait_for_the_network_and_teach_the_classes_it_knows(network, cls):
+    method = make(cls, network)
+    assert all(method.weights(0.0).values())
+    method.started = None
+    assert not any(method.weights(0.9).values())
+    method.taught = torch.tensor([True, False, True])
+    step(method, network, *inputs(False))
+    kept, predicted = method.curves["kept_share"]
+    assert kept[1] == 0 < predicted[1] and kept[2] > 0
 
 
 def test_unimatch_drops_features_of_the_weak_view(network, monkeypatch):
@@ -294,7 +303,9 @@ def test_unimatch_drops_features_of_the_weak_view(network, monkeypatch):
     decode = SplitUNet.decode
     monkeypatch.setattr(SplitUNet, "decode", lambda self, f: decoded.append([v.detach() for v in f]) or decode(self, f))
     step(method, network, unlabeled, labeled)
-    plain, dropped = decoded[:2]
+    dropped = decoded[1]
+    with torch.no_grad():
+        plain = network.encoder(unlabeled.image)
     for a, b in zip(plain, dropped, strict=True):
         gone = (b == 0).flatten(2).all(2)
         assert gone.float().mean().item() == pytest.approx(0.5, abs=0.15)
@@ -487,11 +498,11 @@ CONSTANTS = {
     ICTConstants: {"weight": 0.2, "ema_decay": 0.99, "alpha": 0.2},
     # SSL4MIS, train_cross_pseudo_supervision_2D.py
     CPSConstants: {"weight": 0.2},
-    # UniMatch's repository, fixmatch.py; the warm-up is CrossMatch's of this project
-    FixMatchConstants: {"weight": 1.0, "threshold": 0.95, "p_cutmix": 0.5, "warmup": 0.15},
+    # UniMatch's repository, fixmatch.py; the average is CrossMatch's of this project
+    FixMatchConstants: {"weight": 1.0, "threshold": 0.95, "p_cutmix": 0.5, "ema_decay": 0.999},
     # UniMatch's repository, more-scenarios/medical/unimatch.py: 1/2 [1/2 (CE + Dice) + 1/4 (s1 + s2) + 1/2 fp]
     UniMatchConstants: {
-        "lambda_strong": 0.5, "lambda_fp": 1.0, "threshold": 0.95, "p_drop": 0.5, "p_cutmix": 0.5, "warmup": 0.15,
+        "lambda_strong": 0.5, "lambda_fp": 1.0, "threshold": 0.95, "p_drop": 0.5, "p_cutmix": 0.5, "ema_decay": 0.999,
     },
     # BCP's repository, code/ACDC_BCP_train.py
     BCPConstants: {"weight": 0.5, "edge": 2 / 3, "pretrain": 0.25, "ema_decay": 0.99},
@@ -500,10 +511,10 @@ CONSTANTS = {
         "threshold": 0.95, "lambda_ip": 2.0, "lambda_kd": 2.0, "eta": 0.3, "p_weak": 0.25, "p_strong": 0.75,
         "p_cutmix": 0.5,
     },
-    # this project's, but for the paper's eta, p_weak, p_strong and p_cutmix
+    # this project's, but for the paper's eta, p_weak, p_strong and p_cutmix, and nnU-Net's p_foreground
     CrossMatchConstants: {
         "threshold": 0.9, "weight": 1.0, "ramp": 0.05, "ema_decay": 0.999, "lambda_ip": 1.0, "lambda_kd": 0.0,
-        "eta": 0.3, "p_weak": 0.25, "p_strong": 0.75, "p_cutmix": 0.5,
+        "eta": 0.3, "p_weak": 0.25, "p_strong": 0.75, "p_cutmix": 0.5, "p_foreground": 0.33,
     },
 }  # fmt: skip
 
@@ -536,12 +547,8 @@ def test_a_single_sample_gets_the_previous_steps_view_in_its_box(network, plain_
         assert torch.equal(views[1][n], torch.where(box, (n + 1) * seen[0], (n + 1) * seen[1]))
 
 
-class Own(FixMatch):
-    """Names nnU-Net's loss among its weights, and has a teacher whose average changes with the training."""
-
-    def __init__(self, constants, student, **options):
-        super().__init__(constants, student, **options)
-        self.has_teacher, self.teacher = True, EMATeacher(student)
+class Own(MeanTeacher):
+    """Names nnU-Net's loss among its weights, and has an average whose decay changes with the training."""
 
     def weights_after_warmup(self, progress):
         return {SUPERVISED: 1.0, **super().weights_after_warmup(progress)}
@@ -551,13 +558,13 @@ class Own(FixMatch):
 
 
 def test_the_warm_up_leaves_nnunets_own_loss_alone(network):
-    method = Own(FixMatchConstants(warmup=0.5), network, patch=SPATIAL)
+    method = Own(MeanTeacherConstants(warmup=0.5), network, patch=SPATIAL)
     assert not any(method.weights(0.4).values()) and method.weights(0.4).get(SUPERVISED, 1.0) == 1.0
-    assert method.weights(0.5) == {SUPERVISED: 1.0, "strong": 1.0}
+    assert method.weights(0.5) == {SUPERVISED: 1.0, "consistency": pytest.approx(0.2 * ramp_up(0.5))}
 
 
 def test_the_average_has_the_decay_of_the_moment(network):
-    method = Own(FixMatchConstants(), network, patch=SPATIAL)
+    method = Own(MeanTeacherConstants(), network, patch=SPATIAL)
     expected, weight = None, weights_of(network)[0]
     for progress in (0.0, 0.25, 0.6):
         with torch.no_grad():
@@ -571,7 +578,7 @@ def test_the_average_has_the_decay_of_the_moment(network):
 @pytest.mark.parametrize(
     "method_and_constants",
     [
-        (UniMatch, UniMatchConstants(warmup=0.0)),
+        (UniMatch, UniMatchConstants()),
         (CrossMatchPaper, CrossMatchPaperConstants()),
     ],
     ids=["UniMatch", "CrossMatchPaper"],
@@ -580,6 +587,7 @@ def test_a_region_that_is_surely_nowhere_is_pushed_out_of_false_positives(networ
     """Confident "nothing here" of all regions, against streams that see each of them in half of the voxels."""
     cls, constants = method_and_constants
     method = cls(constants, network, patch=SPATIAL, regions=True)
+    method.started = 0.0
     unlabeled, labeled = inputs(True)
     nothing, half = torch.full((2, 3, *SPATIAL), -8.0), torch.full((2, 3, *SPATIAL), -2.0)
     half[:, :, ::2] = 2.0

@@ -157,7 +157,8 @@ def test_through_both_phases_and_back(make_trainer, monkeypatch):
         plans["configurations"]["2d"]["batch_size"] = 2
 
     monkeypatch.setattr(sys.modules[__name__], "one_sample", two_samples)
-    deaths = [{"after": epoch} for epoch in (1, 2, 3)]
+    # also with an epoch trained again, of which what was found in the unlabeled scans is on the disk
+    deaths = [{"after": 1}, {"after": 2}, {"after": 3}, {"after": 3, "save_every": 2}]
     assert_goes_on_as_if_nothing_had_happened(make_trainer, Phased, deaths)
 
 

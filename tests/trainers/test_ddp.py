@@ -2,7 +2,9 @@
 
 import gc
 import os
+from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,7 +14,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from nnunetv2_crossmatch.networks.distributed import average_gradients, gather_rows
 from nnunetv2_crossmatch.nnunet.logger import PREFIX
 from tests.conftest import DATASET
-from tests.trainers.conftest import ONLINE, SmokeEMA, SmokePlusPlus
+from tests.trainers.conftest import ONLINE, SmokeEMA, SmokeHalves, SmokePlusPlus
 from tests.trainers.processes import assert_same_on_both, eager, finish, start, ten_steps
 
 
@@ -101,8 +103,58 @@ def train_action(rank: int, folder: str, port: int) -> None:
     finish()
 
 
+class Watched(SmokeHalves):
+    """What each process would decide by its own curves differs; the batches of both together are one validation."""
+
+    epochs = 4
+    better = (0.95, 0.5)  # the average's true positives on each process, over those of the network's 0.6
+
+    def validation_step(self, batch):
+        share = self.better[self.local_rank] if self.network is self.method.teacher.network else 0.6
+        hits = np.array([100.0, 100.0]) * share
+        return {"tp_hard": hits, "fp_hard": 100 - hits, "fn_hard": 100 - hits}
+
+
+def turn_back(rank: int, folder: str, port: int) -> None:
+    """Harm that the first process sees is turned back on both in the same epoch; both hand on the same network."""
+    trainer = start(rank, folder, port, Watched)
+    trainer.num_val_iterations_per_epoch = 30
+    phases, learning = trainer.phases, list(trainer.network.parameters())
+    began = [p.detach().clone() for p in learning]
+    assert phases.readiness.started == 0
+    for epoch in range(3):
+        if epoch:
+            trainer.on_epoch_start()
+            trainer.on_train_epoch_start()
+        assert phases.readiness.ended == (2 if epoch == 2 else None)
+        went_back = all(map(torch.equal, began, learning))
+        assert went_back == (epoch != 1)
+        trainer.on_train_epoch_end([trainer.train_step(next(trainer.dataloader_train)) for _ in range(3)])
+        dice = 0.1 if (epoch, rank) == (1, 0) else 0.8
+        trainer.logger.log("dice_per_class_or_region", [dice, dice], epoch)
+        assert_same_on_both([*learning, *trainer.method.state_dict().values()])
+        if epoch == 0:
+            choose(trainer)
+        trainer.current_epoch += 1
+    del trainer, phases, learning
+    finish()
+
+
+def choose(trainer) -> None:
+    """By the batches of both: the second process alone would keep the network."""
+    network, average = trainer.network.module, trainer.method.teacher.network
+    before = deepcopy(network.state_dict())
+    trainer.phases.choose_network(trainer.dataloader_val)
+    assert all(map(torch.equal, before.values(), network.state_dict().values())), "fold all asks nobody"
+    trainer.fold = 0
+    trainer.phases.choose_network(trainer.dataloader_val)
+    assert all(map(torch.equal, average.parameters(), network.parameters()))
+    trainer.fold = "all"
+    network.load_state_dict(before)
+
+
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch was built without gloo")
-@pytest.mark.parametrize("work", [train, train_every, train_action])
+@pytest.mark.parametrize("work", [train, train_every, train_action, turn_back])
 def test_both_processes_hold_the_same_parameters_after_unlabeled_steps(dataset, work):
     port = 20000 + (os.getpid() + 7 * len(work.__name__)) % 20000
     mp.spawn(work, args=(str(dataset / "preprocessed" / DATASET), port), nprocs=2)

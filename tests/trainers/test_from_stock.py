@@ -33,15 +33,15 @@ def validated(trainer, cases: list[str]) -> None:
 def test_it_begins_with_the_network_and_teaches_the_classes_it_knew(make_trainer, stock):
     trainer = make_trainer(nnUNetTrainerCrossMatchFromStock_smoke, "2d", fold=0)
     trainer.initialize()
-    object.__setattr__(trainer.readiness.thresholds, "share", float("inf"))
+    object.__setattr__(trainer.phases.readiness.thresholds, "share", float("inf"))
     start(trainer)
     assert all(map(torch.equal, weights(stock), weights(trainer)))
     assert all(map(torch.equal, weights(stock), [p.detach() for p in trainer.method.teacher.parameters()]))
-    first, second = trainer.readiness.names
-    assert trainer.readiness.started == 0 and trainer.readiness.taught == [first]
-    assert trainer.readiness.levels == {first: pytest.approx(0.9)}
+    first, second = trainer.phases.readiness.names
+    assert trainer.phases.readiness.started == 0 and trainer.phases.readiness.taught == [first]
+    assert trainer.phases.readiness.levels == {first: pytest.approx(0.9)}
     assert f"{second}: not taught from unlabeled scans yet, validation Dice 0.20." in Path(trainer.log_file).read_text()
-    assert trainer.method.weights(0.0)["joint"] == 1 and trainer._snapshot.exists()
+    assert trainer.method.weights(0.0)["joint"] == 1 and trainer.phases.snapshot.exists()
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.005)
 
 
@@ -56,7 +56,7 @@ def test_it_trains_to_the_end_and_is_continued_without_the_stock_model(make_trai
     again.num_epochs = 4
     again.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
     again.run_training()
-    assert (Path(again.output_folder) / "checkpoint_final.pth").exists() and not again._snapshot.exists()
+    assert (Path(again.output_folder) / "checkpoint_final.pth").exists() and not again.phases.snapshot.exists()
 
 
 def test_without_a_stock_model_it_says_what_to_train(make_trainer):

@@ -95,6 +95,8 @@ def ways(trainer, batches: list, seed: int) -> list[torch.Tensor]:
     """How far the steps move the network's parameters, and the method's own."""
     groups = [list(trainer.network.parameters()), trainer._own_parameters]
     before = [flat(group) for group in groups if group]
+    if trainer.ready_at == 0:
+        trainer.method.started = 0.0
     trainer.dataloader_unlabeled = iter([unlabeled for _, unlabeled in batches])
     for step, (labeled, _) in enumerate(batches):
         random.seed(seed + step)

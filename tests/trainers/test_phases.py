@@ -41,7 +41,7 @@ def test_phase_a_is_stock_nnunet_to_the_bit(make_trainer, configuration):
         assert stock.train_step(batch)["loss"] == ours.train_step(copy)["loss"]
     assert all(map(torch.equal, weights(stock), weights(ours)))
     assert len(next(ours.dataloader_train)["data"]) == ours.batch_size
-    assert not ours.readiness.active
+    assert not ours.phases.readiness.active
 
 
 def changed_without_readiness() -> type:
@@ -57,7 +57,7 @@ def test_without_weight_it_is_stock_to_the_end(make_trainer):
     weightless = changed(SmokeHalves, weight=0.0)
     trainer = make_trainer(weightless, "2d")
     trainer.run_training()
-    assert trainer.readiness.started is None and "Self-training" not in log_of(trainer)
+    assert trainer.phases.readiness.started is None and "Self-training" not in log_of(trainer)
     log = trainer.logger.local_logger.my_fantastic_logging
     assert not {PREFIX + "stability", PREFIX + "loss_joint"} & log.keys()
 
@@ -77,20 +77,20 @@ def test_phase_b_trains_on_half_batches_with_the_averages_labels(make_trainer):
     assert np.isfinite(log[PREFIX + "loss_supervised"]).tolist() == [True, False, False]
     assert "Self-training on the unlabeled scans begins with epoch 1." in log_of(trainer)
     assert len(log[PREFIX + "stability"]) == len(log[PREFIX + "share"]) == 3
-    assert not trainer._snapshot.exists()
+    assert not trainer.phases.snapshot.exists()
 
 
 def test_a_class_that_is_not_ready_is_ignored_until_it_is(make_trainer):
     trainer = start(make_trainer(SmokeHalves, "2d"))
-    trainer.readiness.taught = trainer.readiness.names[:1]
-    trainer._tell_method()
+    trainer.phases.readiness.taught = trainer.phases.readiness.names[:1]
+    trainer.phases.tell_method()
     assert trainer.method.started == 0 and trainer.method.taught.tolist() == [True, True, False]
     trainer.train_step(next(trainer.dataloader_train))
     assert trainer.method.curves["kept_share"][0][2] == 0
     trainer.on_train_epoch_end([{"loss": np.float32(1)}])
     assert "no unlabeled voxel was confidently 2" not in log_of(trainer), "it is left out on purpose"
-    trainer.readiness.taught = []
-    trainer._tell_method()
+    trainer.phases.readiness.taught = []
+    trainer.phases.tell_method()
     assert not any(trainer.method.weights(0.5).values()), "background alone is not taught"
 
 
@@ -120,7 +120,7 @@ def test_when_it_does_harm_the_run_goes_back_to_where_it_was(make_trainer):
     trainer.on_validation_epoch_end = harmed
     trainer.run_training()
     assert "Self-training ends: nnU-Net's validation Dice fell by 0.700" in log_of(trainer)
-    assert trainer.readiness.started == 1 and trainer.readiness.ended == 2
+    assert trainer.phases.readiness.started == 1 and trainer.phases.readiness.ended == 2
     assert all(map(torch.equal, states[1], states[2])), "the weights of when it began"
     log = trainer.logger.local_logger.my_fantastic_logging
     assert np.isfinite(log[PREFIX + "loss_supervised"]).tolist() == [True, False, True, True]
@@ -151,9 +151,9 @@ def test_the_probe_counts_shares_and_agreement_voxel_by_voxel(make_trainer):
     with torch.no_grad():
         for p in average.parameters():
             p.add_(0.3 * torch.randn_like(p))
-    measured = trainer._probe.measure(trainer._split_network, trainer._split_network.twin(average), trainer.device)
+    measured = trainer.phases.measure()
     mine, its = [], []
-    for image, of_batch in trainer._probe._batches:
+    for image, of_batch in trainer.phases.probe._batches:
         for sample, counted in zip(image, of_batch, strict=True):
             mine += network(sample[None])[0].argmax(1).flatten()[counted.flatten()].tolist()
             its += average(sample[None])[0].argmax(1).flatten()[counted.flatten()].tolist()
@@ -162,5 +162,5 @@ def test_the_probe_counts_shares_and_agreement_voxel_by_voxel(make_trainer):
         size = (mine == c).sum() + (its == c).sum()
         expected = 2 * ((mine == c) & (its == c)).sum() / size if size else np.nan
         assert measured["stability"][c] == pytest.approx(expected, nan_ok=True, abs=1e-3)
-        share = (its == c).mean() / trainer._probe.labeled_share[c]
+        share = (its == c).mean() / trainer.phases.probe.labeled_share[c]
         assert measured["share"][c] == pytest.approx(share, nan_ok=True, abs=1e-3)

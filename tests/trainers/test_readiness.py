@@ -113,3 +113,57 @@ def test_the_state_is_plain_and_goes_on_as_if_nothing_had_happened():
         dict,
         type(None),
     }
+
+
+def slide(start: float, end: float, epochs: int) -> list[list[float]]:
+    return [[value, value] for value in np.linspace(start, end, epochs)]
+
+
+# what harms, as the curves of a training show it: each is held back by the gate, or turned back from soon after
+UNKNOWN = {"dice": slide(0.0, 0.2, 61), "stability": [[np.nan, np.nan]] * 61, "share": [[0.0, 0.0]] * 61}
+HELD_BACK = {
+    "scans of another organ, where nothing is found": {"stability": [[0.75, 0.7]] * 61, "share": [[0.05, 0.1]] * 61},
+    "inverted intensities: everything around the organ is the organ": {"share": [[14.0, 9.0]] * 61},
+    "labels that jump from epoch to epoch": {"stability": [[0.4, 0.5]] * 61, "share": [[0.5, 2.0]] * 61},
+    "too few steps to know a class": UNKNOWN,
+}
+
+
+@pytest.mark.parametrize("sabotage", HELD_BACK)
+def test_scans_that_the_network_does_not_understand_never_teach(sabotage):
+    readiness = Readiness(NAMES)
+    (said,) = follow(readiness, course(**HELD_BACK[sabotage]))
+    assert "are not used" in said and readiness.started is None and readiness.ended == 60
+
+
+@pytest.mark.parametrize("fallen", [0.6, 0.0])
+@pytest.mark.parametrize("epochs", [2, 10, 40])
+def test_labels_of_something_else_that_pass_the_gate_are_turned_back(epochs, fallen):
+    """Another organ of the same size: what is learned from it costs Dice, at once or slowly."""
+    readiness = Readiness(NAMES)
+    dice = np.array([[0.8, 0.8]] * 10 + slide(0.8, fallen, epochs) + [[fallen, fallen]] * 10)
+    said = follow(readiness, course(dice=dice))
+    assert readiness.started == 6 and readiness.ended is not None and not readiness.taught
+    assert "Self-training ends" in said[-1]
+    # the means of three epochs are one or two behind
+    lost = 0.8 - dice[readiness.ended - 3, 0]
+    assert lost < 0.08 + 2 * max(-np.diff(dice[:, 0])), "no later than the Dice shows it"
+
+
+def test_a_start_at_once_is_judged_by_the_first_dice_there_is():
+    """Begun by force with whatever voxels are confident: the network forgets what it had begun to find."""
+    readiness = Readiness(NAMES, at=0)
+    dice = [[np.nan, np.nan]] * 2 + [[0.4, 0.3]] * 3 + [[0.1, 0.0]] * 6
+    said = follow(readiness, course(dice=dice))
+    assert readiness.started == 0 and readiness.ended == 6 and "Self-training ends" in said[-1]
+
+
+def test_one_class_that_is_harmed_is_muted_before_the_mean_falls():
+    names = ["a", "b", "c"]
+    readiness, epochs = Readiness(names), 14
+    dice = np.full((epochs, 3), 0.8)
+    dice[9:, 2] = 0.6
+    curves = {"dice": dice, "stability": np.full((epochs, 3), 0.9), "share": np.ones((epochs, 3))}
+    said = follow(readiness, curves)
+    assert readiness.active and readiness.taught == ["a", "b"]
+    assert "c: not taught from unlabeled scans any more, its validation Dice fell" in said[-1]
