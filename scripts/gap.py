@@ -164,8 +164,8 @@ def build(folder: Path, name: str, trainer: str, seed: int, epochs: int, device:
                 self.dataloader_unlabeled = Pool(pool, "unlabeled", seed)
             return Pool(pool, "all" if full else "labeled", seed), Pool(pool, "validation", seed)
 
-    if hasattr(getattr(base, "constants", None), "p_foreground"):
-        constants = {"p_foreground": 0.0, **constants}  # the pool's batches were drawn before any network
+    if constants.get("p_foreground"):
+        sys.exit("p_foreground says nothing here: the pool's batches were drawn before any network.")
     if constants:
         Trainer.constants = replace(base.constants, **constants)
     Trainer.__name__ = base.__name__

@@ -35,8 +35,8 @@ class CrossMatchConstants(Constants):
     eta: share of L_dkd in the feature streams, in [0, 1]. Paper.
     p_weak, p_strong: share of feature maps dropped, in [0, 1). Paper: 0.5 -+ gamma/2, gamma = 0.5.
     p_cutmix: share of the strong views with a pasted box, in [0, 1]. Paper.
-    p_foreground: share of the unlabeled patches around a voxel that the average sees a class in, in [0, 1]. nnU-Net's
-        of the labeled ones.
+    p_foreground: share of the unlabeled patches around a voxel that the average sees a class in, in [0, 1]; nnU-Net's
+        of the labeled ones is 0.33. 0 until it has been measured.
     strong_view: its ranges.
     """
 
@@ -50,7 +50,7 @@ class CrossMatchConstants(Constants):
     p_weak: float = 0.25
     p_strong: float = 0.75
     p_cutmix: float = 0.5
-    p_foreground: float = 0.33
+    p_foreground: float = 0.0
     strong_view: StrongView = STRONG_VIEW
 
     def __post_init__(self) -> None:

@@ -511,10 +511,10 @@ CONSTANTS = {
         "threshold": 0.95, "lambda_ip": 2.0, "lambda_kd": 2.0, "eta": 0.3, "p_weak": 0.25, "p_strong": 0.75,
         "p_cutmix": 0.5,
     },
-    # this project's, but for the paper's eta, p_weak, p_strong and p_cutmix, and nnU-Net's p_foreground
+    # this project's, but for the paper's eta, p_weak, p_strong and p_cutmix
     CrossMatchConstants: {
         "threshold": 0.9, "weight": 1.0, "ramp": 0.05, "ema_decay": 0.999, "lambda_ip": 1.0, "lambda_kd": 0.0,
-        "eta": 0.3, "p_weak": 0.25, "p_strong": 0.75, "p_cutmix": 0.5, "p_foreground": 0.33,
+        "eta": 0.3, "p_weak": 0.25, "p_strong": 0.75, "p_cutmix": 0.5, "p_foreground": 0.0,
     },
 }  # fmt: skip
 
