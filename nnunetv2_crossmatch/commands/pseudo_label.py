@@ -2,8 +2,12 @@
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset
+
+if TYPE_CHECKING:
+    from nnunetv2_crossmatch.self_training.predict import Written
 
 
 def add(commands: Commands) -> None:
@@ -32,7 +36,9 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import torch
 
+    from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
     from nnunetv2_crossmatch.preprocessing.dataset import Planned
+    from nnunetv2_crossmatch.self_training.names import STUDENT
     from nnunetv2_crossmatch.self_training.predict import write_pseudo_labels
 
     dataset = find_dataset(arguments.d)
@@ -46,17 +52,25 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.np,
         arguments.overwrite,
     )
+    folds = []
     for fold, written in written_folds:
-        for warning in written.warnings:
-            print(f"warning: fold {fold}: {warning}", file=sys.stderr)
-        print(
-            f"fold {fold}: {len(written.predicted)} labeled, {len(written.current)} were there, "
-            f"{len(written.held_out)} left out, being of patients that the fold validates: {written.folder}"
-        )
-        if written.corrected:
-            print(
-                f"fold {fold}: corrected by hand and kept (--overwrite replaces them): {', '.join(written.corrected)}"
-            )
-        if written.confident:
-            shares = ", ".join(f"{c}: {share:.0%}" for c, share in written.confident.items())
-            print(f"fold {fold}: confident voxels of each predicted class: {shares}")
+        show_written(f"fold {fold}", written)
+        folds.append(fold)
+    first = RunFolder.of(dataset.name, STUDENT, arguments.p, arguments.c, folds[0])
+    others = f" (then {', '.join(map(str, folds[1:]))} in place of {folds[0]})" if folds[1:] else ""
+    print(f"Look at the labels and correct some; then: {first.train_command()}{others}")
+
+
+def show_written(what: str, written: "Written") -> None:
+    """Print what was labeled for a fold; ``what`` begins each line."""
+    for warning in written.warnings:
+        print(f"warning: {what}: {warning}", file=sys.stderr)
+    print(
+        f"{what}: {len(written.predicted)} labeled, {len(written.current)} were there, "
+        f"{len(written.held_out)} left out, being of patients that the fold validates: {written.folder}"
+    )
+    if written.corrected:
+        print(f"{what}: corrected by hand and kept (--overwrite replaces them): {', '.join(written.corrected)}")
+    if written.confident:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in written.confident.items())
+        print(f"{what}: confident voxels of each predicted class: {shares}", flush=True)

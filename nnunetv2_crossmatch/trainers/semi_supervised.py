@@ -33,17 +33,17 @@ from nnunetv2_crossmatch.nnunet.loaders import (
 )
 from nnunetv2_crossmatch.nnunet.logger import log_curves, logged_curves
 from nnunetv2_crossmatch.nnunet.training_log import CURVES
+from nnunetv2_crossmatch.preprocessing.image_folder import HIDDEN_LABELS
 from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, read_checkpoint
 from nnunetv2_crossmatch.trainers.curves import EpochRatios, gradient_ratios, plot_curves
-from nnunetv2_crossmatch.trainers.hidden_labels import HIDDEN_LABELS, HiddenLabels
+from nnunetv2_crossmatch.trainers.hidden_labels import HiddenLabels
 from nnunetv2_crossmatch.trainers.probe import Probe, patches_wanted
 from nnunetv2_crossmatch.trainers.readiness import Readiness
 from nnunetv2_crossmatch.trainers.records import write_method
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
 
 GRADIENT_CLIP = 12  # nnU-Net's, a literal in its train_step
-MAX_SKIPPED = 50  # steps in a row; mixed precision skips one or two dozen until it has found its scale
 
 
 class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
@@ -73,7 +73,6 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         super().initialize()
         self._ratios = EpochRatios()
         self._step_in_epoch = 0
-        self._skipped_in_a_row = 0
         self._stage = ""
         self._hidden_labels: HiddenLabels | None = None
         self._halves: list[Halves] = []
@@ -346,16 +345,6 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             self.method.partner.forget()  # the next batch of one would be pasted into it
         self._count_skipped(bool(finite), shown)
         return {"loss": shown}
-
-    def _count_skipped(self, finite: bool, loss: float) -> None:
-        """Raises RuntimeError when nothing was learned for so long that nothing will be."""
-        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
-        if self._skipped_in_a_row >= MAX_SKIPPED:
-            raise RuntimeError(
-                f"The gradients of {MAX_SKIPPED} steps in a row were not finite (loss {loss}) and were skipped. The "
-                "checkpoints are from before. Look at progress_unlabeled.png for what grew, check the scans "
-                "(nnUNetv2_crossmatch check), and train a subclass with a smaller initial_lr."
-            )
 
     def _announce_stage(self, progress: float) -> None:
         stage = next((name for start, name in reversed(self.method.stages) if progress >= start), "")

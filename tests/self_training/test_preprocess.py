@@ -204,7 +204,8 @@ def test_labels_that_do_not_fit_are_all_named(place):
     (place.labels / "fold_0" / "scan2.nii.gz").write_bytes(b"nonsense")
     with pytest.raises(DatasetError) as e:
         prepare(place)
-    assert "scan0.nii.gz has labels" in str(e.value) and "none of [0, 1, 2, 3]" in str(e.value)
+    assert "scan0.nii.gz has the value 4 and" in str(e.value)
+    assert "Allowed are 0 (background), 1 (shell), 2 (core), 3 (ignore)." in str(e.value)
     assert "scan1.nii.gz has shape (15, 24, 24)" in str(e.value) and "scan2.nii.gz cannot be read" in str(e.value)
     assert "scan3" not in str(e.value)
 
