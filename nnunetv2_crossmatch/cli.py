@@ -18,10 +18,11 @@ from nnunetv2_crossmatch.commands import (
     hide_labels,
     preprocess,
     pseudo_label,
+    self_train,
     sweep,
 )
 
-COMMANDS = (preprocess, check, convert, hide_labels, pseudo_label, sweep, compare, evaluate, export, doctor)
+COMMANDS = (preprocess, check, convert, hide_labels, pseudo_label, self_train, sweep, compare, evaluate, export, doctor)
 COMPLETION = "print what makes a shell complete these commands"
 COMPLAINTS = (ValueError, OSError, RuntimeError, AssertionError)  # ours and nnU-Net's own; they say what is wrong
 
