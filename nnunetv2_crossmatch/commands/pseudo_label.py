@@ -1,6 +1,7 @@
 """nnUNetv2_crossmatch pseudo-label."""
 
 import argparse
+import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -72,5 +73,7 @@ def show_written(what: str, written: "Written") -> None:
     if written.corrected:
         print(f"{what}: corrected by hand and kept (--overwrite replaces them): {', '.join(written.corrected)}")
     if written.confident:
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in written.confident.items())
+        shares = ", ".join(
+            f"{name} {'-' if math.isnan(share) else f'{share:.0%}'}" for name, share in written.confident.items()
+        )
         print(f"{what}: confident voxels of each predicted class: {shares}", flush=True)

@@ -106,7 +106,8 @@ class SelfTraining:
         trained = sorted(self.folder.parent.parent.glob(f"{self.student}_round*_of_{self.of(0, 0).model_folder.name}"))
         runs = [run for model in trained for run in map(RunFolder, sorted(model.glob("fold_*"))) if run.checkpoints]
         for run in (run for run in runs if run.fold in self.folds):
-            made_by = made_with(run)
+            if not (made_by := made_with(run)):  # somebody removed it
+                continue
             checkpoints = [model.checkpoint(made_by["checkpoint"]) for model in teacher_folders(run, made_by)]
             if all(map(Path.exists, checkpoints)) and model_hash(checkpoints) != made_by["model"]:
                 problems.append(
