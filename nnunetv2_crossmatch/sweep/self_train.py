@@ -37,7 +37,7 @@ class Constants:
         drop: share of the scans, those whose labels change most from round to round, that no round after them trains
             on. 0.038: FLARE22's winner, https://doi.org/10.1007/978-3-031-23911-3_16.
         from_teacher: whether a training begins with the weights of the model that labeled, the segmentation layers
-            excepted. False: as FLARE22's winner.
+            excepted. False: from nothing, as nnUNetTrainerPseudoLabel always did; not compared yet.
         checkpoint: that labels.
     """
 
