@@ -20,6 +20,7 @@ from nnunetv2_crossmatch.commands import (
     preprocess,
     pseudo_label,
     review,
+    self_train,
     suggest,
     sweep,
 )
@@ -31,6 +32,7 @@ COMMANDS = (
     hide_labels,
     pseudo_label,
     review,
+    self_train,
     suggest,
     annotated,
     sweep,

@@ -23,7 +23,9 @@ def test_supervised_then_pseudo_label_then_train_then_predict(dataset, tmp_path,
 
     run("nnUNetv2_train", "901", "3d_fullres", "0", "-tr", TEACHER, *SMALL_ON_CPU)
     printed = run("nnUNetv2_crossmatch", *LABEL).stdout
-    assert "fold 0: 4 labeled, 0 were there" in printed and "confident voxels of each predicted class: 0: " in printed
+    assert "fold 0: 4 labeled, 0 were there" in printed
+    assert "confident voxels of each predicted class: background " in printed
+    assert "then: nnUNetv2_train Dataset901_Balls 3d_fullres 0 -tr nnUNetTrainerPseudoLabel -p nnUNetPlans" in printed
     folder = dataset / "raw" / DATASET / "pseudo_labels" / f"{TEACHER}__nnUNetPlansSmall__3d_fullres" / "fold_0"
     labels = masks(folder)
     assert labels.keys() == {f"scan{i}.nii.gz" for i in range(4)}
@@ -42,3 +44,19 @@ def test_supervised_then_pseudo_label_then_train_then_predict(dataset, tmp_path,
     predict = ("nnUNetv2_predict", "-d", "901", "-c", "3d_fullres", "-f", "0", "-npp", "1", "-nps", "1")
     run(*predict, "-i", images, "-o", output, "-tr", STUDENT, *SMALL_ON_CPU)
     assert masks(output).keys() == {"test0.nii.gz", "test1.nii.gz"}
+
+    rounds = ("self-train", *LABEL[1:], "--student", STUDENT, "--rounds", "1")
+    printed = run("nnUNetv2_crossmatch", *rounds).stdout
+    assert "round 0, fold 0: 0 labeled, 3 were there" in printed and "round 1, fold 0: 3 labeled, 0 were" in printed
+    first = f"{STUDENT}_round1_of_{TEACHER}"
+    assert f"-tr {TEACHER} {first} -f 0" in printed
+    again = folder.parent.with_name(f"{first}__nnUNetPlansSmall__3d_fullres") / "fold_0"
+    assert (again / "scan1.nii.gz").read_bytes() == (folder / "scan1.nii.gz").read_bytes()  # the correction
+    made = {
+        file: file.stat().st_mtime_ns for file in (*again.glob("*.nii.gz"), *dataset.glob(f"results/*/{first}*/*/*"))
+    }
+    main(list(rounds))
+    assert "round 1, fold 0: 0 labeled, 3 were there" in capsys.readouterr().out
+    assert made == {file: file.stat().st_mtime_ns for file in made}
+    run(*predict, "-i", images, "-o", tmp_path / "first", "-tr", first, *SMALL_ON_CPU)
+    assert masks(tmp_path / "first").keys() == masks(output).keys()

@@ -1,10 +1,15 @@
 """nnUNetv2_crossmatch pseudo-label."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset
+
+if TYPE_CHECKING:
+    from nnunetv2_crossmatch.self_training.predict import Written
 
 
 def add(commands: Commands) -> None:
@@ -41,8 +46,10 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     import torch
 
+    from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
     from nnunetv2_crossmatch.preprocessing.dataset import Planned
-    from nnunetv2_crossmatch.self_training.marks import describe_marks, left_out_now, take_review
+    from nnunetv2_crossmatch.self_training.marks import describe_marks, marked_out_now, take_review
+    from nnunetv2_crossmatch.self_training.names import STUDENT
     from nnunetv2_crossmatch.self_training.predict import write_pseudo_labels
 
     dataset = find_dataset(arguments.d)
@@ -60,19 +67,29 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.np,
         arguments.overwrite,
     )
+    folds = []
     for fold, written in written_folds:
-        for warning in written.warnings:
-            print(f"warning: fold {fold}: {warning}", file=sys.stderr)
-        print(
-            f"fold {fold}: {len(written.predicted)} labeled, {len(written.current)} were there, "
-            f"{len(written.held_out)} left out, being of patients that the fold validates: {written.folder}"
-        )
-        if written.corrected:
-            print(
-                f"fold {fold}: corrected by hand and kept (--overwrite replaces them): {', '.join(written.corrected)}"
-            )
-        for line in describe_marks(left_out_now(written.folder, dataset.json["file_ending"]), written.folder):
+        show_written(f"fold {fold}", written)
+        for line in describe_marks(marked_out_now(written.folder, dataset.json["file_ending"]), written.folder):
             print(f"fold {fold}: {line}")
-        if written.confident:
-            shares = ", ".join(f"{c}: {share:.0%}" for c, share in written.confident.items())
-            print(f"fold {fold}: confident voxels of each predicted class: {shares}")
+        folds.append(fold)
+    first = RunFolder.of(dataset.name, STUDENT, arguments.p, arguments.c, folds[0])
+    others = f" (then {', '.join(map(str, folds[1:]))} in place of {folds[0]})" if folds[1:] else ""
+    print(f"Look at the labels and correct some; then: {first.train_command()}{others}")
+
+
+def show_written(what: str, written: "Written") -> None:
+    """Print what was labeled for a fold; ``what`` begins each line."""
+    for warning in written.warnings:
+        print(f"warning: {what}: {warning}", file=sys.stderr)
+    print(
+        f"{what}: {len(written.predicted)} labeled, {len(written.current)} were there, "
+        f"{len(written.held_out)} left out, being of patients that the fold validates: {written.folder}"
+    )
+    if written.corrected:
+        print(f"{what}: corrected by hand and kept (--overwrite replaces them): {', '.join(written.corrected)}")
+    if written.confident:
+        shares = ", ".join(
+            f"{name} {'-' if math.isnan(share) else f'{share:.0%}'}" for name, share in written.confident.items()
+        )
+        print(f"{what}: confident voxels of each predicted class: {shares}", flush=True)

@@ -2,8 +2,6 @@
 
 import argparse
 import os
-import signal
-import sys
 from importlib.util import find_spec
 
 from nnunetv2_crossmatch.commands.shared import ARGUMENTS, Commands, add_arguments, add_command, as_fold, find_dataset
@@ -34,16 +32,21 @@ def add(commands: Commands) -> None:
     command.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def require_jobs(command: str) -> None:
+    """Raises ValueError: jobs cannot be started here."""
     if os.name == "nt":
-        raise ValueError("sweep needs Linux or macOS; on Windows use WSL.")
+        raise ValueError(f"{command} needs Linux or macOS; on Windows use WSL.")
     if find_spec("submitit") is None:
-        raise ValueError("sweep needs submitit: pip install submitit")
+        raise ValueError(f"{command} needs submitit: pip install submitit")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    require_jobs("sweep")
     import torch
 
     from nnunetv2_crossmatch.comparison.page import compare_to_page
     from nnunetv2_crossmatch.sweep.clusters import Cluster, Local, Slurm
-    from nnunetv2_crossmatch.sweep.matrix import follow, make_runs
+    from nnunetv2_crossmatch.sweep.matrix import make_runs, train_all
 
     if arguments.gpus_per_job < 1 or (arguments.device == "cpu" and arguments.gpus_per_job > 1):
         raise ValueError(f"--gpus-per-job {arguments.gpus_per_job}: at least 1, and no more with -device cpu.")
@@ -61,21 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     if compared and "all" in arguments.f and not (find_dataset(arguments.d).require_raw() / "labelsTs").is_dir():
         print("No comparison will follow: fold all holds no case out, and there is no labelsTs.")
         compared = False
-    endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, signal.default_int_handler) for number in endings]  # all as Ctrl-C
-    try:
-        failed = follow(runs, cluster)
-    except KeyboardInterrupt:
-        print(f"\n{cluster.interrupted}", flush=True)
-        sys.exit(130)
-    finally:
-        for number in endings:
-            signal.signal(number, signal.SIG_IGN)  # until no training is left behind
-        cluster.close()
-        for number, handler in zip(endings, before, strict=True):
-            signal.signal(number, handler)
-    if failed:
-        raise RuntimeError(f"{len(failed)} of {len(runs)} failed: {', '.join(map(str, failed))}. See the logs above.")
+    train_all(runs, cluster)
     if compared:
         folds = list(dict.fromkeys(arguments.f))
         what = find_dataset(arguments.d), arguments.p, arguments.c, trainers, folds, "all" in folds

@@ -11,13 +11,15 @@ from jinja2 import Environment, PackageLoader
 from nnunetv2_crossmatch.comparison import figures
 from nnunetv2_crossmatch.comparison.compare import Comparison
 from nnunetv2_crossmatch.comparison.paired import Difference, by_unit, class_columns, format_p, scores
-from nnunetv2_crossmatch.comparison.runs import teacher_folder
+from nnunetv2_crossmatch.comparison.runs import made_with, teacher_folders
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.summary import Evaluation
 from nnunetv2_crossmatch.nnunet.images import find_reader
 from nnunetv2_crossmatch.nnunet.labels import read_labels
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.preprocessing.image_folder import group_channels
 from nnunetv2_crossmatch.preprocessing.listing import labeled_scans
+from nnunetv2_crossmatch.self_training.names import Round
 from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
 from nnunetv2_crossmatch.utilities.files import write_json as write_whole
 from nnunetv2_crossmatch.utilities.versions import versions
@@ -222,16 +224,25 @@ def _counts(comparison: Comparison) -> dict[str, str]:
 def _commands(comparison: Comparison) -> list[str]:
     """That train the models; those of pseudo-labels come before the training that uses them."""
     commands = []
-    for run in (run for model in comparison.models for run in model.runs):
-        if made_by := run.made_by:
-            commands.append(teacher_folder(run.folder, made_by).train_command())
-            commands.append(
-                f"nnUNetv2_crossmatch pseudo-label -d {comparison.reference_run.dataset} -c {made_by['configuration']} "
-                f"-tr {made_by['trainer']} -p {made_by['plans']} -f {made_by['fold']} "
-                f"--threshold {made_by['threshold']:g} -chk {made_by['checkpoint']}"
-            )
-        commands.append(run.folder.train_command())
+    for model in comparison.models:
+        for run in model.runs:
+            commands += _training_commands(run.folder)
     return list(dict.fromkeys(commands))
+
+
+def _training_commands(run: RunFolder) -> list[str]:
+    made_by, round_ = made_with(run), Round.parse(run.trainer)
+    if not made_by:
+        return [run.train_command()]
+    teachers = [teacher for teacher in teacher_folders(run, made_by) if teacher != run]
+    commands = [command for teacher in teachers for command in _training_commands(teacher)]
+    what = f"-d {run.dataset} -c {made_by['configuration']} -p {made_by['plans']} -f {made_by['fold']}"
+    how = f"--threshold {made_by['threshold']:g} -chk {made_by['checkpoint']}"
+    if round_:
+        rounds = f"-tr {round_.teacher} --student {round_.student} --rounds {round_.number}"
+        return [*commands, f"nnUNetv2_crossmatch self-train {what} {rounds} {how}"]
+    label = f"nnUNetv2_crossmatch pseudo-label {what} -tr {made_by['trainer']} {how}"
+    return [*commands, label, run.train_command()]
 
 
 def _versions(comparison: Comparison) -> dict[str, str]:

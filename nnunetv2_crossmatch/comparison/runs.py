@@ -9,10 +9,9 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.nnunet.training_log import TrainingLog
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS, read_splits
-from nnunetv2_crossmatch.self_training.record import RECORD
+from nnunetv2_crossmatch.self_training.record import RECORD, model_hash
 from nnunetv2_crossmatch.trainers.records import read_method, read_resources, read_training
 from nnunetv2_crossmatch.utilities.errors import DatasetError
-from nnunetv2_crossmatch.utilities.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -55,13 +54,13 @@ def read_run(folder: RunFolder) -> TrainedRun:
     if "processes" not in resources and debug.get("is_ddp") == "True":
         warnings.append(f"{path} was trained on several GPUs; how many is not recorded, so its hours count one.")
     hours = log.hours * resources.get("processes", 1)
-    if made_by := _json(path / RECORD):
-        teacher = _teacher(folder, made_by)
-        if teacher is None:
+    if made_by := made_with(folder):
+        teachers = _teachers(folder, made_by)
+        if not teachers:
             warnings.append(
                 f"The model that made the pseudo-labels of {path} no longer exists; its hours are not counted."
             )
-        else:
+        for teacher in teachers:
             hours += teacher.hours
             warnings += teacher.warnings
     return TrainedRun(
@@ -77,22 +76,29 @@ def read_run(folder: RunFolder) -> TrainedRun:
     )
 
 
-def teacher_folder(student: RunFolder, record: dict) -> RunFolder:
-    """The fold that made the pseudo-labels of a run, by their record."""
-    origin = (record["trainer"], record["plans"], record["configuration"], record["fold"])
-    return RunFolder.of(student.dataset, *origin, results=student.model_folder.parent.parent)
+def made_with(student: RunFolder) -> dict:
+    """The record of a run's pseudo-labels; {} without any."""
+    return _json(student.path / RECORD)
 
 
-def _teacher(student: RunFolder, record: dict) -> TrainedRun | None:
-    """The run whose checkpoint made the pseudo-labels, None unless it is still the same one."""
-    folder = teacher_folder(student, record)
-    checkpoint = folder.checkpoint(record["checkpoint"])
-    if folder == student or not checkpoint.exists() or sha256_of(checkpoint) != record["model"]:
-        return None
+def teacher_folders(student: RunFolder, record: dict) -> list[RunFolder]:
+    """The folds that made the pseudo-labels of a run, by their record."""
+    model = record["trainer"], record["plans"], record["configuration"]
+    folds = record.get("folds", [record["fold"]])  # earlier versions knew one only
+    return [RunFolder.of(student.dataset, *model, fold, student.model_folder.parent.parent) for fold in folds]
+
+
+def _teachers(student: RunFolder, record: dict) -> list[TrainedRun]:
+    """The runs whose checkpoints made the pseudo-labels, none unless they are still the same ones."""
+    folders = teacher_folders(student, record)
+    checkpoints = [folder.checkpoint(record["checkpoint"]) for folder in folders]
+    known = student not in folders and all(checkpoint.exists() for checkpoint in checkpoints)
+    if not known or model_hash(checkpoints) != record["model"]:
+        return []
     try:
-        return read_run(folder)
+        return [read_run(folder) for folder in folders]
     except DatasetError:
-        return None
+        return []
 
 
 def validation_cases(runs: Sequence[TrainedRun], preprocessed_folder: Path) -> dict[int | str, list[str]]:

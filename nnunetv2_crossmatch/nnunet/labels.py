@@ -34,6 +34,15 @@ def read_labels(dataset: dict) -> Labels:
     )
 
 
+def value_names(labels: dict) -> dict[int, str]:
+    """What each value of a mask is called; where regions overlap, by all of them. ``labels`` is dataset.json's."""
+    names: dict[int, list[str]] = {}
+    for name, values in labels.items():
+        for value in np.atleast_1d(values).tolist():
+            names.setdefault(int(value), []).append(name)
+    return {value: " and ".join(of_value) for value, of_value in sorted(names.items())}
+
+
 def label_mistakes(dataset: dict) -> list[str]:
     """What nnU-Net's training would stop at, in ``labels`` and ``regions_class_order`` of ``dataset.json``."""
     labels = {name: tuple(np.atleast_1d(value).tolist()) for name, value in dataset["labels"].items()}

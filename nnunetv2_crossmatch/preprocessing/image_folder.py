@@ -10,6 +10,7 @@ from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.folders import read_folder
 
 UNLABELED_LIST, UNLABELED_FOLDER = "unlabeled.json", "imagesUn"
+HIDDEN_LABELS = "labelsUn"  # beside it: labels of unlabeled scans that are known, on which nothing is trained
 
 Problems = list[tuple[str | None, str]]  # the case that cannot be used, where it is one, and the message
 

@@ -24,7 +24,7 @@ from nnunetv2_crossmatch.preprocessing.reconcile import unknown_ids
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS, read_patients, read_splits
 from nnunetv2_crossmatch.self_training.drafts import is_as_written
 from nnunetv2_crossmatch.self_training.predict import PICTURES
-from nnunetv2_crossmatch.self_training.record import FOLDER, RECORD, Record
+from nnunetv2_crossmatch.self_training.record import FOLDER, RECORD, Record, prediction_file
 from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
 from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.files import (
@@ -291,9 +291,11 @@ def _forget_pseudo_labels(raw: Path, cases: Iterable[str], ending: str) -> None:
             for case in cases:
                 label = record.folder / (case + ending)
                 if case in record.cases and not record.is_corrected(case, label):
-                    for part in (*files_beside(label), label, record.folder / PICTURES / f"{case}.png"):
+                    picture, prediction = record.folder / PICTURES / f"{case}.png", prediction_file(label)
+                    for part in (*files_beside(label), label, *files_beside(prediction), prediction, picture):
                         part.unlink(missing_ok=True)
             if left := record.cases.keys() & set(cases):
                 for case in left:
                     del record.cases[case]
+                    record.left_out.pop(case, None)
                 record.write()

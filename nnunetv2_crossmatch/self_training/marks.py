@@ -51,7 +51,7 @@ def read_marks(folder: Path) -> dict[str, dict]:
     return read_json(folder / REVIEW) if (folder / REVIEW).exists() else {}
 
 
-def left_out(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
+def marked_out(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
     """{case: mark} of labels that no training may use: bad, or to be corrected and not corrected yet.
 
     A mark is of one label. Whoever corrects it, or has the scan labeled anew, has another one.
@@ -66,14 +66,14 @@ def left_out(folder: Path, files: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def left_out_now(folder: Path, ending: str) -> dict[str, str]:
-    """:func:`left_out` by the labels as they lie in the folder."""
+def marked_out_now(folder: Path, ending: str) -> dict[str, str]:
+    """:func:`marked_out` by the labels as they lie in the folder."""
     files = {case: folder / (case + ending) for case in read_marks(folder)}
-    return left_out(folder, {case: sha256_of(file) for case, file in files.items() if file.exists()})
+    return marked_out(folder, {case: sha256_of(file) for case, file in files.items() if file.exists()})
 
 
 def describe_marks(marks: Mapping[str, str], folder: Path) -> list[str]:
-    """A line for each kind of :func:`left_out`."""
+    """A line for each kind of :func:`marked_out`."""
     what = {
         BAD: "marked bad and left out of the training",
         TO_CORRECT: f"left out until they are corrected in {folder}",

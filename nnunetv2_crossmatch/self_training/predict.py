@@ -17,6 +17,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
+from nnunetv2_crossmatch.nnunet.labels import value_names
 from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.nnunet.segmentation import probabilities_in_scan
@@ -29,9 +30,17 @@ from nnunetv2_crossmatch.preprocessing.splits import SPLITS, read_splits, valida
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training
 from nnunetv2_crossmatch.self_training.confidence import confident_labels, confident_shares, with_ignore_label
 from nnunetv2_crossmatch.self_training.picture import draw_picture
-from nnunetv2_crossmatch.self_training.preprocess import unknown_labels
-from nnunetv2_crossmatch.self_training.record import Origin, Record, image_stamp, pseudo_label_folder
-from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.self_training.preprocess import BadLabel, read_label, unknown_labels
+from nnunetv2_crossmatch.self_training.record import (
+    PREDICTIONS,
+    Origin,
+    Record,
+    image_stamp,
+    model_hash,
+    prediction_file,
+    pseudo_label_folder,
+)
+from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.files import INCOMING, check_writable, locked, remove_leftovers, sha256_of
 from nnunetv2_crossmatch.utilities.versions import versions
 from nnunetv2_crossmatch.utilities.workers import open_pool
@@ -46,7 +55,7 @@ class Written:
     predicted, current, corrected: cases that were labeled now, that were there, that somebody changed and which
         therefore were left alone.
     held_out: unlabeled cases of patients that the fold validates.
-    confident: mean over the cases of the share of confident voxels per predicted class.
+    confident: mean over the cases of the share of confident voxels per predicted class, by its name.
     warnings: of the dataset, the model and the labels.
     """
 
@@ -72,8 +81,9 @@ def write_pseudo_labels(
     """Label the unlabeled scans for each fold with the model of that fold alone.
 
     Another fold's model was trained on the cases that this fold validates, so its labels, and those of an
-    ensemble, would tell the new network about them. What is there from the same model and threshold is not predicted
-    again. Everything is checked before the first prediction.
+    ensemble, would tell the new network about them. Fold "all" validates none: all trained folds label together. What
+    is there from the same model and threshold is not predicted again. Everything is checked before the first
+    prediction.
 
     Args:
         folds: numbers or "all"; None for all of ``splits_final.json``.
@@ -85,7 +95,8 @@ def write_pseudo_labels(
     Raises:
         ValueError: no such fold, a threshold outside 0 to 1, a cascade, a model of other plans, labels or splits.
         FileNotFoundError: names every checkpoint that is missing.
-        DatasetError: no unlabeled scan, or bad ones, or a leak, or a label of no case.
+        DatasetError: no unlabeled scan, or bad ones, or a leak, or a label of no case, or a correction that no training
+            could use.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"The threshold is a probability, 0 to 1, not {threshold}.")
@@ -97,26 +108,29 @@ def write_pseudo_labels(
     folds = (list(range(len(splits))) or ["all"]) if folds is None else folds
     held_out = {fold: validation_patients(preprocessed_folder, fold, patients) for fold in folds}
     plans_name = planned.plans.plans_name
-    models = {
+    runs = {
         fold: RunFolder.of(planned.dataset.name, trainer, plans_name, planned.configuration_name, fold)
         for fold in folds
     }
+    models = {fold: _models(runs[fold], checkpoint) for fold in folds}
     # nnU-Net's predictor unpickles the checkpoint (weights_only=False), as with every model of its results folder
-    check_models(list(models.values()), checkpoint, planned)
+    check_models([model for several in models.values() for model in several], checkpoint, planned)
 
     validation = {fold: [] if fold == "all" else sorted(splits[int(fold)]["val"]) for fold in folds}
-    warnings = {fold: _check_validation(models[fold], validation[fold], dataset_json) for fold in folds}
+    warnings = {fold: _check_validation(runs[fold], validation[fold], dataset_json) for fold in folds}
     for fold in folds:
         findings = check_dataset(planned.dataset, num_processes, fold)
         findings.raise_errors(raw_folder.name)
         warnings[fold] += findings.warnings
 
     cases = unlabeled_cases_for_training(planned, num_processes)
-    folders = {fold: pseudo_label_folder(raw_folder, models[fold]) for fold in folds}
+    folders = {fold: pseudo_label_folder(raw_folder, runs[fold]) for fold in folds}
     ending = dataset_json["file_ending"]
     if problems := [line for folder in folders.values() for line in unknown_labels(folder, ending, planned.dataset)]:
         raise DatasetError(problems)
 
+    with_ignore = with_ignore_label(dataset_json)["labels"]
+    painted = _values_of_corrections(folders, cases, planned, with_ignore, overwrite)
     images = Manifest.read(planned.unlabeled_folder)
     files = list_unlabeled(raw_folder, dataset_json, images.is_whole) or {}
     for fold in folds:
@@ -125,10 +139,11 @@ def write_pseudo_labels(
             plans=plans_name,
             configuration=planned.configuration_name,
             fold=fold,
+            folds=[model.fold for model in models[fold]],
             checkpoint=checkpoint,
-            model=sha256_of(models[fold].checkpoint(checkpoint)),
+            model=model_hash([model.checkpoint(checkpoint) for model in models[fold]]),
             threshold=threshold,
-            labels=with_ignore_label(dataset_json)["labels"],
+            labels=with_ignore,
             validation=validation[fold],
             versions=versions(),
         )
@@ -138,7 +153,8 @@ def write_pseudo_labels(
         written = Written(folder, held_out=sorted(set(cases) - used.keys()), warnings=warnings[fold])
         with locked(folder / ".lock"):
             record = Record.read(folder)
-            _label_fold(record, origin, used, images, models[fold], device, num_processes, overwrite, written)
+            _label_fold(record, origin, used, images, runs[fold], device, num_processes, overwrite, written)
+            _summarize(record, origin, painted[fold], written)
         yield fold, written
 
 
@@ -150,6 +166,40 @@ def require_predictable(planned: Planned, device: torch.device) -> None:
         )
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("There is no CUDA device here. Use -device cpu.")
+
+
+def _models(run: RunFolder, checkpoint: str) -> list[RunFolder]:
+    """Whose labels may tell the fold nothing of its validation cases."""
+    if run.fold != "all":
+        return [run]
+    folders = sorted(run.model_folder.glob("fold_*"))
+    return [model for model in map(RunFolder, folders) if model.checkpoint(checkpoint).exists()] or [run]
+
+
+def _values_of_corrections(
+    folders: dict[int | str, Path], cases: list[str], planned: Planned, labels: dict, overwrite: bool
+) -> dict[int | str, set[int]]:
+    """What somebody has painted for each fold.
+
+    Raises:
+        DatasetError: names every file that no training could use, and why.
+    """
+    values: dict[int | str, set[int]] = {fold: set() for fold in folders}
+    problems = []
+    for fold, folder in folders.items():
+        record = Record.read(folder)
+        for case in cases if not overwrite else ():
+            file = folder / (case + planned.dataset.json["file_ending"])
+            if not record.is_corrected(case, file):
+                continue
+            properties = UnlabeledDataset(str(planned.unlabeled_folder), [case]).load_case(case)[3]
+            try:
+                values[fold] |= set(np.unique(read_label(file, planned.plans, properties, labels)).tolist())
+            except BadLabel as e:
+                problems.append(str(e))
+    if problems:
+        raise DatasetError(problems)
+    return values
 
 
 def check_models(models: list[RunFolder], checkpoint: str, planned: Planned) -> None:
@@ -204,14 +254,14 @@ def _label_fold(
     origin: Origin,
     files: dict[str, list[Path]],
     images: Manifest,
-    model: RunFolder,
+    run: RunFolder,
     device: torch.device,
     num_processes: int,
     overwrite: bool,
     written: Written,
 ) -> None:
     remove_leftovers(record.folder)
-    ending = load_json(str(model.model_folder / "dataset.json"))["file_ending"]
+    ending = load_json(str(run.model_folder / "dataset.json"))["file_ending"]
     for case in files:
         file = record.folder / (case + ending)
         if record.is_corrected(case, file) and not overwrite:
@@ -221,9 +271,10 @@ def _label_fold(
         else:
             written.predicted.append(case)
     if written.predicted:
-        (record.folder / PICTURES).mkdir(exist_ok=True)
+        for name in (PICTURES, PREDICTIONS):
+            (record.folder / name).mkdir(exist_ok=True)
         predictor = nnUNetPredictor(device=device, allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(model.model_folder), (origin.fold,), origin.checkpoint)
+        predictor.initialize_from_trained_model_folder(str(run.model_folder), tuple(origin.folds), origin.checkpoint)
         dataset = UnlabeledDataset(str(images.folder), list(written.predicted))
         with (
             tempfile.TemporaryDirectory(prefix=INCOMING, dir=record.folder) as incoming,
@@ -239,19 +290,29 @@ def _label_fold(
                 image = image_stamp(images.cases[case])
                 record.add(case, {**asdict(origin), "image": image, "replaced": replaced, **entry})
                 os.replace(Path(incoming) / f"{case}.png", record.folder / PICTURES / f"{case}.png")
-                for part in sorted((Path(incoming) / case).iterdir()):  # some readers keep the spacing beside the file
-                    os.replace(part, record.folder / part.name)
+                for name in (PREDICTIONS, ""):  # the label last: it says that all is there
+                    for part in sorted((Path(incoming) / case / name).glob("*.*")):  # a reader's spacing file, too
+                        os.replace(part, record.folder / name / part.name)
                 record.cases[case]["replaced"] = None
                 record.write()
-    written.warnings += [
-        f"{record.folder / (case + ending)} has no voxel that is sure enough. Use a lower --threshold, or correct it."
-        for case in (*written.predicted, *written.current)
-        if not any(record.cases[case]["confident"].values())
-    ]
-    shares = [record.cases[case]["confident"] for case in (*written.predicted, *written.current)]
-    for c in shares[0] if shares else ():
-        of_class = [share[c] for share in shares if share[c] is not None]
-        written.confident[c] = float(np.mean(of_class)) if of_class else float("nan")
+
+
+def _summarize(record: Record, origin: Origin, painted: set[int], written: Written) -> None:
+    """Shares of sure voxels, and warnings of what the labels lack; ``painted`` by hand it is not lacking."""
+    shares = {case: record.cases[case]["confident"] for case in (*written.predicted, *written.current)}
+    fix = f"Use a lower --threshold (it is {origin.threshold:g}), or correct some by hand: {record.folder}"
+    if unsure := [case for case, of_case in shares.items() if not any(of_case.values())]:
+        written.warnings.append(f"{len(unsure)} of {len(shares)} labels have no sure voxel ({some(unsure)}). {fix}")
+    for value, name in value_names(origin.labels).items():
+        of_class = [of_case[str(value)] for of_case in shares.values() if of_case.get(str(value)) is not None]
+        if value != origin.labels["ignore"] and shares:
+            written.confident[name] = float(np.mean(of_class)) if of_class else float("nan")
+            if not any(of_class) and value not in painted:
+                what, then = ("sure", fix) if of_class else ("predicted", f"Correct some by hand: {record.folder}")
+                written.warnings.append(
+                    f"no voxel of {name} is {what} in any of {len(shares)} labels, so the training sees it in labeled "
+                    f"scans alone. {then}"
+                )
 
 
 def _predict(
@@ -288,7 +349,7 @@ def _export(
     origin: Origin,
     incoming: Path,
 ) -> dict:
-    """Write ``incoming/CASE/`` (the label) and ``incoming/CASE.png``; the case's entry in the record."""
+    """Write ``incoming/CASE/`` (label, whole prediction) and ``incoming/CASE.png``; the case's entry in the record."""
     plans = PlansManager(plans_json)
     label_manager = plans.get_label_manager(dataset_json)
     probabilities = probabilities_in_scan(logits, properties, plans, origin.configuration, dataset_json)
@@ -296,9 +357,10 @@ def _export(
     label, predicted = confident_labels(probabilities, label_manager, origin.threshold, ignore_label)
     shares = confident_shares(label, predicted, label_manager.all_labels)
     reader = plans.image_reader_writer_class()
-    (incoming / case).mkdir()
     file = incoming / case / (case + dataset_json["file_ending"])
+    prediction_file(file).parent.mkdir(parents=True)
     reader.write_seg(label, str(file), properties)
+    reader.write_seg(predicted, str(prediction_file(file)), properties)
     check_writable(incoming)  # SimpleITK truncates a NIfTI file on a full disk without a word
     # a scan that was preprocessed elsewhere and is not here has no gray values to show
     image = label * 0 if are_absent(image_files) else reader.read_images([str(f) for f in image_files])[0][0]

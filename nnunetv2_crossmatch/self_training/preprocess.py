@@ -10,6 +10,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.nnunet.images import differences, nearest_integers
+from nnunetv2_crossmatch.nnunet.labels import value_names
 from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
 from nnunetv2_crossmatch.nnunet.segmentation import (
     SEGMENTATION_SUFFIXES,
@@ -21,7 +22,8 @@ from nnunetv2_crossmatch.preprocessing.manifest import MANIFEST, Manifest
 from nnunetv2_crossmatch.preprocessing.reconcile import known_cases, unknown_ids
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
-from nnunetv2_crossmatch.self_training.marks import REVIEW, describe_marks, left_out, read_marks
+from nnunetv2_crossmatch.self_training.marks import REVIEW, describe_marks, marked_out, read_marks
+from nnunetv2_crossmatch.self_training.names import Round
 from nnunetv2_crossmatch.self_training.record import FOLDER, RECORD, Origin, Record, image_stamp, is_corrected
 from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.files import (
@@ -54,11 +56,12 @@ def pseudo_labels_for_training(
     Args:
         cases: the unlabeled cases that this fold may use, preprocessed; those marked bad are not used.
         validation: the labeled ones that it holds out; none for fold "all".
-        teacher: the trainer whose pseudo-labels are wanted; None for the only one there is.
+        teacher: the trainer whose pseudo-labels are wanted; None for the only one there is, rounds not counted.
 
     Returns:
         ``nnUNet_preprocessed/DatasetXXX_NAME/<data_identifier>_pseudo/TRAINER__PLANS__CONFIG/fold_K`` with
-        ``CASE_seg.b2nd`` and ``CASE.pkl``; the newest origin among the labels; the SHA-256 of each label file.
+        ``CASE_seg.b2nd`` and ``CASE.pkl``; the newest origin among the labels; the SHA-256 of each label file
+        that is used, which those that the record leaves out are not.
 
     Raises:
         DatasetError: no or several sets of pseudo-labels, cases without one, labels that fit neither their
@@ -71,6 +74,8 @@ def pseudo_labels_for_training(
     sets, file = (cache, MANIFEST) if raw_folder is None else (raw_folder / FOLDER, RECORD)
     of_fold = f"{teacher or '*'}__{planned.plans.plans_name}__{planned.configuration_name}/fold_{fold}"
     sources = sorted(found.parent for found in sets.glob(f"{of_fold}/{file}"))
+    if teacher is None:
+        sources = [source for source in sources if Round.parse(source.parent.name.split("__")[0]) is None]
     if not sources:
         raise DatasetError(
             [f"Fold {fold} of {planned.dataset.name} has no pseudo-labels. Run: {command}{teacher or 'nnUNetTrainer'}"]
@@ -89,15 +94,16 @@ def pseudo_labels_for_training(
     if raw_folder is not None:
         if problems := unknown_labels(source, dataset_json["file_ending"], planned.dataset):
             raise DatasetError(problems)
-        entries = _with_files(Record.read(source), dataset_json["file_ending"])
+        record = Record.read(source)
+        entries, left_out = _with_files(record, dataset_json["file_ending"]), record.left_out
     elif load_json(str(source / MANIFEST))["plans"] == stamp:
-        entries = _preprocessed(target, stamp)
+        entries, left_out = _preprocessed(target, stamp)
     else:
         raise DatasetError([f"{source} was made with other plans than {planned.plans.plans_name}. {_ELSEWHERE}"])
-    bad = left_out(source, {case: entry["used"] for case, entry in entries.items()})
+    bad = marked_out(source, {case: entry["used"] for case, entry in entries.items()})
     for line in describe_marks({case: bad[case] for case in cases if case in bad}, source):
         print(f"{source.name}: {line}")
-    cases = [case for case in cases if case not in bad]
+    cases = [case for case in cases if case not in bad and case not in left_out]
     if bad and not cases:
         raise DatasetError([f"No pseudo-label in {source} is left for a training. Correct some, or label again."])
     entries = {case: entry for case, entry in entries.items() if case in cases}
@@ -116,7 +122,7 @@ def pseudo_labels_for_training(
     if problems := _unusable(source, entries, images, dataset_json["labels"], held_out):
         raise DatasetError([*problems, f"Run: {command} (it keeps what was corrected by hand; remove that if named)"])
     if raw_folder is not None:
-        _bring_up_to_date(entries, source, target, planned, dataset_json, num_processes)
+        _bring_up_to_date(entries, left_out, source, target, planned, dataset_json, num_processes)
         if read_marks(target) != (marks := read_marks(source)):
             write_json(marks, target / REVIEW)
     return target, origin, {case: entry["used"] for case, entry in entries.items()}
@@ -134,14 +140,15 @@ def _with_files(record: Record, ending: str) -> dict[str, dict]:
     return {case: {**record.cases[case], "used": sha256_of(file)} for case, file in files.items() if file.exists()}
 
 
-def _preprocessed(target: Path, stamp: str) -> dict[str, dict]:
-    """Entries, as by :func:`_with_files`, of what was preprocessed with these plans and is whole."""
+def _preprocessed(target: Path, stamp: str) -> tuple[dict[str, dict], dict[str, str]]:
+    """Entries, as by :func:`_with_files`, of what was preprocessed with these plans and is whole; what is left out."""
     content = load_json(str(target / MANIFEST)) if (target / MANIFEST).exists() else {}
-    return {
+    entries = {
         case: entry
         for case, entry in (content["cases"] if content.get("plans") == stamp else {}).items()
         if all((target / (case + suffix)).exists() for suffix in SEGMENTATION_SUFFIXES)
     }
+    return entries, content.get("left_out", {})
 
 
 def _newest(entries: dict[str, dict]) -> dict:
@@ -178,6 +185,7 @@ def _unusable(
 
 def _bring_up_to_date(
     entries: dict[str, dict],
+    left_out: dict[str, str],
     source: Path,
     target: Path,
     planned: Planned,
@@ -185,16 +193,16 @@ def _bring_up_to_date(
     num_processes: int,
 ) -> None:
     stamp = planned.stamp
-    if _preprocessed(target, stamp) == entries:  # no lock: the folder may be read-only
+    if _preprocessed(target, stamp) == (entries, left_out):  # no lock: the folder may be read-only
         return
     with locked(target / ".lock"):
         remove_leftovers(target)
-        there = _preprocessed(target, stamp)
+        there, _ = _preprocessed(target, stamp)
         done = {case for case, entry in entries.items() if there.get(case) == entry}
 
         def write() -> None:
             cases = {case: entry for case, entry in entries.items() if case in done}
-            write_json({"plans": stamp, "cases": cases}, target / MANIFEST)
+            write_json({"plans": stamp, "cases": cases, "left_out": left_out}, target / MANIFEST)
 
         write()
         of_all = planned.plans.plans, planned.configuration_name, dataset_json
@@ -235,9 +243,8 @@ def preprocess_pseudo_label(
             dataset does not have.
     """
     plans = PlansManager(plans_json)
-    label_manager = plans.get_label_manager(dataset_json)
     data, mask, _, properties = UnlabeledDataset(str(images), [case]).load_case(case)
-    seg = _read(file, plans, properties, [*map(int, label_manager.all_labels), label_manager.ignore_label])
+    seg = read_label(file, plans, properties, dataset_json["labels"])
     seg, properties = preprocess_segmentation(
         seg, data.shape[1:], mask[:] < 0, properties, plans, configuration_name, dataset_json
     )
@@ -252,7 +259,16 @@ def preprocess_pseudo_label(
             os.replace(Path(incoming) / (case + suffix), target / (case + suffix))
 
 
-def _read(file: Path, plans: PlansManager, properties: dict, allowed: list[int]) -> np.ndarray:
+def read_label(file: Path, plans: PlansManager, properties: dict, labels: dict) -> np.ndarray:
+    """A pseudo-label that somebody may have painted on, (1, z, y, x) int16.
+
+    Args:
+        properties: of its preprocessed scan.
+        labels: dataset.json's, with an ignore label.
+
+    Raises:
+        BadLabel: see :func:`preprocess_pseudo_label`.
+    """
     fix = "Correct it, or remove it and run nnUNetv2_crossmatch pseudo-label again."
     try:
         seg, own = plans.image_reader_writer_class().read_seg(str(file))
@@ -267,6 +283,9 @@ def _read(file: Path, plans: PlansManager, properties: dict, allowed: list[int])
     if set(differences(own, properties)) & {"origin", "orientation"}:
         raise BadLabel(f"{file} has another origin or orientation than its scan. {fix}")
     seg = nearest_integers(seg)
-    if foreign := set(np.unique(seg).tolist()) - set(allowed):
-        raise BadLabel(f"{file} has labels {sorted(foreign)}, which are none of {allowed}. {fix}")
+    names = value_names(labels)
+    if foreign := sorted(set(np.unique(seg).tolist()) - names.keys()):
+        found = " and ".join(f"{value:g}" for value in foreign)
+        allowed = ", ".join(f"{value} ({name})" for value, name in names.items())
+        raise BadLabel(f"{file} has the value {found}. Allowed are {allowed}. {fix}")
     return seg.astype(np.int16)

@@ -1,5 +1,6 @@
 """Where pseudo-labels lie, and what they were made with."""
 
+import hashlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.utilities.files import read_json, sha256_of, write_json
 
 RECORD = "pseudo_labels.json"
+PREDICTIONS = "predictions"
 FOLDER = "pseudo_labels"  # in the raw dataset folder; nnU-Net looks only into images* and labels*
 
 
@@ -19,7 +21,8 @@ def pseudo_label_folder(raw_folder: Path, model: RunFolder) -> Path:
 class Origin:
     """What a fold's pseudo-labels are made with.
 
-    model: SHA-256 of the checkpoint file.
+    folds: whose models labeled together; several only for fold "all".
+    model: SHA-256 of the checkpoint file, see :func:`model_hash`.
     labels: dataset.json's, with an ignore label.
     validation: labeled cases that the model held out.
     """
@@ -28,6 +31,7 @@ class Origin:
     plans: str
     configuration: str
     fold: int | str
+    folds: list[int | str]
     checkpoint: str
     model: str
     threshold: float
@@ -37,6 +41,7 @@ class Origin:
 
     @classmethod
     def of(cls, entry: dict) -> "Origin":
+        entry = {"folds": [entry["fold"]], **entry}  # earlier versions knew no others
         return cls(**{f.name: entry[f.name] for f in fields(cls)})
 
 
@@ -47,10 +52,12 @@ class Record:
     cases: id -> {**its :class:`Origin`, "image": :func:`image_stamp`, "file": SHA-256 as it was written,
         "replaced": that of the file before, until the new one is there, "confident": share of confident voxels
         per predicted class}; the newest is the last.
+    left_out: id -> why no training takes it.
     """
 
     folder: Path
     cases: dict[str, dict] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> "Record":
@@ -62,19 +69,20 @@ class Record:
         file = folder / RECORD
         if not file.exists():
             return cls(folder)
-        needed = {*(f.name for f in fields(Origin)), "image", "file", "replaced", "confident"}
+        needed = {*(f.name for f in fields(Origin)), "image", "file", "replaced", "confident"} - {"folds"}
         try:
-            cases = read_json(file)["cases"]
+            content = read_json(file)
+            cases = content["cases"]
             whole = all(needed <= entry.keys() for entry in cases.values())
         except (ValueError, KeyError, TypeError, AttributeError):
             whole = False
         if not whole:
             raise ValueError(f"{file} is not a record of this version. Move {folder} away and label again.")
-        return cls(folder, cases)
+        return cls(folder, cases, content.get("left_out", {}))
 
     def write(self) -> None:
         """Whole or not at all."""
-        write_json({"cases": self.cases}, self.folder / RECORD)
+        write_json({"cases": self.cases, "left_out": self.left_out}, self.folder / RECORD)
 
     def add(self, case: str, entry: dict) -> None:
         """As the newest; written at once."""
@@ -92,9 +100,21 @@ class Record:
         wanted = {key: getattr(origin, key) for key in ("model", "threshold", "labels", "validation")}
         return (
             file.exists()
+            and prediction_file(file).exists()
             and sha256_of(file) == entry.get("file")
             and all(entry[key] == value for key, value in {**wanted, "image": image}.items())
         )
+
+
+def prediction_file(label: Path) -> Path:
+    """The whole prediction that a label's sure voxels are of."""
+    return label.parent / PREDICTIONS / label.name
+
+
+def model_hash(checkpoints: list[Path]) -> str:
+    """SHA-256 of the file; of several, that of theirs."""
+    hashes = [sha256_of(checkpoint) for checkpoint in checkpoints]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def image_stamp(entry: dict) -> list:

@@ -6,9 +6,10 @@ import shutil
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import submitit
 import torch
@@ -64,9 +65,16 @@ class Local(Cluster):
     interval = 1.0
     interrupted = "The trainings are being ended. To resume, run the same command again."
 
-    def __init__(self, runs: list[RunFolder], device: str, gpus_per_job: int):
-        """Raises ValueError if there are fewer GPUs than a job wants."""
+    def __init__(
+        self,
+        runs: list[RunFolder],
+        device: str,
+        gpus_per_job: int,
+        pretrained: Mapping[RunFolder, Path] = MappingProxyType({}),
+    ):
+        """``pretrained`` has the checkpoint that a run begins with. Raises ValueError: fewer GPUs than a job wants."""
         super().__init__(runs, device, gpus_per_job)
+        self._pretrained = pretrained
         if device == "cpu":
             self._slots = [""]
         else:
@@ -91,7 +99,8 @@ class Local(Cluster):
         executor = submitit.LocalExecutor(job_folder(run))
         executor.update_parameters(timeout_min=YEAR)
         with _stderr_to(job_folder(run) / "controller.err"):  # at Ctrl-C submitit's process would print a traceback
-            self.jobs[run] = executor.submit(Training(run, self.device, self.gpus_per_job, free[0]))
+            training = Training(run, self.device, self.gpus_per_job, free[0], self._pretrained.get(run))
+            self.jobs[run] = executor.submit(training)
         self._slot_of[run] = free[0]
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """The runs of a matrix: all that can be wrong with them before they start, and their way from waiting to done."""
 
+import signal
 import time
 
 from nnunetv2.paths import nnUNet_results
@@ -49,6 +50,30 @@ def make_runs(
         for fold in dict.fromkeys(folds)
         for trainer in dict.fromkeys(trainers)
     ]
+
+
+def train_all(runs: list[RunFolder], cluster: Cluster) -> None:
+    """:func:`follow`, and leave no training behind, however this process is told to end.
+
+    Raises:
+        KeyboardInterrupt: by SIGINT, SIGTERM or SIGHUP.
+        RuntimeError: names the runs that failed.
+    """
+    endings = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in endings]  # all as Ctrl-C
+    try:
+        failed = follow(runs, cluster)
+    except KeyboardInterrupt:
+        print(f"\n{cluster.interrupted}", flush=True)
+        raise
+    finally:
+        for number in endings:
+            signal.signal(number, signal.SIG_IGN)  # until no training is left behind
+        cluster.close()
+        for number, handler in zip(endings, before, strict=True):
+            signal.signal(number, handler)
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {len(runs)} failed: {', '.join(map(str, failed))}. See the logs above.")
 
 
 def follow(runs: list[RunFolder], cluster: Cluster) -> list[RunFolder]:

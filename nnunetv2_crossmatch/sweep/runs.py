@@ -81,12 +81,14 @@ class Training:
 
     gpus: for CUDA_VISIBLE_DEVICES; None leaves the choice to SLURM. (submitit's own ``visible_gpus`` takes numbers
         only, and a GPU may be named by its UUID.)
+    pretrained: see :func:`train`.
     """
 
     run: RunFolder
     device: str
     num_gpus: int
     gpus: str | None = None
+    pretrained: Path | None = None
 
     def __call__(self) -> None:
         if self.gpus is not None:
@@ -95,7 +97,7 @@ class Training:
         os.register_at_fork(after_in_child=_default_signals)
         with claimed(self.run, seconds=5):
             self._started.touch()
-            train(self.run, self.device, self.num_gpus)
+            train(self.run, self.device, self.num_gpus, self.pretrained)
 
     @property
     def _started(self) -> Path:

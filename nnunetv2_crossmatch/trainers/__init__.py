@@ -1,10 +1,12 @@
-"""What nnU-Net looks up by name: every method's trainer, and of each ``_<N>epochs`` and ``_smoke`` variants.
+"""What nnU-Net looks up by name: every method's trainer, variants (``_<N>epochs``, ``_smoke``) and rounds of it.
 
 nnU-Net asks every trainer module for every name, so nothing is imported before a name is ours.
 """
 
 import importlib
 import re
+
+from nnunetv2_crossmatch.self_training.names import Round
 
 METHODS = {  # trainer: module
     "nnUNetTrainerCrossMatch": "crossmatch",
@@ -25,6 +27,13 @@ _VARIANT = re.compile(r"(?P<trainer>nnUNetTrainer[A-Za-z0-9]+)_(?:(?P<epochs>[1-
 
 
 def __getattr__(name: str) -> type:
+    if round_ := Round.parse(name):
+        student = __getattr__(round_.student)
+        doc = f"Round {round_.number} of self-training."
+        globals()[name] = type(
+            name, (student,), {"__module__": __name__, "__doc__": doc, "teacher": round_.before.trainer}
+        )
+        return globals()[name]
     variant = _VARIANT.fullmatch(name)
     trainer = variant["trainer"] if variant else name
     if trainer not in METHODS:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from nnunetv2_crossmatch.nnunet.images import read_images
 from nnunetv2_crossmatch.preprocessing.dataset import Planned
+from nnunetv2_crossmatch.preprocessing.image_folder import HIDDEN_LABELS
 from nnunetv2_crossmatch.preprocessing.listing import list_unlabeled
 
-HIDDEN_LABELS = "labelsUn"  # in the raw dataset folder
 SCANS = 4  # enough for a curve; preprocessed again with their labels, and held in memory
 
 

@@ -11,8 +11,11 @@ from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.trainers.records import record_resources
 
 
-def train(run: RunFolder, device_type: str, num_gpus: int) -> None:
+def train(run: RunFolder, device_type: str, num_gpus: int, pretrained: Path | None = None) -> None:
     """Train it or continue its training, then validate it; one that is trained is only validated.
+
+    Args:
+        pretrained: a checkpoint that a training begins with, see nnU-Net's ``-pretrained_weights``.
 
     Raises:
         RuntimeError: nnU-Net would train into another folder.
@@ -37,6 +40,7 @@ def train(run: RunFolder, device_type: str, num_gpus: int) -> None:
             run.fold,
             run.trainer,
             run.plans,
+            None if pretrained is None or run.checkpoints else str(pretrained),
             num_gpus=num_gpus,
             continue_training=not run.is_trained and bool(run.checkpoints),
             only_run_validation=run.is_trained,

@@ -3,15 +3,17 @@
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.configuration import default_num_processes
+from torch.optim import Optimizer
 
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
 from nnunetv2_crossmatch.self_training.dataset import MixedDataset, PseudoLabeledDataset
 from nnunetv2_crossmatch.self_training.preprocess import pseudo_labels_for_training
-from nnunetv2_crossmatch.self_training.record import RECORD
+from nnunetv2_crossmatch.self_training.record import RECORD, model_hash
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
-from nnunetv2_crossmatch.utilities.files import sha256_of, write_json
+from nnunetv2_crossmatch.utilities.files import write_json
 
 
 class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
@@ -27,6 +29,8 @@ class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
         # dataset_json goes into the checkpoint and stays as it is
         self.label_manager = self.plans_manager.get_label_manager(with_ignore_label(self.dataset_json))
         super().initialize()
+        self._stepped = False
+        self.optimizer.register_step_pre_hook(self._before_step)
 
     def on_train_start(self) -> None:
         if not self.was_initialized:
@@ -38,15 +42,34 @@ class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
         if self.local_rank == 0:
             self._note(made_with, Path(self.output_folder) / RECORD)
 
+    def _before_step(self, optimizer: Optimizer, *_: object) -> None:
+        """Not called where mixed precision skips a step. Elsewhere nnU-Net takes it with whatever the gradients are."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._stepped = self.grad_scaler is not None or bool(
+            torch.stack(torch._foreach_norm(gradients)).isfinite().all()
+        )
+        if not self._stepped:
+            optimizer.zero_grad(set_to_none=True)  # nothing is left to step with
+
+    def train_step(self, batch: dict) -> dict:
+        self._stepped = False
+        result = super().train_step(batch)
+        self._count_skipped(self._stepped, float(result["loss"]))
+        return result
+
     def _prepare_pseudo_labels(self) -> tuple[Path, dict]:
         """Folder of the preprocessed labels; their origin, and "files": SHA-256 of each."""
         folder, origin, files = pseudo_labels_for_training(
             self.planned, self.fold, self._cases, self.do_split()[1], self.teacher, default_num_processes
         )
         self.print_to_log_file(f"pseudo-labels of {_short(asdict(origin))}: {folder}")
-        model = Path(self.output_folder_base).parent / folder.parent.name / folder.name / origin.checkpoint
-        if self.local_rank == 0 and model.exists() and sha256_of(model) != origin.model:
-            self.print_to_log_file(f"warning: {model} was trained again since it wrote these pseudo-labels.")
+        if left_out := sorted(set(self._cases) - files.keys()):
+            self.print_to_log_file(f"{len(left_out)} scans are left out, as {RECORD} says: {', '.join(left_out)}")
+            self._cases = list(files)
+        models = Path(self.output_folder_base).parent / folder.parent.name
+        checkpoints = [models / f"fold_{fold}" / origin.checkpoint for fold in origin.folds]
+        if self.local_rank == 0 and all(map(Path.exists, checkpoints)) and model_hash(checkpoints) != origin.model:
+            self.print_to_log_file(f"warning: {models} was trained again since it wrote these pseudo-labels.")
         return folder, {**asdict(origin), "files": files}
 
     def _note(self, made_with: dict, file: Path) -> None:

@@ -38,7 +38,6 @@ from nnunetv2_crossmatch.trainers.records import write_method
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
 
 GRADIENT_CLIP = 12  # nnU-Net's, a literal in its train_step
-MAX_SKIPPED = 50  # steps in a row; mixed precision skips one or two dozen until it has found its scale
 
 
 class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
@@ -68,7 +67,6 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         super().initialize()
         self._ratios = EpochRatios()
         self._step_in_epoch = 0
-        self._skipped_in_a_row = 0
         self._stage = ""
         self._hidden_labels: HiddenLabelsCurve | None = None
         network = self._plain_network
@@ -229,16 +227,6 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             self.method.partner.forget()  # the next batch of one would be pasted into it
         self._count_skipped(bool(finite), shown)
         return {"loss": shown}
-
-    def _count_skipped(self, finite: bool, loss: float) -> None:
-        """Raises RuntimeError when nothing was learned for so long that nothing will be."""
-        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
-        if self._skipped_in_a_row >= MAX_SKIPPED:
-            raise RuntimeError(
-                f"The gradients of {MAX_SKIPPED} steps in a row were not finite (loss {loss}) and were skipped. The "
-                "checkpoints are from before. Look at progress_unlabeled.png for what grew, check the scans "
-                "(nnUNetv2_crossmatch check), and train a subclass with a smaller initial_lr."
-            )
 
     def _announce_stage(self, progress: float) -> None:
         stage = next((name for start, name in reversed(self.method.stages) if progress >= start), "")

@@ -28,6 +28,7 @@ from nnunetv2_crossmatch.utilities.main_guard import require_main_guard
 from nnunetv2_crossmatch.utilities.versions import versions
 
 WARNINGS_IN_LOG = 10
+MAX_SKIPPED = 50  # steps in a row; mixed precision skips one or two dozen until it has found its scale
 
 
 class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
@@ -62,6 +63,7 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         self.num_val_iterations_per_epoch = self.val_iterations_per_epoch
         self.save_every = 10
         self._seed = int(np.random.randint(2**31))
+        self._skipped_in_a_row = 0
 
     @classmethod
     def has_stock_network(cls) -> bool:
@@ -102,6 +104,16 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         random.seed(int(for_python))
         np.random.seed(for_numpy)
         torch.manual_seed(int(for_torch))
+
+    def _count_skipped(self, finite: bool, loss: float) -> None:
+        """Raises RuntimeError when nothing was learned for so long that nothing will be."""
+        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+        if self._skipped_in_a_row >= MAX_SKIPPED:
+            raise RuntimeError(
+                f"The gradients of {MAX_SKIPPED} steps in a row were not finite (loss {loss}) and were skipped. The "
+                f"checkpoints are from before. Look at the curves in {self.output_folder} for what grew, check the "
+                "scans (nnUNetv2_crossmatch check), and train a subclass with a smaller initial_lr."
+            )
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()

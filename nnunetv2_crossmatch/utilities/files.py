@@ -29,10 +29,19 @@ def write_json(content: dict | list, file: Path) -> None:
     Raises:
         OSError: names the file.
     """
+    _write_whole(file, lambda temporary: save_json(content, str(temporary), sort_keys=False))
+
+
+def write_text(content: str, file: Path) -> None:
+    """As :func:`write_json`, in UTF-8."""
+    _write_whole(file, lambda temporary: temporary.write_text(content, "utf-8"))
+
+
+def _write_whole(file: Path, write: Callable[[Path], Any]) -> None:
     temporary = file.with_name(f"{INCOMING}{uuid4().hex}_{file.name}")  # process ids repeat on a cluster
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_json(content, str(temporary), sort_keys=False)
+        write(temporary)
         os.replace(temporary, file)
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(file)) from e

@@ -3,8 +3,10 @@ import json
 
 import pytest
 
+from nnunetv2_crossmatch.comparison.report import _training_commands
 from nnunetv2_crossmatch.comparison.runs import TrainedRun, read_run, validation_cases
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.self_training.names import Round
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.comparison.conftest import finished
 from tests.nnunet.conftest import epoch
@@ -25,6 +27,31 @@ def test_hours_count_every_process_and_the_runs_that_made_the_pseudo_labels(tmp_
     of_itself = {**made_with, "trainer": "student", "model": hashlib.sha256(b"").hexdigest()}
     (folder / "pseudo_labels.json").write_text(json.dumps(of_itself))
     assert "no longer exists" in read_run(RunFolder(folder)).warnings[0]
+
+
+def test_hours_count_all_folds_that_labeled_together_and_all_rounds_before(tmp_path):
+    teachers = [finished(tmp_path / "D" / "T__P__2d", fold, *epoch(0, 0.5, 3600)) for fold in (0, 1)]
+    hashes = []
+    for folder in teachers:
+        (folder / "checkpoint_final.pth").write_text(folder.name)
+        hashes.append(hashlib.sha256(folder.name.encode()).hexdigest())
+    of_all = {"trainer": "T", "plans": "P", "configuration": "2d", "fold": "all", "folds": [0, 1], "threshold": 0.9}
+    of_all |= {"checkpoint": "checkpoint_final.pth", "model": hashlib.sha256("".join(hashes).encode()).hexdigest()}
+    first = Round("nnUNetTrainerPseudoLabel", 1, "T")
+    folder = finished(tmp_path / "D" / f"{first.trainer}__P__2d", "all", *epoch(0, 0.5, 1800), pseudo_labels=of_all)
+    model = hashlib.sha256((folder / "checkpoint_final.pth").read_bytes()).hexdigest()
+    of_round = {**of_all, "trainer": first.trainer, "folds": ["all"], "model": model}
+    second = tmp_path / "D" / f"{first._replace(number=2).trainer}__P__2d"
+    run = read_run(RunFolder(finished(second, "all", *epoch(0, 0.5, 900), pseudo_labels=of_round)))
+    assert (run.hours, run.warnings) == (2.75, ())
+    assert _training_commands(run.folder) == [
+        *(f"nnUNetv2_train D 2d {fold} -tr T -p P" for fold in (0, 1)),
+        *(
+            f"nnUNetv2_crossmatch self-train -d D -c 2d -p P -f all -tr T --student nnUNetTrainerPseudoLabel "
+            f"--rounds {number} --threshold 0.9 -chk checkpoint_final.pth"
+            for number in (1, 2)
+        ),
+    ]
 
 
 def test_the_device_of_stock_nnunet_is_that_of_its_debug_json(tmp_path):

@@ -54,12 +54,14 @@ class Place:
                 for i in range(3)
             }
             (self.raw / "dataset.json").write_text(json.dumps({**self.json, "dataset": named}))
-        (self.pseudo_labels / "pictures").mkdir(parents=True)
+        for folder in ("pictures", "predictions"):
+            (self.pseudo_labels / folder).mkdir(parents=True)
         record = {}
         for i in range(3):
             file = self.pseudo_labels / f"scan{i}.nii.gz"
             file.write_text(f"label {i}")
             (self.pseudo_labels / "pictures" / f"scan{i}.png").touch()
+            (self.pseudo_labels / "predictions" / file.name).touch()
             record[f"scan{i}"] = {**ENTRY, "file": sha256(file)}
         (self.pseudo_labels / "pseudo_labels.json").write_text(json.dumps({"cases": record}))
         (self.pseudo_labels / "scan2.nii.gz").write_text("corrected")
@@ -128,6 +130,7 @@ def test_scans_and_masks_move_and_all_that_names_them_follows(tmp_path, monkeypa
     assert findings.content["unlabeled"].keys() == {"scan1", "scan3"}
     record = json.loads((place.pseudo_labels / "pseudo_labels.json").read_text())["cases"]
     assert record.keys() == {"scan1"}
+    assert {file.name for file in (place.pseudo_labels / "predictions").iterdir()} == {"scan1.nii.gz", "scan2.nii.gz"}
     left = {file.name for file in place.pseudo_labels.rglob("*.*") if "lock" not in file.name}
     assert left == {"pseudo_labels.json", "scan1.nii.gz", "scan1.png", "scan2.nii.gz", "scan2.png"}  # 2 was corrected
     assert not (place.raw / ".annotated").exists()

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -172,6 +173,58 @@ def test_fold_all(place):
     assert place.record("all")["scan0"]["validation"] == []
 
 
+def test_all_trained_folds_label_together_for_fold_all(place):
+    place.write(("all",))
+    predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(place.model), (0, 1))
+    for case in CASES:
+        file = place.raw / "imagesUn" / f"{case}_0000.nii.gz"
+        image, properties = predictor.plans_manager.image_reader_writer_class().read_images([str(file)])
+        segmentation, probabilities = predictor.predict_single_npy_array(
+            image, properties, save_or_return_probabilities=True
+        )
+        folder = place.labels / "fold_all"
+        assert np.array_equal(read(folder / "predictions" / f"{case}.nii.gz"), segmentation)
+        sure = np.where(probabilities.max(0) >= 0.6, segmentation, 3)
+        assert np.array_equal(read(folder / f"{case}.nii.gz"), sure)
+    hashes = [
+        hashlib.sha256((place.model / f"fold_{fold}" / "checkpoint_final.pth").read_bytes()).hexdigest()
+        for fold in (0, 1)
+    ]
+    entry = place.record("all")["scan0"]
+    assert (entry["folds"], entry["model"]) == ([0, 1], hashlib.sha256("".join(hashes).encode()).hexdigest())
+    assert place.write(("all",))["all"].current == CASES
+    place.make_model(2, seed=2)
+    assert place.write(("all",))["all"].predicted == CASES
+    assert place.write((0,))[0].current == CASES  # a fold's own labels are of its own model
+
+
+def test_corrections_that_no_training_could_use_are_refused_by_name_before_anything_is_labeled(place, no_prediction):
+    for case, value in (("scan0", 7), ("scan2", 9)):
+        file = place.labels / "fold_0" / f"{case}.nii.gz"
+        label = sitk.ReadImage(str(file))
+        label[3, 3, 3] = value
+        sitk.WriteImage(label, str(file))
+    with pytest.raises(DatasetError) as e:
+        place.write((1, 0))
+    assert len(e.value.problems) == 2
+    assert "fold_0/scan0.nii.gz has the value 7. Allowed are 0 (background), 1 (shell), 2 (core), 3 (ignore)." in str(
+        e.value
+    )
+    assert "scan2.nii.gz has the value 9" in str(e.value)
+
+
+def test_a_class_without_a_sure_voxel_is_named_unless_somebody_painted_it(place):
+    assert any("no voxel of shell is predicted in any of 4 labels" in line for line in place.write()[0].warnings)
+    file = place.labels / "fold_0" / "scan1.nii.gz"
+    label = sitk.ReadImage(str(file))
+    label[3, 3, 3] = 1
+    sitk.WriteImage(label, str(file))
+    written = place.write()[0]
+    assert "shell" not in "".join(written.warnings) and written.corrected == ["scan1"]
+    assert set(written.confident) == {"background", "shell", "core"}
+
+
 def test_natural_images(tmp_path):
     """Label and picture are both PNG files, and lie apart."""
     plans = {
@@ -197,7 +250,7 @@ def test_natural_images(tmp_path):
     }
     image = tmp_path / "a_0000.png"
     sitk.WriteImage(sitk.GetImageFromArray(np.arange(600, dtype=np.uint8).reshape(20, 30)), str(image))
-    origin = Origin("T", "P", "2d", 0, "c", "m", 0.7, {**dataset_json["labels"], "ignore": 2}, [], {})
+    origin = Origin("T", "P", "2d", 0, [0], "c", "m", 0.7, {**dataset_json["labels"], "ignore": 2}, [], {})
     predict._export("a", [image], logits, properties, plans, dataset_json, origin, tmp_path)
     assert set(np.unique(read(tmp_path / "a" / "a.png"))) == {0, 1, 2}
     assert (tmp_path / "a.png").stat().st_size > 5000
@@ -241,7 +294,7 @@ def test_a_model_that_validated_other_cases_is_refused(place, no_prediction):
 
 
 def test_without_the_models_validation_the_split_is_believed_with_a_warning(place):
-    assert place.write()[0].warnings == []
+    assert "summary.json" not in "".join(place.write()[0].warnings)
     shutil.rmtree(place.model / "fold_0" / "validation")
     assert "validation has no summary.json" in place.write()[0].warnings[0]
 
@@ -255,7 +308,10 @@ def test_scans_that_were_preprocessed_elsewhere_need_not_be_here(place):
 def test_a_label_without_a_sure_voxel_is_named(place):
     place.make_model(0, seed=0, certainty=0.01)
     warnings = place.write(threshold=1)[0].warnings
-    assert len(warnings) == 4 and "scan0.nii.gz has no voxel that is sure enough" in warnings[0]
+    assert "4 of 4 labels have no sure voxel (scan0, scan1, scan2 and 1 more)" in warnings[0]
+    assert "Use a lower --threshold (it is 1)" in warnings[0]
+    of_classes = dict(re.findall(r"no voxel of (\w+) is (sure|predicted) in any of 4 labels", "".join(warnings)))
+    assert of_classes.keys() == {"background", "shell", "core"} and "sure" in of_classes.values()
 
 
 def test_a_leak_of_another_fold_stops_not_this_one_and_is_a_warning(place):

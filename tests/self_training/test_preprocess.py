@@ -12,8 +12,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
+from nnunetv2_crossmatch.self_training.names import STUDENT, Round
 from nnunetv2_crossmatch.self_training.preprocess import preprocess_pseudo_label, pseudo_labels_for_training
 from nnunetv2_crossmatch.self_training.record import image_stamp
+from nnunetv2_crossmatch.self_training.rounds import leave_out
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import small_files
 
@@ -123,6 +125,24 @@ def test_labels_of_two_models_are_refused_but_corrected_ones_may_be_older(place,
     prepare(place, raw=False)
 
 
+def test_scans_that_are_left_out_are_not_trained_on_here_or_elsewhere(place):
+    prepare(place)
+    leave_out(place.labels / "fold_0", ["scan2"])
+    for raw in (True, False):
+        *_, files = pseudo_labels_for_training(place.planned(raw), 0, CASES, place.validation(), None, 1)
+        assert list(files) == ["scan0", "scan1", "scan3"]
+    leave_out(place.labels / "fold_0", [])
+    prepare(place)
+    assert list(pseudo_labels_for_training(place.planned(False), 0, CASES, place.validation(), None, 1)[2]) == CASES
+
+
+def test_labels_of_rounds_are_no_second_teachers(place):
+    own = place.labels.with_name(place.labels.name.replace("nnUNetTrainer", Round(STUDENT, 1, "nnUNetTrainer").trainer))
+    shutil.copytree(place.labels, own)
+    assert prepare(place).parent.name == place.labels.name
+    assert prepare(place, teacher=own.name.split("__")[0]).parent.name == own.name
+
+
 def test_killed_between_record_and_file_is_refused(place):
     record = place.record()
     record["scan1"].update(replaced=record["scan1"]["file"], file="of the file that was never moved here")
@@ -204,7 +224,8 @@ def test_labels_that_do_not_fit_are_all_named(place):
     (place.labels / "fold_0" / "scan2.nii.gz").write_bytes(b"nonsense")
     with pytest.raises(DatasetError) as e:
         prepare(place)
-    assert "scan0.nii.gz has labels" in str(e.value) and "none of [0, 1, 2, 3]" in str(e.value)
+    assert "scan0.nii.gz has the value 4 and" in str(e.value)
+    assert "Allowed are 0 (background), 1 (shell), 2 (core), 3 (ignore)." in str(e.value)
     assert "scan1.nii.gz has shape (15, 24, 24)" in str(e.value) and "scan2.nii.gz cannot be read" in str(e.value)
     assert "scan3" not in str(e.value)
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from nnunetv2_crossmatch.cli import main
-from nnunetv2_crossmatch.self_training.marks import describe_marks, left_out, left_out_now, take_review
+from nnunetv2_crossmatch.self_training.marks import describe_marks, marked_out, marked_out_now, take_review
 from nnunetv2_crossmatch.self_training.preprocess import pseudo_labels_for_training
 from nnunetv2_crossmatch.self_training.review import doubt, labeled_folds, write_review_page
 from nnunetv2_crossmatch.utilities.errors import DatasetError
@@ -30,12 +30,12 @@ def test_a_mark_is_of_one_label(tmp_path):
         "b": {"mark": "to correct", "label": "2"},
         "c": {"mark": "good", "label": "3"},
     }
-    assert left_out(tmp_path, {"a": "1"}) == {}
+    assert marked_out(tmp_path, {"a": "1"}) == {}
     (tmp_path / "review.json").write_text(json.dumps(marks))
     files = {"a": "1", "b": "2", "c": "3", "d": "4"}
-    assert left_out(tmp_path, files) == {"a": "bad", "b": "to correct"}
-    assert left_out(tmp_path, {**files, "a": "labeled anew", "b": "corrected"}) == {}
-    assert left_out(tmp_path, {"c": "3"}) == {"a": "bad", "b": "to correct"}  # as where the others were never copied
+    assert marked_out(tmp_path, files) == {"a": "bad", "b": "to correct"}
+    assert marked_out(tmp_path, {**files, "a": "labeled anew", "b": "corrected"}) == {}
+    assert marked_out(tmp_path, {"c": "3"}) == {"a": "bad", "b": "to correct"}  # as where the others were never copied
     assert describe_marks({"a": "bad", "b": "to correct", "z": "bad"}, tmp_path) == [
         "2 marked bad and left out of the training: a, z.",
         f"1 left out until they are corrected in {tmp_path}: b.",
@@ -92,7 +92,7 @@ def test_bad_labels_and_those_to_correct_are_left_out_until_they_are_corrected(p
     shutil.copy(place.labels / "fold_0" / "scan2.nii.gz", place.labels / "fold_0" / "scan1.nii.gz")
     assert used(place) == ["scan1", "scan2", "scan3"]
     assert used(place, raw=False) == ["scan1", "scan2", "scan3"]
-    assert left_out_now(place.labels / "fold_0", ".nii.gz") == {"scan0": "bad"}
+    assert marked_out_now(place.labels / "fold_0", ".nii.gz") == {"scan0": "bad"}
 
     content = json.loads(reviewed.read_text())
     content["marks"] = {"scan3": {"mark": "bad", "label": sha256(place.labels / "fold_0" / "scan3.nii.gz")}}

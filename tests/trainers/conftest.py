@@ -112,9 +112,8 @@ def write_labels(
     preprocess_unlabeled(planned, 1)
     images = Manifest.read(planned.unlabeled_folder)
     validation = [] if fold == "all" else json.loads((preprocessed / "splits_final.json").read_text())[fold]["val"]
-    made_with = Origin(
-        trainer, plans, configuration, fold, "checkpoint_final.pth", "model", 0.9, labels, validation, {"torch": "0"}
-    )
+    of_model = trainer, plans, configuration, fold, [fold], "checkpoint_final.pth", "model"
+    made_with = Origin(*of_model, 0.9, labels, validation, {"torch": "0"})
     record = Record(pseudo_label_folder(raw, RunFolder.of(DATASET, trainer, plans, configuration, fold)))
     rng = np.random.default_rng(0)
     for case, entry in images.cases.items():

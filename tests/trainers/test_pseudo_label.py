@@ -14,6 +14,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_crossmatch.cli import main
+from nnunetv2_crossmatch.self_training.rounds import leave_out
+from nnunetv2_crossmatch.trainers import unlabeled_cases
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from nnunetv2_crossmatch.utilities.files import sha256_of
 from tests.conftest import DATASET, write_image
@@ -210,6 +212,46 @@ def test_missing_pseudo_labels_and_leaks_stop_the_training(dataset, make_trainer
     shutil.copy(images / "imagesUn" / "scan0_0000.nii.gz", images / "imagesTs" / "copy_0000.nii.gz")
     with pytest.raises(DatasetError, match="The same image"):
         started(make_trainer)
+
+
+def test_a_training_that_only_skips_ends_with_a_message_and_its_network_as_it_was(dataset, make_trainer, monkeypatch):
+    monkeypatch.setattr(unlabeled_cases, "MAX_SKIPPED", 3)
+    write_labels(dataset)
+    trainer = started(make_trainer)
+    broken, whole = next(trainer.dataloader_train), next(trainer.dataloader_train)
+    broken["data"][0, 0, 0, 0, 0] = np.inf
+    for batch in (broken, broken, whole, broken, broken):
+        before = [p.detach().clone() for p in trainer.network.parameters()]
+        trainer.train_step(batch)
+        assert all(map(torch.equal, before, trainer.network.parameters())) == (batch is broken)
+    with pytest.raises(RuntimeError, match="The gradients of 3 steps in a row were not finite"):
+        trainer.train_step(broken)
+
+
+def test_an_overflow_in_mixed_precision_is_counted(dataset, make_trainer):
+    write_labels(dataset)
+    trainer = started(make_trainer)
+    trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    batch = next(trainer.dataloader_train)
+    trainer.train_step(batch)
+    assert trainer._skipped_in_a_row == 0
+    hook = next(trainer.network.parameters()).register_hook(lambda gradient: gradient * np.inf)
+    trainer.train_step(batch)
+    assert (trainer._skipped_in_a_row, trainer.grad_scaler.get_scale()) == (1, 512)
+    hook.remove()
+    trainer.train_step(batch)
+    assert trainer._skipped_in_a_row == 0
+
+
+def test_scans_that_are_left_out_are_not_drawn(dataset, make_trainer):
+    leave_out(write_labels(dataset), ["scan1"])
+    trainer = started(make_trainer)
+    assert {key for key in trainer.dataloader_train.data_loader.indices if key.startswith("scan")} == {
+        "scan0",
+        "scan2",
+        "scan3",
+    }
+    assert "1 scans are left out, as pseudo_labels.json says: scan1" in Path(trainer.log_file).read_text()
 
 
 def test_length():

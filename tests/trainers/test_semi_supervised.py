@@ -10,7 +10,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_crossmatch.nnunet.logger import PREFIX
 from nnunetv2_crossmatch.trainers import (
-    semi_supervised,
+    unlabeled_cases,
 )
 from tests.trainers.conftest import (
     Smoke,
@@ -202,7 +202,7 @@ def test_network_weights_have_the_stock_keys(make_trainer):
 
 
 def test_a_training_that_only_skips_ends_with_a_message(make_trainer, monkeypatch):
-    monkeypatch.setattr(semi_supervised, "MAX_SKIPPED", 3)
+    monkeypatch.setattr(unlabeled_cases, "MAX_SKIPPED", 3)
     trainer = start(make_trainer(Smoke))
     broken, whole = next(trainer.dataloader_train), next(trainer.dataloader_train)
     broken["data"][0, 0, 0, 0, 0] = np.inf
