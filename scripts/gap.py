@@ -52,6 +52,7 @@ BENCHES = {
     "hippocampus-4": Bench(
         4, "3d_fullres", "Hippocampus", "nifti --labeled 4 --test 40", "1.5 1.5 1.5", "24 32 24", 2, "Ts"
     ),
+    "isic-40": Bench(50, "2d", "ISIC2018", "isic --labeled 40", "999 2 2", "128 128", 6, "Ts"),
     "la-8": Bench(18, "3d_fullres", "LA", "la --labeled 8", "1.25 1.25 1.25", "48 64 64", 2, None),
 }
 PLANS = "nnUNetPlansSmall"

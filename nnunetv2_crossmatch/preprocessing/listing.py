@@ -254,7 +254,7 @@ def _reused_files(source: Path, cases: dict[str, list[Path]], others: dict[str, 
 def _real_path() -> Callable[[Path], str]:
     """os.path.realpath for many files of few folders: by itself it asks, for each, for every folder above it."""
     folder = cache(os.path.realpath)
-    return lambda file: os.path.realpath(file) if file.is_symlink() else os.path.join(folder(file.parent), file.name)
+    return lambda file: os.path.realpath(file) if os.path.islink(file) else os.path.join(folder(file.parent), file.name)
 
 
 def _resolve(folder: Path, images: list[str]) -> list[Path]:
