@@ -334,5 +334,6 @@ def test_a_full_disk_is_named_and_no_truncated_label_is_kept(place):
     shutil.rmtree(place.labels)
     with small_files(500), pytest.raises(OSError, match=f"File too large: '{place.labels}"):
         place.write()
-    assert {f.name for f in (place.labels / "fold_0").iterdir()} <= {".lock", "pictures"}
+    assert {f.name for f in (place.labels / "fold_0").iterdir()} <= {".lock", "pictures", "predictions"}
+    assert not list((place.labels / "fold_0" / "predictions").glob("*"))
     assert sorted(place.write()[0].predicted) == [f"scan{i}" for i in range(4)]
