@@ -16,15 +16,15 @@ from typing import TypeVar
 import h5py
 import numpy as np
 import SimpleITK as sitk
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import find_candidate_datasets
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 from tqdm import tqdm
 
 from nnunetv2_crossmatch.nnunet.images import nearest_integers
 from nnunetv2_crossmatch.preprocessing.splits import PATIENTS, ensure_splits, known_patients
-from nnunetv2_crossmatch.utilities.errors import DatasetError, some
-from nnunetv2_crossmatch.utilities.files import NO_UNICODE, check_writable, is_unicode, locked, read_list
+from nnunetv2_crossmatch.utilities.errors import DatasetError, printable, some
+from nnunetv2_crossmatch.utilities.files import NO_UNICODE, check_writable, is_unicode, locked, read_list, write_text
 from nnunetv2_crossmatch.utilities.folders import is_litter
 
 LISTS = Path(__file__).parent / "lists"
@@ -98,7 +98,7 @@ def write_dataset(conversion: Conversion, dataset_id: int) -> Path:
     with new_dataset(dataset_id, conversion.name) as folder:
         _write_folder(conversion, folder)
         if absent := [str(file) for files in conversion.absent.values() for file in files]:
-            (folder / MISSING_FILES).write_text("\n".join(absent) + "\n")
+            write_text(printable("\n".join(absent)) + "\n", folder / MISSING_FILES)
     for what, files in conversion.absent.items():
         names = some([f"{file.parent.name}/{file.name}" for file in files])
         print(f"{len(files)} {what} not here and left out: {names}. All: {folder / MISSING_FILES}", file=sys.stderr)
@@ -137,12 +137,19 @@ def new_dataset(dataset_id: int, name: str) -> Iterator[Path]:
 
 def require_free(dataset_id: int) -> None:
     """Raises FileExistsError: a dataset with this id is there already, finished."""
-    candidates = map(str, find_candidate_datasets(dataset_id))  # of numpy
-    if taken := [name for name in candidates if not (Path(nnUNet_raw) / name / UNFINISHED).exists()]:
+    # where only the raw folder of a killed conversion has the id, it is free
+    names = map(str, find_candidate_datasets(dataset_id))  # of numpy
+    if taken := [name for name in names if not (Path(nnUNet_raw) / name / UNFINISHED).exists() or _is_used(name)]:
         raise FileExistsError(
             f"Dataset id {dataset_id} is taken by {', '.join(taken)} in nnUNet_raw, nnUNet_preprocessed or "
             "nnUNet_results. Remove it there or choose another id."
         )
+
+
+def _is_used(dataset: str) -> bool:
+    return any(
+        (Path(str(place)) / dataset).exists() for place in (nnUNet_preprocessed, nnUNet_results) if place.is_set()
+    )
 
 
 def _write_folder(conversion: Conversion, folder: Path) -> None:

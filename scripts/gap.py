@@ -272,6 +272,10 @@ def run(
     folder: Path, name: str, arm: str, seed: int, bill: int, device: str, constants: dict, tag: str, cost: float
 ) -> None:
     ours = arm not in ("supervised", "all-labels")
+    if arm in ARMS:
+        cost = cost or 3.5 / 3
+    elif not cost:
+        sys.exit(f"--cost says what a step of {arm} costs; nnunetv2_crossmatch/methods/README.md has it (FLOPs).")
     # an epoch's look at the unlabeled patches is 16 forward passes; a supervised phase leaves some of the bill over
     epochs = int(bill / (STEPS_PER_EPOCH * cost + 16 / 3 if ours else STEPS_PER_EPOCH))
     folder_of_run = f"{arm}{tag}_{name}_{bill}_{seed}"
@@ -333,7 +337,9 @@ def main() -> None:
             sub.add_argument("--device", default="cpu")
             sub.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE")
             sub.add_argument("--tag", default="")
-            sub.add_argument("--cost", type=float, default=3.5 / 3, help="of a step over nnU-Net's; a joint step's")
+            sub.add_argument(
+                "--cost", type=float, help="of a step over nnU-Net's; needed for other trainers than the default"
+            )
     arguments = parser.parse_args()
     use(arguments.folder.resolve())
     torch.set_num_threads(1)

@@ -35,7 +35,7 @@ def test_supervised_then_pseudo_label_then_train_then_predict(dataset, tmp_path,
     main(list(LABEL))
     printed = capsys.readouterr().out
     assert "fold 0: 0 labeled, 3 were there" in printed
-    assert "corrected by hand and kept (--overwrite replaces them): scan1" in printed
+    assert "corrected by hand and kept: scan1" in printed
 
     run("nnUNetv2_train", "901", "3d_fullres", "0", "-tr", STUDENT, *SMALL_ON_CPU)
     model = dataset / "results" / DATASET / f"{STUDENT}__nnUNetPlansSmall__3d_fullres"

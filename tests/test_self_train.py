@@ -166,6 +166,17 @@ def test_other_constants_than_those_of_the_rounds_that_are_there_are_refused(fak
         fake.go(threshold=0.9)
 
 
+def test_two_self_trainings_of_a_teacher_do_not_take_each_others_labels(fake):
+    other = SelfTraining(fake.planned, "nnUNetTrainer", f"{STUDENT}_50epochs", [0, 1], Constants(0.5))
+    fake.go(rounds=1, stop=3)  # one of the two folds has been trained
+    with pytest.raises(ValueError, match=rf"{STUDENT} still trains on the labels that nnUNetTrainer made with --thr"):
+        list(other.run(1, "cpu", 1))
+    fake.go(rounds=1)
+    fake.done, fake.stop = [], None
+    list(other.run(1, "cpu", 1))
+    assert fake.done[:2] == ["0 labels 0", "0 labels 1"]
+
+
 def test_a_teacher_that_was_trained_again_is_refused(fake):
     fake.go(rounds=1)
     fake.make_model(fake.of().of(0, 1), "trained again")

@@ -217,6 +217,7 @@ def test_nnunet_is_told_how_far_the_run_is(dataset, monkeypatch, files, goes_on,
         "num_gpus": 1,
         "continue_training": goes_on,
         "only_run_validation": validates,
+        "pretrained_weights": None,
         "device": torch.device("cpu"),
     }
     assert not run.is_done

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
     from nnunetv2_crossmatch.preprocessing.dataset import Planned
     from nnunetv2_crossmatch.self_training.marks import describe_marks, marked_out_now, take_review
-    from nnunetv2_crossmatch.self_training.names import STUDENT
+    from nnunetv2_crossmatch.self_training.names import STUDENT, Round
     from nnunetv2_crossmatch.self_training.predict import write_pseudo_labels
 
     dataset = find_dataset(arguments.d)
@@ -73,6 +73,10 @@ def run(arguments: argparse.Namespace) -> None:
         for line in describe_marks(marked_out_now(written.folder, dataset.json["file_ending"]), written.folder):
             print(f"fold {fold}: {line}")
         folds.append(fold)
+    if of_round := Round.parse(arguments.tr):
+        command = f"{planned.command('self-train')} -f {' '.join(map(str, folds))} -tr {of_round.teacher}"
+        print(f"Then: {command} --student {of_round.student} --rounds {of_round.number + 1}")
+        return
     first = RunFolder.of(dataset.name, STUDENT, arguments.p, arguments.c, folds[0])
     others = f" (then {', '.join(map(str, folds[1:]))} in place of {folds[0]})" if folds[1:] else ""
     print(f"Look at the labels and correct some; then: {first.train_command()}{others}")
@@ -87,7 +91,7 @@ def show_written(what: str, written: "Written") -> None:
         f"{len(written.held_out)} left out, being of patients that the fold validates: {written.folder}"
     )
     if written.corrected:
-        print(f"{what}: corrected by hand and kept (--overwrite replaces them): {', '.join(written.corrected)}")
+        print(f"{what}: corrected by hand and kept: {', '.join(written.corrected)}")
     if written.confident:
         shares = ", ".join(
             f"{name} {'-' if math.isnan(share) else f'{share:.0%}'}" for name, share in written.confident.items()

@@ -75,7 +75,7 @@ def measure_case(
         placed = [what for what in differences(of_reference, of_prediction) if what != "spacing"]
         if placed:
             before = [odd[reference_file]] if reference_file in odd else []
-            odd[reference_file] = ", ".join([*before, f"another {' and '.join(placed)}"])
+            odd[reference_file] = ", ".join([*before, f"another {' and '.join(placed)} than the prediction"])
     if len(reference) == 1:
         reference, prediction, spacing = reference[0], prediction[0], spacing[1:]
 

@@ -109,8 +109,8 @@ def header_warnings(odd: Mapping[Path, str]) -> list[str]:
     for folder in dict.fromkeys(file.parent for file in odd):
         named = [f"{file.name} ({what})" for file, what in odd.items() if file.parent == folder]
         lines.append(
-            f"{len(named)} masks in {folder} have another header than their scan: {some(named)}. They are compared "
-            "voxel by voxel, with the scan's spacing: look at one of them over its scan."
+            f"{len(named)} masks in {folder} have an odd header: {some(named)}. They are compared voxel by voxel, with "
+            "the scan's spacing: look at one of them over its scan."
         )
     return lines
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.preprocessing.dataset import Planned
+from nnunetv2_crossmatch.preprocessing.listing import labeled_scans
 from nnunetv2_crossmatch.preprocessing.reconcile import unknown_ids
 from nnunetv2_crossmatch.self_training.record import RECORD, Record, pseudo_label_folder
 from nnunetv2_crossmatch.utilities.errors import DatasetError, some
@@ -15,10 +16,10 @@ GOOD, BAD, TO_CORRECT = MARKS = ("good", "bad", "to correct")
 
 
 def take_review(planned: Planned, trainer: str, file: Path) -> tuple[int | str, dict[str, dict]]:
-    """Note the marks that a page saved, beside the labels; later marks replace earlier ones.
+    """Note the marks that a page saved, beside the labels; later marks replace or withdraw earlier ones.
 
     Returns:
-        The fold, and all of its marks.
+        The fold, and the marks of the file but for those of scans that are labeled now.
 
     Raises:
         DatasetError: not such a file, one of another dataset or model, a case that has no pseudo-label.
@@ -27,7 +28,7 @@ def take_review(planned: Planned, trainer: str, file: Path) -> tuple[int | str, 
     expected = RunFolder.of(planned.dataset.name, trainer, planned.plans.plans_name, planned.configuration_name, 0)
     try:
         model, fold, marks = content["model"], content["fold"], content["marks"]
-        whole = all(entry["mark"] in MARKS and isinstance(entry["label"], str) for entry in marks.values())
+        whole = all(entry["mark"] in (*MARKS, None) and isinstance(entry["label"], str) for entry in marks.values())
     except (KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
@@ -38,11 +39,13 @@ def take_review(planned: Planned, trainer: str, file: Path) -> tuple[int | str, 
     folder = pseudo_label_folder(planned.dataset.require_raw(), RunFolder(expected.model_folder / f"fold_{fold}"))
     if not (folder / RECORD).exists():
         raise DatasetError([f"{file} is of fold {fold}, which has no pseudo-labels in {folder}."])
+    labeled = labeled_scans(planned.dataset.require_raw(), planned.dataset.json)
+    marks = {case: entry for case, entry in marks.items() if case not in labeled}
     if problems := unknown_ids(file, marks, Record.read(folder).cases, "pseudo-labeled case"):
         raise DatasetError(problems)
     with locked(folder / ".lock"):
-        marks = {**read_marks(folder), **marks}
-        write_json(marks, folder / REVIEW)
+        noted = {**read_marks(folder), **marks}
+        write_json({case: entry for case, entry in noted.items() if entry["mark"]}, folder / REVIEW)
     return fold, marks
 
 

@@ -20,6 +20,7 @@ from nnunetv2_crossmatch.nnunet.images import read_images
 from nnunetv2_crossmatch.nnunet.labels import read_labels
 from nnunetv2_crossmatch.preprocessing.listing import are_absent
 from nnunetv2_crossmatch.self_training.picture import CONTOURS
+from nnunetv2_crossmatch.utilities.files import write_text
 
 SIZE = 190  # pixels of a plane's longer side
 
@@ -33,6 +34,7 @@ class Shown:
     image, label: files.
     pictures: see :func:`thumbnail`.
     identity: of the label, SHA-256.
+    mark: that was taken back of this label; empty for none.
     """
 
     case: str
@@ -43,6 +45,7 @@ class Shown:
     pictures: tuple[str, str]
     notes: Sequence[str] = ()
     identity: str = ""
+    mark: str = ""
 
     @property
     def commands(self) -> dict[str, str]:
@@ -80,9 +83,12 @@ def write_page(page: Page, scans: Iterable[Shown], file: Path) -> None:
     )
     shown = list(scans)
     identities = {scan.case: scan.identity for scan in shown}
+    saved = {scan.case: scan.mark for scan in shown if scan.mark}
     date = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    text = environment.get_template("page.html").render(page=page, scans=shown, identities=identities, date=date)
-    file.write_text(text, encoding="utf-8")
+    text = environment.get_template("page.html").render(
+        page=page, scans=shown, identities=identities, saved=saved, date=date
+    )
+    write_text(text, file)
 
 
 def value_names(labels: dict) -> dict[int, str]:

@@ -77,11 +77,12 @@ def write_review_page(planned: Planned, trainer: str, fold: int | str, num_proce
     for case, images in pictures.items():
         entry, sha = record.cases[case], sha256_of(labels[case])
         notes = ["corrected by hand; the numbers are those of the label before"] if is_corrected(entry, sha) else []
-        mark = before.get(case, {})
-        notes += [f"taken back before: {mark['mark']}"] if mark.get("label") == sha else []
+        notes += [f"left out of the training: {why}"] if (why := record.left_out.get(case)) else []
         of_classes = {name: entry["confident"].get(str(value)) for value, name in names.items()}
         scan = listed[case][0]
-        shown.append(Shown(case, doubt(entry["confident"]), of_classes, scan, labels[case], images, notes, sha))
+        saved = before.get(case, {})
+        mark = saved["mark"] if saved.get("label") == sha else ""
+        shown.append(Shown(case, doubt(entry["confident"]), of_classes, scan, labels[case], images, notes, sha, mark))
     shown.sort(key=lambda scan: (-scan.doubt, scan.case))
     review = {"dataset": dataset.name, "model": model.model_folder.name, "fold": fold}
     page = Page(

@@ -114,6 +114,7 @@ class SelfTraining:
                     f"{run} learned from labels of {made_by['trainer']}, which was trained again since. Move "
                     f"{run.path} away to train it again, and what later rounds have of it."
                 )
+        problems += self._others()
         if problems:
             raise ValueError("\n".join(("", *problems)))
         file, now = self.folder / CONSTANTS, asdict(self.constants)
@@ -127,6 +128,23 @@ class SelfTraining:
                 f"self-training give --student another length, or move {trained[0].parent}/{self.student}_round* away."
             )
         write_json(now, file)
+
+    def _others(self) -> list[str]:
+        """Self-trainings by other students whose first round still needs the teacher's labels as they are."""
+        problems = []
+        for file in sorted(self.folder.parent.glob(f"*_of_{self.of(0, 0).model_folder.name}/{CONSTANTS}")):
+            student, other = file.parent.name.partition("_of_")[0], Constants(**read_json(file))
+            if (other.threshold, other.checkpoint) == (self.constants.threshold, self.constants.checkpoint):
+                continue
+            first = SelfTraining(self.planned, self.teacher, student, self.folds, other)
+            begun = [run for fold in self.folds if (run := first.of(1, fold)).path.is_dir()]
+            if student != self.student and not all(run.is_done for run in begun):
+                problems.append(
+                    f"{student} still trains on the labels that {self.teacher} made with --threshold "
+                    f"{other.threshold:g} and {other.checkpoint}, and this would replace them. Finish its first round, "
+                    f"or move {first.of(1, 0).model_folder} away."
+                )
+        return problems
 
     def _train(self, number: int, device: str) -> None:
         runs = [run for fold in self.folds if not (run := self.of(number, fold)).is_done]

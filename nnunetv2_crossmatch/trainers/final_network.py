@@ -50,10 +50,15 @@ def validate(
 
 
 def mean_dice(counts: np.ndarray) -> np.ndarray:
-    """Over the classes, as nnU-Net's: of (..., 3, classes) as :func:`validate` has them; nan classes do not count."""
+    """Over the classes, as nnU-Net's, of all networks on the same classes: those that each has, or there are labels of.
+
+    Args:
+        counts: (networks, ..., 3, classes) as :func:`validate` has them.
+    """
     tp, fp, fn = np.moveaxis(counts, -2, 0)
     with np.errstate(invalid="ignore"):
-        return np.nanmean(2 * tp / (2 * tp + fp + fn), -1)
+        dice = 2 * tp / (2 * tp + fp + fn)
+    return np.nanmean(np.where(np.isnan(dice).any(0), np.nan, dice), -1)
 
 
 def standard_error(counts: np.ndarray) -> float:

@@ -169,7 +169,7 @@ class Phases:
         try:
             network = self._split_network.twin(average.eval())
             self.foreground.sweep(self._unlabeled, network, taught, trainer._seed + trainer.current_epoch)
-        except (RuntimeError, OSError) as e:  # out of memory, say: the other processes wait for this one
+        except (RuntimeError, OSError, MemoryError) as e:  # the other processes wait for this one
             trainer.print_to_log_file(f"warning: the unlabeled scans could not be looked at: {e}")
         finally:
             average.train(training)

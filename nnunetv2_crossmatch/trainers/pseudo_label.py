@@ -13,6 +13,7 @@ from nnunetv2_crossmatch.self_training.dataset import MixedDataset, PseudoLabele
 from nnunetv2_crossmatch.self_training.preprocess import pseudo_labels_for_training
 from nnunetv2_crossmatch.self_training.record import RECORD, model_hash
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
+from nnunetv2_crossmatch.utilities.errors import some
 from nnunetv2_crossmatch.utilities.files import write_json
 
 
@@ -37,7 +38,6 @@ class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
             self.initialize()
         self._cases = self._prepare_unlabeled()
         self._pseudo_labels, made_with = self._prepare_pseudo_labels()
-        self._cases = [case for case in self._cases if case in made_with["files"]]  # not those marked bad
         super().on_train_start()
         if self.local_rank == 0:
             self._note(made_with, Path(self.output_folder) / RECORD)
@@ -64,7 +64,9 @@ class nnUNetTrainerPseudoLabel(nnUNetTrainerWithUnlabeled):
         )
         self.print_to_log_file(f"pseudo-labels of {_short(asdict(origin))}: {folder}")
         if left_out := sorted(set(self._cases) - files.keys()):
-            self.print_to_log_file(f"{len(left_out)} scans are left out, as {RECORD} says: {', '.join(left_out)}")
+            self.print_to_log_file(
+                f"{len(left_out)} scans are left out, as {RECORD} and the marks of a review say: {some(left_out)}"
+            )
             self._cases = list(files)
         models = Path(self.output_folder_base).parent / folder.parent.name
         checkpoints = [models / f"fold_{fold}" / origin.checkpoint for fold in origin.folds]

@@ -109,8 +109,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
-        self.phases.begin()
         self._unlabeled_cases = self._prepare_unlabeled()  # under DDP the first process works, the others wait
+        self.phases.begin()  # after the checks: a start that is refused leaves everything as it is
         super().on_train_start()
         self._take_halves()
         if self.local_rank == 0:
@@ -290,7 +290,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             waits = self.method.waits
             self.print_to_log_file(
                 f"warning: no unlabeled voxel was confidently {missing}. If that lasts, train with a "
-                f"{'' if waits else 'longer warmup or a '}lower threshold."
+                f"{'' if waits else 'longer warmup or a '}lower threshold (methods/README.md: a constant of your own)."
             )
 
     @property
@@ -319,7 +319,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         changed = {name: value for name, value in state["constants"].items() if constants.get(name) != value}
         if changed:
             self.print_to_log_file(f"warning: this training began with {changed} and goes on with {constants}.")
-        if "readiness" in state:
+        # the teacher's: FixMatch and UniMatch had none when they did not wait
+        earlier = "readiness" not in state or (self.method.has_teacher and "teacher.updates" not in state["state"])
+        if not earlier:
             self.phases.load(state)
         elif self.method.waits:
             raise CheckpointError(

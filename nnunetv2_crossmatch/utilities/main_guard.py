@@ -43,4 +43,7 @@ def _conditions(file: str | None) -> list[tuple[int, int]] | None:
 
 
 _SCRIPT = getattr(sys.modules["__main__"], "__file__", None)
-_CONDITIONS = _conditions(_SCRIPT)  # now: by the end of a training the script may have been edited
+_SPEC = getattr(sys.modules["__main__"], "__spec__", None)
+_IS_PACKAGE = _SPEC is not None and _SPEC.name.endswith("__main__")  # python -m package: not imported again
+# now: by the end of a training the script may have been edited
+_CONDITIONS = None if _IS_PACKAGE else _conditions(_SCRIPT)

@@ -100,7 +100,7 @@ def test_another_spacing_in_a_reference_is_a_warning_and_changes_no_number(train
     odd = compared()
     assert odd["differences"] == right["differences"] and odd["dice"] == right["dice"]
     (added,) = [line for line in odd["warnings"] if line not in right["warnings"]]
-    assert added.startswith(f"2 masks in {references} have another header than their scan: case1.nii.gz (")
+    assert added.startswith(f"2 masks in {references} have an odd header: case1.nii.gz (")
     assert "case6.nii.gz (2.5 x 0.8 x 0.8 mm (z, y, x), the prediction 1 x 1 x 1)" in added
 
 

@@ -162,9 +162,17 @@ def test_a_reference_that_lies_elsewhere_than_the_prediction_is_named(tmp_path):
     predicted = write(tmp_path / "p.nii.gz", prediction)
     right = measure_case(write(tmp_path / "r.nii.gz", reference), predicted, SimpleITKIO(), ONE)
     for name, change, said in (
-        ("moved", lambda mask: mask.SetOrigin((5, 0, 0)), "another origin"),
-        ("turned", lambda mask: mask.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1)), "another orientation"),
-        ("both", lambda mask: (mask.SetSpacing((1, 1, 1)), mask.SetOrigin((5, 0, 0))), "3 x 0.5 x 0.7, another origin"),
+        ("moved", lambda mask: mask.SetOrigin((5, 0, 0)), "another origin than the prediction"),
+        (
+            "turned",
+            lambda mask: mask.SetDirection((-1, 0, 0, 0, -1, 0, 0, 0, 1)),
+            "another orientation than the prediction",
+        ),
+        (
+            "both",
+            lambda mask: (mask.SetSpacing((1, 1, 1)), mask.SetOrigin((5, 0, 0))),
+            "3 x 0.5 x 0.7, another origin than the prediction",
+        ),
         ("nearly", lambda mask: mask.SetOrigin((0.01, 0, 0)), None),
     ):
         mask = sitk.ReadImage(str(tmp_path / "r.nii.gz"))

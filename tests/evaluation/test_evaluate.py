@@ -120,8 +120,8 @@ def test_the_spacing_of_the_scans_in_imagests_counts_and_other_headers_are_warne
     np.testing.assert_array_equal(evaluate_folders(reference, prediction, num_processes=1).values, expected)
     main(["evaluate", str(reference), str(prediction), "-np", "1"])
     warning, of_prediction = capsys.readouterr().err.splitlines()
-    assert f"warning: 1 masks in {prediction} have another spacing" in of_prediction
-    assert f"warning: 3 masks in {reference} have another header than their scan: a.nii.gz" in warning
+    assert f"warning: 1 masks in {prediction} have an odd header" in of_prediction
+    assert f"warning: 3 masks in {reference} have an odd header: a.nii.gz" in warning
 
 
 @pytest.mark.parametrize(

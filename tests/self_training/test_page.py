@@ -30,6 +30,7 @@ def page_of(number: int, tmp_path: Path, pictures=None) -> Path:
         Shown(
             f"liver_{i:03d}", 1 - i / number, {"liver": 0.5, "tumor <b>": None}, tmp_path / f"it's {i}.nii.gz",
             tmp_path / f"liver_{i:03d}.nii.gz", drawn, ["corrected by hand"] if i == 1 else [], f"sha{i}",
+            "good" if i == 3 else "",
         )
         for i in range(number)
     ]  # fmt: skip
@@ -116,6 +117,8 @@ window.addEventListener("load", () => {
   const box = document.getElementById("filter");
   const filter = text => { box.value = text; box.dispatchEvent(new Event("input")); };
   out.all = visible().length;
+  filter("good"); out.saved = visible();
+  scans[3].querySelector(".clear").click();
   filter("CORRECTED"); out.corrected = visible();
   scans[0].querySelector("input[value=bad]").click();
   scans[2].querySelector("input[value='to correct']").click();
@@ -154,6 +157,7 @@ def test_a_browser_filters_marks_and_saves(tmp_path):
     assert "CONSOLE" not in shown.stderr, shown.stderr
     out = json.loads(shown.stdout.partition('<pre id="out">')[2].partition("</pre>")[0])
     assert (out["all"], out["corrected"], out["bad"]) == (4, ["liver_001"], ["liver_000"])
+    assert out["saved"] == ["liver_003"]
     assert out["unmarked"] == ["liver_001", "liver_003"]
     assert out["count"] == "4 of 4 scans, 2 marked"
     assert (out["kept"], out["plain"], out["loaded"]) == (1, "none", 3 * SIZE)
@@ -162,4 +166,5 @@ def test_a_browser_filters_marks_and_saves(tmp_path):
     assert out["json"]["marks"] == {
         "liver_000": {"mark": "bad", "label": "sha0"},
         "liver_002": {"mark": "to correct", "label": "sha2"},
+        "liver_003": {"mark": None, "label": "sha3"},
     }

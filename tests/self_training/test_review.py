@@ -97,8 +97,12 @@ def test_bad_labels_and_those_to_correct_are_left_out_until_they_are_corrected(p
     content = json.loads(reviewed.read_text())
     content["marks"] = {"scan3": {"mark": "bad", "label": sha256(place.labels / "fold_0" / "scan3.nii.gz")}}
     reviewed.write_text(json.dumps(content))
-    assert take_review(place.planned(), "nnUNetTrainer", reviewed)[1].keys() == set(CASES)  # the older ones stay
-    assert used(place) == ["scan1", "scan2"]
+    assert take_review(place.planned(), "nnUNetTrainer", reviewed)[1].keys() == {"scan3"}
+    assert used(place) == ["scan1", "scan2"], "the older ones stay"
+    content["marks"]["scan3"]["mark"] = None  # a saved mark that was cleared
+    reviewed.write_text(json.dumps(content))
+    take_review(place.planned(), "nnUNetTrainer", reviewed)
+    assert used(place) == ["scan1", "scan2", "scan3"]
 
 
 def test_where_all_are_bad_there_is_nothing_to_train_on(place, reviewed):

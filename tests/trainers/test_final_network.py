@@ -22,8 +22,13 @@ def counts_of(*dice: float, batches: int = 20, noise: float = 0.0) -> np.ndarray
 
 
 def test_dice_is_nnunets_and_a_class_that_is_nowhere_does_not_count():
-    counts = np.array([[6.0, 0.0], [2.0, 0.0], [2.0, 0.0]])
-    assert mean_dice(counts) == 2 * 6 / (2 * 6 + 2 + 2)
+    counts = np.array([[[6.0, 0.0], [2.0, 0.0], [2.0, 0.0]]])
+    assert mean_dice(counts) == [2 * 6 / (2 * 6 + 2 + 2)]
+
+
+def test_a_class_without_labels_that_one_network_invents_counts_for_neither():
+    invents, does_not = [[6.0, 0.0], [2.0, 9.0], [2.0, 0.0]], [[6.0, 0.0], [2.0, 0.0], [2.0, 0.0]]
+    assert mean_dice(np.array([invents, does_not])).tolist() == [0.75, 0.75]
 
 
 def test_the_standard_error_is_that_of_the_difference():
