@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _as_json(entry: Entry, begin_with: bool) -> dict:
-    measured = [{**asdict(one), "gap_closed": one.gap_closed} for one in entry.measured]
+    measured = [{**asdict(one), "gap_closed": one.gap_closed and round(one.gap_closed, 3)} for one in entry.measured]
     return {**asdict(entry), "begin_with": begin_with, "measured": measured}
 
 

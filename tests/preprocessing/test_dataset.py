@@ -16,7 +16,7 @@ def liver(tmp_path, monkeypatch) -> Dataset:
     folder.mkdir()
     plans = {"plans_name": "nnUNetPlans", "configurations": {"2d": {}, "3d_fullres": {}}}
     (folder / "nnUNetPlans.json").write_text(json.dumps(plans))
-    (folder / "nnUNetPlanz_notes.json").write_text("{}")
+    (folder / "nnUNetPlanz1.json").write_text("{}")
     return Dataset(None, folder, {})
 
 
@@ -49,6 +49,6 @@ def test_without_any_dataset_nnunet_says_where_it_looked(tmp_path, monkeypatch):
 def test_misspelt_plans_and_configurations_get_a_question(liver):
     plans = liver.plans("nnUNetPlans")
     with pytest.raises(ValueError, match=r"see -p\. Did you mean nnUNetPlans\?$"):
-        liver.plans("nnUNetPlanz")  # the notes are no plans
+        liver.plans("nnUNetPlanz")  # nnUNetPlanz1.json has no plans
     with pytest.raises(ValueError, match=r"^-c 3d_fulres: nnUNetPlans has 2d, 3d_fullres\. Did you mean 3d_fullres\?$"):
         _ = Planned(liver, plans, "3d_fulres").configuration
