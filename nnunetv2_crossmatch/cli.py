@@ -6,7 +6,7 @@ from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nnunetv2_crossmatch.commands import (
     annotated,
@@ -23,7 +23,9 @@ from nnunetv2_crossmatch.commands import (
     self_train,
     suggest,
     sweep,
+    trainers,
 )
+from nnunetv2_crossmatch.utilities.near import did_you_mean, nearest
 
 COMMANDS = (
     preprocess,
@@ -39,6 +41,7 @@ COMMANDS = (
     compare,
     evaluate,
     export,
+    trainers,
     doctor,
 )
 COMPLETION = "print what makes a shell complete these commands"
@@ -62,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="nnUNetv2_crossmatch",
         description=__doc__,
         epilog="nnUNetv2_crossmatch COMMAND -h says more of each.\nexample: nnUNetv2_crossmatch check -d 4",
@@ -88,6 +91,17 @@ def build_parser() -> argparse.ArgumentParser:
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
         )
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Asks what a misspelt command, or another choice, was to be."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as e:
+            e.message = (e.message or "") + "." + did_you_mean(nearest(str(value), map(str, action.choices or ())))
+            raise
 
 
 def _shtab() -> ModuleType | None:

@@ -1,4 +1,5 @@
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from nnunetv2_crossmatch import cli
-from nnunetv2_crossmatch.commands.shared import as_fold
+from nnunetv2_crossmatch.commands.shared import as_fold, as_trainer
+from nnunetv2_crossmatch.trainers import METHODS
+from nnunetv2_crossmatch.trainers.catalog import Measured
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import run
 
@@ -80,6 +83,64 @@ def test_a_fold_is_a_number_or_all():
     assert (as_fold("3"), as_fold("all")) == (3, "all")
     with pytest.raises(argparse.ArgumentTypeError, match="'-1' is neither"):
         as_fold("-1")
+
+
+@pytest.mark.parametrize(
+    ("words", "question"),
+    [
+        ("chek -d 4", "Did you mean check?"),
+        ("hide_labels -d 4", "Did you mean hide-labels?"),
+        ("convert acdcs FOLDER -d 4 --labeled 3", "Did you mean acdc?"),
+        ("compare -d 4 -c 2d -tr nnUNetTrainer nnUNetTrainerCrosMatch", "Did you mean nnUNetTrainerCrossMatch?"),
+        ("review -d 4 -c 2d -tr nnUNetTrainerMeanTeecher_50epochs", "Did you mean nnUNetTrainerMeanTeacher_50epochs?"),
+    ],
+)
+def test_a_misspelt_command_or_trainer_gets_a_question(words, question, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(words.split())
+    assert capsys.readouterr().err.endswith(f". {question}\n")
+
+
+def test_a_trainer_that_has_models_here_is_no_mistake(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    with pytest.raises(argparse.ArgumentTypeError):
+        as_trainer("nnUNetTrainerCrosMatch")
+    (tmp_path / "Dataset004_A" / "nnUNetTrainerCrosMatch__nnUNetPlans__2d").mkdir(parents=True)
+    assert as_trainer("nnUNetTrainerCrosMatch") == "nnUNetTrainerCrosMatch"
+
+
+def test_trainers_are_listed_with_what_was_measured(capsys):
+    cli.main(["trainers", "--json"])
+    listed = {entry.pop("name"): entry for entry in json.loads(capsys.readouterr().out)}
+    assert list(listed) == list(METHODS)
+    assert [name for name, entry in listed.items() if entry["begin_with"]] == ["nnUNetTrainerCrossMatch"]
+    without_regions = [name for name, entry in listed.items() if not entry["regions"]]
+    assert without_regions == ["nnUNetTrainerACTION", "nnUNetTrainerACTIONPlusPlus"]
+    assert listed["nnUNetTrainerCPS"] == {
+        "idea": "CPS (arXiv 2106.01226): two networks label for each other.",
+        "step_cost": 4.33,
+        "epochs": 190,
+        "regions": True,
+        "measured": [],
+        "begin_with": False,
+    }
+    cli.main(["trainers"])
+    text = capsys.readouterr().out
+    assert all(f"{name}\n  {entry['idea']}\n" in text for name, entry in listed.items())
+    assert text.count("Dice: not measured") == sum(not entry["measured"] for entry in listed.values())
+
+
+def test_the_gap_that_is_closed():
+    assert Measured("", dice=0.75, stock=0.7, all_labels=0.9).gap_closed == pytest.approx(0.25)
+    assert Measured("", dice=0.75, stock=0.7).gap_closed is None
+
+
+def test_help_does_not_wait_for_torch():
+    code = (
+        "import sys; from nnunetv2_crossmatch import cli\ntry: cli.main(['trainers', '--help'])\n"
+        "except SystemExit: assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_bash_completes_commands_options_and_files(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from nnunetv2_crossmatch import cli, trainers
 from nnunetv2_crossmatch.methods import fixmatch
 from nnunetv2_crossmatch.trainers import METHODS, nnUNetTrainerFixMatch
+from nnunetv2_crossmatch.trainers.catalog import MEASURED, STEP_COSTS
 from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "nnunetv2_crossmatch"
@@ -59,8 +60,24 @@ def test_the_example_of_a_method_is_the_method():
 @pytest.mark.parametrize("trainer", METHODS)
 def test_every_trainer_has_its_row(trainer):
     rows = [line for line in METHODS_README.splitlines() if line.startswith(f"| `{trainer}` |")]
-    epochs = rows[0].split("|")[-2].strip()
+    _, _, _, _, cost, _, epochs, _ = (cell.strip() for cell in rows[0].split("|"))
     assert epochs == str(getattr(trainers, trainer).epochs)
+    assert float(cost.partition(",")[0]) == STEP_COSTS[trainer]
+
+
+@pytest.mark.parametrize("one", [one for figures in MEASURED.values() for one in figures], ids=lambda one: one.bench)
+def test_every_figure_of_a_trainer_is_one_that_was_measured(one):
+    _, _, table = (REPOSITORY / "scripts" / "README.md").read_text().partition("### The default at the same bill")
+    rows, bench = {}, ""  # (bench, seed): cells
+    for line in re.findall(r"^\|.*\|$", table.partition("\n### ")[0], re.M):
+        first, seed, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        bench = first or bench
+        rows[bench, seed] = cells
+    what, _, scans = one.bench.partition(": ")
+    scans, _, seed = scans.partition(", seed ")
+    after_80, _, test, all_labels = rows[what, seed or "0"]
+    assert f"{one.stock:.3f}, {one.dice:.3f}" == {"hidden labels after 80 %": after_80, "test scans": test}[scans]
+    assert one.all_labels is None or (scans, all_labels) == ("test scans", f"{one.all_labels:.3f}")
 
 
 @pytest.mark.parametrize("trainer", [name for name in METHODS if hasattr(getattr(trainers, name), "constants")])

@@ -373,12 +373,12 @@ def test_slurm_job_near_its_time_limit_is_queued_again_and_goes_on(dataset, trai
     ("arguments", "message"),
     [
         (["-tr", "nnUNetTrainerNoSuch"], "Could not find requested nnunet trainer nnUNetTrainerNoSuch"),
-        (["-c", "3d_lowres"], "-c 3d_lowres: nnUNetPlansSmall has 2d, 3d_fullres"),
+        (["-c", "3d_lowres"], "-c 3d_lowres: nnUNetPlansSmall has 2d, 3d_fullres. Did you mean 3d_fullres?"),
         (
             ["-p", "nnUNetPlansOther"],
             "nnUNetPlansOther.json. Run nnUNetv2_plan_and_preprocess -d Dataset901_Balls",
         ),
-        (["-d", "902"], "Could not find a dataset with the ID 902"),
+        (["-d", "902"], "There is no dataset 902. There are: Dataset901_Balls."),
         (["-f", "4", "5", "all"], "-f all: it holds no case out and cannot be compared with other folds"),
         (["-f", "4", "5", "6"], "-f 5 6: Dataset901_Balls has 5 folds, counted from 0"),
         (["-device", "cuda", "--gpus-per-job", "3"], "--gpus-per-job 3: this machine shows 2 GPUs"),

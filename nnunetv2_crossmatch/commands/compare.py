@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, as_trainer, find_dataset
 
 
 def add(commands: Commands) -> None:
@@ -15,7 +15,12 @@ def add(commands: Commands) -> None:
     )
     add_arguments(command, "-d", "-c", "-p", "-f", "-np")
     command.add_argument(
-        "-tr", required=True, nargs="+", metavar="TRAINER", help="trainers; the others are compared with the first"
+        "-tr",
+        required=True,
+        nargs="+",
+        type=as_trainer,
+        metavar="TRAINER",
+        help="trainers; the others are compared with the first",
     )
     command.add_argument(
         "--test",

@@ -24,11 +24,10 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-
     from nnunetv2_crossmatch.export import export_model
+    from nnunetv2_crossmatch.preprocessing.dataset import dataset_name
 
-    dataset = maybe_convert_to_dataset_name(arguments.d)
+    dataset = dataset_name(arguments.d)
     model = (arguments.c, arguments.tr, arguments.p)
     folds = export_model(dataset, *model, arguments.f, arguments.chk, arguments.o)
     print(

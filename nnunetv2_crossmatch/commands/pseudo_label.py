@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, as_trainer, find_dataset
 
 if TYPE_CHECKING:
     from nnunetv2_crossmatch.self_training.predict import Written
@@ -21,7 +21,11 @@ def add(commands: Commands) -> None:
     )
     add_arguments(command, "-d", "-c", "-p", "-f", "-chk", "-np")
     command.add_argument(
-        "-tr", default="nnUNetTrainer", metavar="TRAINER", help="whose models label (default: %(default)s)"
+        "-tr",
+        default="nnUNetTrainer",
+        type=as_trainer,
+        metavar="TRAINER",
+        help="whose models label (default: %(default)s)",
     )
     command.add_argument(
         "--threshold",

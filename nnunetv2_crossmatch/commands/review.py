@@ -2,7 +2,7 @@
 
 import argparse
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, as_trainer, find_dataset
 
 
 def add(commands: Commands) -> None:
@@ -14,7 +14,11 @@ def add(commands: Commands) -> None:
     )
     add_arguments(command, "-d", "-c", "-p", "-f", "-np")
     command.add_argument(
-        "-tr", default="nnUNetTrainer", metavar="TRAINER", help="whose models labeled (default: %(default)s)"
+        "-tr",
+        default="nnUNetTrainer",
+        type=as_trainer,
+        metavar="TRAINER",
+        help="whose models labeled (default: %(default)s)",
     )
     command.set_defaults(run=run)
 

@@ -3,7 +3,7 @@
 import argparse
 
 from nnunetv2_crossmatch.commands.pseudo_label import show_written
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, as_trainer, find_dataset
 from nnunetv2_crossmatch.commands.sweep import require_jobs
 
 
@@ -17,7 +17,11 @@ def add(commands: Commands) -> None:
     )
     add_arguments(command, "-d", "-c", "-p", "-f", "-chk", "-np")
     command.add_argument(
-        "-tr", default="nnUNetTrainer", metavar="TRAINER", help="whose models label first (default: %(default)s)"
+        "-tr",
+        default="nnUNetTrainer",
+        type=as_trainer,
+        metavar="TRAINER",
+        help="whose models label first (default: %(default)s)",
     )
     command.add_argument(
         "--rounds", type=int, default=2, metavar="N", help="trainings of each fold (default: %(default)s)"

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from glob import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from nnunetv2_crossmatch.trainers import METHODS
+from nnunetv2_crossmatch.trainers.names import meant_trainer
+from nnunetv2_crossmatch.utilities.near import did_you_mean
 
 if TYPE_CHECKING:
     from nnunetv2_crossmatch.preprocessing.dataset import Dataset
@@ -20,10 +27,24 @@ def as_fold(value: str) -> int | str:
     raise argparse.ArgumentTypeError(f"{value!r} is neither a number nor all")
 
 
+def as_trainer(value: str) -> str:
+    """A trainer on the command line; one whose models are there may itself be gone."""
+    meant = meant_trainer(value, METHODS)
+    trained = Path(os.environ.get("nnUNet_results", os.devnull)).glob(f"*/{escape(value)}__*")
+    if meant and not any(trained):
+        raise argparse.ArgumentTypeError(f"no trainer is called {value}.{did_you_mean(meant)}")
+    return value
+
+
 ARGUMENTS: dict[str, dict[str, Any]] = {  # named and meant as in nnU-Net's commands
     "-d": {"required": True, "metavar": "DATASET", "help": "dataset id or name"},
     "-c": {"required": True, "metavar": "CONFIG", "help": "configuration, e.g. 3d_fullres"},
-    "-tr": {"required": True, "metavar": "TRAINER", "help": "trainer, e.g. nnUNetTrainerCrossMatch"},
+    "-tr": {
+        "required": True,
+        "type": as_trainer,
+        "metavar": "TRAINER",
+        "help": "trainer, e.g. nnUNetTrainerCrossMatch",
+    },
     "-p": {"default": "nnUNetPlans", "metavar": "PLANS", "help": "plans identifier (default: %(default)s)"},
     "-f": {"nargs": "+", "type": as_fold, "metavar": "FOLD", "help": "numbers or all (default: every fold)"},
     "-chk": {"default": "checkpoint_final.pth", "metavar": "FILE", "help": "checkpoint (default: %(default)s)"},

@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, as_trainer, find_dataset
 
 
 def add(commands: Commands) -> None:
@@ -17,7 +17,11 @@ def add(commands: Commands) -> None:
     add_arguments(command, "-d", "-c", "-p", "-f", "-chk", "-np")
     command.add_argument("-n", type=int, default=10, metavar="N", help="how many scans (default: %(default)s)")
     command.add_argument(
-        "-tr", default="nnUNetTrainer", metavar="TRAINER", help="whose models are asked (default: %(default)s)"
+        "-tr",
+        default="nnUNetTrainer",
+        type=as_trainer,
+        metavar="TRAINER",
+        help="whose models are asked (default: %(default)s)",
     )
     command.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="(default: %(default)s)")
     command.set_defaults(run=run)

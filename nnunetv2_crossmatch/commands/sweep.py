@@ -4,7 +4,15 @@ import argparse
 import os
 from importlib.util import find_spec
 
-from nnunetv2_crossmatch.commands.shared import ARGUMENTS, Commands, add_arguments, add_command, as_fold, find_dataset
+from nnunetv2_crossmatch.commands.shared import (
+    ARGUMENTS,
+    Commands,
+    add_arguments,
+    add_command,
+    as_fold,
+    as_trainer,
+    find_dataset,
+)
 
 
 def add(commands: Commands) -> None:
@@ -15,7 +23,7 @@ def add(commands: Commands) -> None:
         "-d 4 -c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch -f 0 1 2 3 4 --cluster slurm --hours 24",
     )
     add_arguments(command, "-d", "-c", "-p")
-    command.add_argument("-tr", required=True, nargs="+", metavar="TRAINER", help="trainers")
+    command.add_argument("-tr", required=True, nargs="+", type=as_trainer, metavar="TRAINER", help="trainers")
     command.add_argument("-f", required=True, nargs="+", type=as_fold, metavar="FOLD", help="numbers or all")
     command.add_argument("-device", choices=["cuda", "cpu"], default="cuda", help="(default: %(default)s)")
     command.add_argument("--cluster", required=True, choices=["local", "slurm"], help="where to train")

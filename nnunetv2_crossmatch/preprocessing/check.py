@@ -17,7 +17,7 @@ from nnunetv2_crossmatch.preprocessing.content import (
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.preprocessing.geometry import missing_spacings
 from nnunetv2_crossmatch.preprocessing.leaks import find_leaks, scans_of
-from nnunetv2_crossmatch.preprocessing.listing import left_out
+from nnunetv2_crossmatch.preprocessing.listing import left_out, nearly_unlabeled, unlabeled_source
 from nnunetv2_crossmatch.preprocessing.masks import mask_findings, masks_without_scan
 from nnunetv2_crossmatch.preprocessing.outliers import find_outliers
 from nnunetv2_crossmatch.preprocessing.reconcile import known_cases, reconcile
@@ -73,6 +73,8 @@ def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None =
             findings.warnings.append("The raw scans were never checked. Where they are, run nnUNetv2_crossmatch check.")
     else:
         findings.content, problems = update_content(dataset, num_processes)
+        # an error where it leaves a training without unlabeled scans
+        (findings.warnings if unlabeled_source(dataset.raw) else findings.bad).extend(nearly_unlabeled(dataset.raw))
         findings.warnings += [*left_out(dataset.raw, dataset.json), *unknown_reader(dataset.json)]
     for part, of_part in problems.items():
         (findings.bad if part in (LABELED, UNLABELED) else findings.warnings).extend(of_part)

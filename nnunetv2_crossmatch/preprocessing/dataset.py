@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_crossmatch.preprocessing.listing import has_training_scans
 from nnunetv2_crossmatch.preprocessing.manifest import plans_stamp
 from nnunetv2_crossmatch.utilities.dataset_json import channel_names, read_dataset_json
-from nnunetv2_crossmatch.utilities.errors import DatasetError
+from nnunetv2_crossmatch.utilities.errors import DatasetError, some
+from nnunetv2_crossmatch.utilities.near import did_you_mean, nearest
 
 
 def _planned_with(dataset_json: dict) -> dict:
@@ -25,6 +26,31 @@ def _planned_with(dataset_json: dict) -> dict:
             for key in ("regions_class_order", "file_ending", "overwrite_image_reader_writer")
         },
     }
+
+
+def dataset_name(name_or_id: str) -> str:
+    """A dataset's name by its name or id.
+
+    Raises:
+        RuntimeError: nnU-Net's: there is no dataset at all, or more than one of the id.
+        ValueError: there is none of that name or id; says which may be meant.
+    """
+    there = sorted(
+        {
+            found.name
+            for folder in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results)
+            if folder.is_set()
+            for found in Path(folder).glob("Dataset*")
+        }
+    )
+    short = {name.partition("_")[2]: name for name in there}  # Liver
+    number = f"Dataset{int(name_or_id):03d}" if name_or_id.isdecimal() else None
+    known = any(name.startswith(number) for name in there) if number else name_or_id in there
+    if known or not there:
+        return maybe_convert_to_dataset_name(name_or_id)
+    meant = None if number else nearest(name_or_id.partition("_")[2] or name_or_id, short)
+    hint = did_you_mean(meant and short[meant]) or f" There are: {some(there)}."
+    raise ValueError(f"There is no dataset {name_or_id}.{hint}")
 
 
 def raw_folder_at_hand(name: str) -> Path | None:
@@ -51,11 +77,12 @@ class Dataset:
         """A raw dataset by its name or id, as in nnU-Net's commands.
 
         Raises:
-            RuntimeError: nnU-Net's: there is none of that name; nnUNet_raw is not set.
+            RuntimeError: nnU-Net's: nnUNet_raw is not set.
+            ValueError: see :func:`dataset_name`.
             FileNotFoundError: its raw folder has no dataset.json.
             DatasetError: it is not of its form.
         """
-        name = maybe_convert_to_dataset_name(name_or_id)
+        name = dataset_name(name_or_id)
         file = Path(nnUNet_raw) / name / "dataset.json"
         if not file.exists():
             raise FileNotFoundError(f"There is no {file}. Set nnUNet_raw to where the raw scans of {name} are.")
@@ -66,11 +93,11 @@ class Dataset:
         """A preprocessed dataset; without a raw folder where that is not at hand.
 
         Raises:
-            RuntimeError: nnU-Net's: there is none of that name.
+            ValueError: see :func:`dataset_name`.
             FileNotFoundError: it is not preprocessed.
             DatasetError: its dataset.json is not of its form.
         """
-        name = maybe_convert_to_dataset_name(name_or_id)
+        name = dataset_name(name_or_id)
         preprocessed = Path(nnUNet_preprocessed) / name
         if not (file := preprocessed / "dataset.json").exists():
             raise FileNotFoundError(f"There is no {file}. Run nnUNetv2_plan_and_preprocess -d {name_or_id}.")
@@ -109,8 +136,14 @@ class Dataset:
         """Raises ValueError: there are none of that name."""
         file = self.preprocessed / f"{identifier}.json"
         if not file.exists():
-            raise ValueError(f"There is no {file}. Run nnUNetv2_plan_and_preprocess -d {self.name}, or see -p.")
+            there = [other.stem for other in self.preprocessed.glob("*.json") if _are_plans(other)]
+            hint = did_you_mean(nearest(identifier, there))
+            raise ValueError(f"There is no {file}. Run nnUNetv2_plan_and_preprocess -d {self.name}, or see -p.{hint}")
         return PlansManager(str(file))
+
+
+def _are_plans(file: Path) -> bool:
+    return '"configurations"' in file.read_text(encoding="utf-8", errors="replace")
 
 
 @dataclass(frozen=True)
@@ -123,6 +156,11 @@ class Planned:
 
     @property
     def configuration(self) -> ConfigurationManager:
+        """Raises ValueError: the plans have none of that name."""
+        there = self.plans.available_configurations
+        if self.configuration_name not in there:
+            hint = did_you_mean(nearest(self.configuration_name, there))
+            raise ValueError(f"-c {self.configuration_name}: {self.plans.plans_name} has {', '.join(there)}.{hint}")
         return self.plans.get_configuration(self.configuration_name)
 
     @property

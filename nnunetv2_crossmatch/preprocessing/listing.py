@@ -1,9 +1,11 @@
 """Which scans are unlabeled: ``unlabeled.json``, or without it the folder ``imagesUn``."""
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from statistics import mode
@@ -64,7 +66,7 @@ def survey_unlabeled(
         raise DatasetError([f"{source} {why_unusable(source) or 'is not a folder'}. Correct or remove it."])
     if not cases and not problems:
         none = f"{source} names no scan. Put the unlabeled scans there, or train nnUNetTrainer."
-        raise DatasetError([none, *left_out(raw_folder, dataset_json)])
+        raise DatasetError([none, *nearly_unlabeled(raw_folder), *left_out(raw_folder, dataset_json)])
 
     others = labeled_and_held_out(raw_folder, dataset_json)
     bad_ids = {case: why for case in cases if (why := _why_no_file_name(case))}
@@ -86,6 +88,10 @@ def survey_unlabeled(
     ]
     problems += _reused_files(source, _without(cases, problems), others)
     return dict(sorted(_without(cases, problems).items())), list(dict.fromkeys(message for _, message in problems))
+
+
+_SHORT = ("imagesu", "imageun", "imagesul", "imagesunl", "imagesunlab")
+_NEARLY = ("imagesunlabeled", "imagesunlabelled", "unlabeled", "unlabelled", "unlabeledimages", "unlabelledimages")
 
 
 def unlabeled_source(raw_folder: Path) -> Path | None:
@@ -119,6 +125,17 @@ def left_out(raw_folder: Path, dataset_json: dict) -> list[str]:
         elif folder.name != "imagesTr" or "dataset" not in dataset_json:
             lines += left_out_of(folder, dataset_json)
     return lines
+
+
+def nearly_unlabeled(raw_folder: Path) -> list[str]:
+    """Folders that were probably to be ``imagesUn``: ``imagesUnlabeled``, ``unlabeled``, ``imagesU``."""
+    spelled = {folder: re.sub(r"[^a-z]", "", folder.name.casefold()) for folder in sorted(raw_folder.glob("[!.]*"))}
+    return [
+        f"{folder}: its scans are not used as unlabeled ones. Did you mean {UNLABELED_FOLDER}? Rename the folder."
+        for folder, letters in spelled.items()
+        if (letters in _SHORT or ("un" in letters and get_close_matches(letters, _NEARLY, 1, cutoff=0.85)))
+        and folder.is_dir()
+    ]
 
 
 def _not_listed(raw_folder: Path) -> list[str]:

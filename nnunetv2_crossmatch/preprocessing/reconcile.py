@@ -1,9 +1,7 @@
 """Case ids that somebody wrote down against the cases that there are: an id that is none would count for nothing."""
 
-import difflib
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
@@ -21,6 +19,8 @@ from nnunetv2_crossmatch.preprocessing.splits import (
 )
 from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.files import locked, write_json
+from nnunetv2_crossmatch.utilities.near import nearest as nearest_name
+from nnunetv2_crossmatch.utilities.near import plain
 
 _COMPARED = 20  # ids of patients.json at most, of different forms: each takes as long as there are cases
 
@@ -171,35 +171,31 @@ def of_no_case(file: Path, ids: Collection[str], known: Collection[str]) -> tupl
 
 def finder(known: Collection[str], by_spelling_only: bool = False) -> Callable[[str], str | None]:
     """Finds the case that an id probably means: the same but for its spelling, else one that is alike."""
-    plain = {_plain(case): str(case) for case in sorted(known)}  # nnU-Net has ids of numpy
+    by_form = {plain(case): str(case) for case in sorted(known)}  # nnU-Net has ids of numpy
 
     def nearest(case: str) -> str | None:
-        whole = _plain(case)
+        whole = plain(case)
         name = re.split(r"[/\\]", whole)[-1]
         stem = re.sub(r"\.(nii(\.gz)?|nrrd|mha|png|bmp|tiff?|npz|npy|b2nd)$", "", name)
         for written in (whole, name, stem, re.sub(r"_\d{4}$", "", stem)):
-            if written in plain:
-                return plain[written]
+            if written in by_form:
+                return by_form[written]
         if by_spelling_only:
             return None
-        near = difflib.get_close_matches(whole, plain, 1) or difflib.get_close_matches(stem, plain, 1)
-        if not near:  # scan1_corrected
-            near = sorted((known for known in plain if stem.startswith(known)), key=len)[-1:]
-        return plain[near[0]] if near else None
+        near = nearest_name(whole, by_form) or nearest_name(stem, by_form)
+        if near is None:  # scan1_corrected
+            near = max((known for known in by_form if stem.startswith(known)), key=len, default=None)
+        return None if near is None else by_form[near]
 
     return nearest
 
 
 def _form(name: str) -> str:
-    return re.sub(r"\d+", "0", _plain(name))
+    return re.sub(r"\d+", "0", plain(name))
 
 
 def _unpadded(name: str) -> str:
-    return re.sub(r"(?<!\d)0+(?=\d)", "", _plain(name))
-
-
-def _plain(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold().strip()
+    return re.sub(r"(?<!\d)0+(?=\d)", "", plain(name))
 
 
 def _as_nnunet_reads_it(splits: Path) -> None:

@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 from nnunetv2_crossmatch.preprocessing.dataset import Planned
-from nnunetv2_crossmatch.preprocessing.listing import survey_unlabeled
+from nnunetv2_crossmatch.preprocessing.listing import nearly_unlabeled, survey_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import ARRAY_SUFFIXES, Manifest, is_current
 from nnunetv2_crossmatch.preprocessing.scan import BadScan, preprocess_scan
 from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
@@ -43,7 +43,8 @@ def unlabeled_cases_for_training(planned: Planned, num_processes: int) -> list[s
         raise DatasetError(
             [
                 f"{planned.dataset.name} has no unlabeled scans. Put them in {raw_folder or 'nnUNet_raw/...'}/imagesUn "
-                f"(or list them in unlabeled.json), or train nnUNetTrainer."
+                f"(or list them in unlabeled.json), or train nnUNetTrainer.",
+                *(nearly_unlabeled(raw_folder) if raw_folder else ()),
             ]
         )
     if not manifest.complete or not all(map(manifest.is_whole, manifest.cases)):
@@ -72,7 +73,8 @@ def preprocess_unlabeled(planned: Planned, num_processes: int) -> list[str]:
     manifest = Manifest.read(planned.unlabeled_folder)
     listed, problems = survey_unlabeled(raw_folder, _dataset_json(planned), manifest.is_whole)
     if listed is None:
-        raise DatasetError([f"{raw_folder} has neither unlabeled.json nor imagesUn."])
+        none = f"{raw_folder} has neither unlabeled.json nor imagesUn."
+        raise DatasetError([none, *nearly_unlabeled(raw_folder)])
     return _bring_up_to_date(listed, problems, manifest, planned, num_processes)
 
 

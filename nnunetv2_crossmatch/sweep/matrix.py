@@ -8,7 +8,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_crossmatch.nnunet.loaders import preprocessed_cases
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
-from nnunetv2_crossmatch.preprocessing.dataset import Dataset
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
 from nnunetv2_crossmatch.preprocessing.splits import read_splits
 from nnunetv2_crossmatch.sweep.clusters import Cluster
@@ -31,9 +31,7 @@ def make_runs(
     nnUNet_results.require()
     found = Dataset.find_preprocessed(dataset)
     manager = found.plans(plans)
-    if configuration not in manager.available_configurations:
-        raise ValueError(f"-c {configuration}: {plans} has {', '.join(manager.available_configurations)}.")
-    cases = found.preprocessed / manager.get_configuration(configuration).data_identifier
+    cases = found.preprocessed / Planned(found, manager, configuration).configuration.data_identifier
     if not cases.is_dir():
         raise ValueError(f"There is no {cases}. Run nnUNetv2_preprocess -d {dataset} -plans_name {plans}.")
     if "all" in folds and len(set(folds)) > 1:

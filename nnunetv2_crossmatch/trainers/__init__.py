@@ -5,8 +5,12 @@ nnU-Net asks every trainer module for every name, so nothing is imported before 
 
 import importlib
 import re
+import sys
+from functools import cache
 
 from nnunetv2_crossmatch.self_training.names import Round
+from nnunetv2_crossmatch.trainers.names import PREFIX, meant_trainer
+from nnunetv2_crossmatch.utilities.near import did_you_mean
 
 METHODS = {  # trainer: module
     "nnUNetTrainerCrossMatch": "crossmatch",
@@ -37,6 +41,8 @@ def __getattr__(name: str) -> type:
     variant = _VARIANT.fullmatch(name)
     trainer = variant["trainer"] if variant else name
     if trainer not in METHODS:
+        if name.startswith(PREFIX):
+            _ask_once(name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     cls = getattr(importlib.import_module(f"{__name__}.{METHODS[trainer]}"), trainer)
     if variant:
@@ -48,3 +54,10 @@ def __getattr__(name: str) -> type:
         cls = type(name, (cls,), {"__module__": __name__, "__doc__": f"{trainer}, another length.", **length})
     globals()[name] = cls  # the same class at the next look-up, as pickling wants
     return cls
+
+
+@cache
+def _ask_once(name: str) -> None:
+    """nnU-Net says where it has looked, and not which trainers there are; it goes on to look elsewhere after this."""
+    if meant := meant_trainer(name, METHODS):
+        print(f"No trainer is called {name}.{did_you_mean(meant)}", file=sys.stderr, flush=True)

@@ -266,3 +266,13 @@ def test_without_the_raw_scans_there_is_nothing_to_check(raw, preprocessed, caps
         main(["check", "-d", raw.name])
     assert end.value.code == 2
     assert f"There is no {raw / 'dataset.json'}. Set nnUNet_raw" in capsys.readouterr().err
+
+
+def test_imagesUnlabeled_is_a_warning_beside_imagesUn_and_stops_in_its_place(raw, preprocessed):
+    (raw / "imagesUnlabeled").mkdir()
+    findings = check_dataset(Dataset(raw, preprocessed, dataset_json(raw)), 1)
+    assert not findings.bad and "Did you mean imagesUn?" in findings.warnings[0]
+    (raw / "imagesUnlabeled").rmdir()
+    (raw / "imagesUn").rename(raw / "imagesUnlabeled")
+    with pytest.raises(DatasetError, match=r"imagesUnlabeled: .*Did you mean imagesUn\?"):
+        check_dataset(Dataset(raw, preprocessed, dataset_json(raw)), 1).raise_errors(DATASET)

@@ -13,6 +13,7 @@ from nnunetv2_crossmatch.preprocessing.listing import (
     labeled_scans,
     left_out,
     list_unlabeled,
+    nearly_unlabeled,
 )
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import make_raw_dataset
@@ -318,3 +319,22 @@ def test_twins_that_look_the_same_are_told_apart_and_said_once(raw):
     (line,) = error.value.problems
     assert ascii(composed) in line
     assert ascii(decomposed) in line
+
+
+@pytest.mark.parametrize("name", ["imagesUnlabeled", "images_unlabelled", "Unlabeled", "unlabled", "imagesU"])
+def test_a_folder_called_nearly_imagesUn_is_named(single, name):
+    for legal in (
+        "imagesVal",
+        "imagesTs_official",
+        "labelsUn",
+        "labeled",
+        "imagesLabeled",
+        "hidden_labels",
+        "imagesUn2",
+    ):
+        (single / legal).mkdir()
+    (single / "unlabeled.zip").touch()
+    assert nearly_unlabeled(single) == []
+    (single / name).mkdir()
+    (line,) = nearly_unlabeled(single)
+    assert line.startswith(f"{single / name}: ") and "Did you mean imagesUn?" in line
