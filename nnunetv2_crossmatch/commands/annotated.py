@@ -21,7 +21,8 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--untouched",
         action="store_true",
-        help="also take drafts and pseudo-labels that nobody changed: you have looked at them, and they are right",
+        help="also take drafts and whole predictions (predictions/) that nobody changed: you have looked at them, and "
+        "they are right",
     )
     command.set_defaults(run=run)
 

@@ -9,6 +9,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
+from nnunetv2_crossmatch.self_training.names import STUDENT, Round
+from nnunetv2_crossmatch.self_training.record import FOLDER
 from nnunetv2_crossmatch.utilities.files import read_json
 
 
@@ -24,14 +26,35 @@ def commands_again(dataset: Dataset) -> list[str]:
         commands.append(f"nnUNetv2_preprocess -d {number} -plans_name {shlex.quote(plans)} -c {' '.join(names)}")
     if not commands:
         return [f"nnUNetv2_plan_and_preprocess -d {number}", f"nnUNetv2_train {number} 3d_fullres 0"]
-    trained = _trained(dataset.name)
-    if not trained:
+    every = _trained(dataset.name)
+    trained = {model: runs for model, runs in every.items() if not _learns_from_labels(runs[0].trainer)}
+    if not every:
         plans, names = next(iter(configurations.items()))
         commands.append(f"nnUNetv2_train {number} {names[-1]} 0 -p {plans}")
-    for runs in trained.values():
+    # whatever goes on from a finished model comes after it
+    for runs in sorted(trained.values(), key=lambda runs: ("FromStock" in runs[0].trainer, runs[0].trainer)):
         others = ", ".join(str(run.fold) for run in runs[1:])
         commands.append(runs[0].train_command() + (f"      # and fold {others}" if others else ""))
-    return commands
+    students = [runs for model, runs in every.items() if model not in trained]
+    return commands + list(dict.fromkeys(line for runs in students for line in _label_again(dataset, runs)))
+
+
+def _learns_from_labels(trainer: str) -> bool:
+    """Whether it trains on pseudo-labels, which have to be made anew first."""
+    return trainer.startswith(STUDENT)
+
+
+def _label_again(dataset: Dataset, runs: list[RunFolder]) -> list[str]:
+    """Commands that label for a student's folds and say how to train it, or that do both for a round."""
+    first = runs[0]
+    what = f"-d {dataset.name} -c {first.configuration} -p {first.plans} -f {' '.join(str(run.fold) for run in runs)}"
+    if made := Round.parse(first.trainer):
+        folders = first.model_folder.parent.glob(f"{made.student}_round*_of_{made.teacher}__*")
+        last = max(its.number for folder in folders if (its := Round.parse(folder.name.split("__")[0])))
+        return [f"nnUNetv2_crossmatch self-train {what} -tr {made.teacher} --student {made.student} --rounds {last}"]
+    of_teachers = (dataset.require_raw() / FOLDER).glob(f"*__{first.plans}__{first.configuration}")
+    teachers = [name for folder in sorted(of_teachers) if STUDENT not in (name := folder.name.split("__")[0])]
+    return [f"nnUNetv2_crossmatch pseudo-label {what} -tr {teacher}" for teacher in teachers or ["nnUNetTrainer"]]
 
 
 def _preprocessed(dataset: Dataset) -> dict[str, list[str]]:

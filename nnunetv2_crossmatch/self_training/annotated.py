@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nnunetv2_crossmatch.nnunet.images import files_beside
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.preprocessing.content import LABELED, look_at_masked
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.preprocessing.image_folder import UNLABELED_LIST
@@ -22,9 +23,11 @@ from nnunetv2_crossmatch.preprocessing.listing import (
 from nnunetv2_crossmatch.preprocessing.masks import mask_files, mask_findings
 from nnunetv2_crossmatch.preprocessing.reconcile import unknown_ids
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS, read_patients, read_splits
-from nnunetv2_crossmatch.self_training.drafts import is_as_written
+from nnunetv2_crossmatch.self_training.confidence import with_ignore_label
+from nnunetv2_crossmatch.self_training.drafts import written_by
+from nnunetv2_crossmatch.self_training.marks import REVIEW, read_marks
 from nnunetv2_crossmatch.self_training.predict import PICTURES
-from nnunetv2_crossmatch.self_training.record import FOLDER, RECORD, Record, prediction_file
+from nnunetv2_crossmatch.self_training.record import FOLDER, PREDICTIONS, RECORD, Record, prediction_file
 from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
 from nnunetv2_crossmatch.utilities.errors import DatasetError, some
 from nnunetv2_crossmatch.utilities.files import (
@@ -112,6 +115,12 @@ def _check(
     if not given:
         raise DatasetError([f"{labels} has no mask CASE{ending}.", *folder.left_out])
     done.warnings += folder.left_out
+    # what the moves go through, before the first one: a file that cannot be read would stop them halfway
+    read_patients(raw)
+    splits = read_splits(dataset.preprocessed)
+    for file in (raw / FOLDER).rglob(RECORD):
+        Record.read(file.parent)
+        read_marks(file.parent)
     labeled = labeled_scans(raw, dataset.json)
     unlabeled = (list_unlabeled(raw, dataset.json) or {}) if unlabeled_ids(raw, dataset.json) else {}
     problems = unknown_ids(labels, (c for c in given if c not in labeled), unlabeled, "unlabeled case")
@@ -127,8 +136,11 @@ def _check(
             f"replace it in labelsTr; remove it from {labels}."
         )
     new = {case: file for case, file in given.items() if case not in labeled}
-    if not untouched:
-        done.untouched += [case for case, file in new.items() if is_as_written(raw, case, file)]
+    writers = {case: folders for case, file in new.items() if (folders := written_by(raw, case, file))}
+    if untouched:
+        done.warnings += _leaks(writers, splits)
+    else:
+        done.untouched += writers
     scans = {case: (unlabeled[case], file) for case, file in new.items() if case not in done.untouched}
     if foreign := [case for case, (files, _) in scans.items() if not all(f.name.endswith(ending) for f in files)]:
         problems.append(
@@ -143,7 +155,9 @@ def _check(
     ]
     problems += [f"{target} is there already, and is of no labeled scan. Move it away." for target in taken]
     entries, unreadable = look_at_masked(dataset, scans, num_processes)
-    bad, odd = mask_findings("annotated", entries, dataset.json, str(labels))
+    bad = _not_sure(entries, dataset.json)
+    wrong, odd = mask_findings("annotated", entries, dataset.json, str(labels))
+    bad += wrong
     elsewhere = {case: ", ".join(differs) for case, entry in entries.items() if (differs := entry["mask"]["differs"])}
     if elsewhere:
         named = some([f"{case} (another {what})" for case, what in elsewhere.items()])
@@ -155,6 +169,37 @@ def _check(
         raise DatasetError([*problems, f"No scan of {labels} was moved."])
     done.warnings += odd
     return scans
+
+
+def _not_sure(entries: dict[str, dict], dataset_json: dict) -> list[str]:
+    """Say which masks have the ignore label that pseudo-labels add, and take it from their values."""
+    value = with_ignore_label(dataset_json)["labels"]["ignore"]
+    cases = [case for case, entry in entries.items() if value in entry["mask"]["values"]]
+    if "ignore" in dataset_json["labels"] or not cases:
+        return []
+    for case in cases:
+        entries[case]["mask"]["values"].remove(value)
+    return [
+        f"{len(cases)} masks still have voxels marked as not sure (value {value}): {some(cases)}. Paint them, or begin "
+        f"with the whole prediction in {PREDICTIONS}/."
+    ]
+
+
+def _leaks(writers: dict[str, list[Path]], splits: list[dict[str, list[str]]]) -> list[str]:
+    """Folds that are to train on predictions of other folds' models, which have learned what they validate."""
+    own = {
+        case: [RunFolder(folder).fold for folder in folders if folder.name.startswith("fold_")]
+        for case, folders in writers.items()
+    }
+    told = {fold: cases for fold in range(len(splits)) if (cases := [case for case in own if fold not in own[case]])}
+    if not told:
+        return []
+    cases = sorted({case for of_fold in told.values() for case in of_fold})
+    return [
+        f"{len(cases)} masks are predictions that nobody changed ({some(cases)}), of models that may have learned the "
+        f"cases which fold {', '.join(map(str, told))} validates. Trained on them, the scores of these folds come out "
+        "too good: correct the masks, or test on other scans."
+    ]
 
 
 def _are_same(one: Path, other: Path | None) -> bool:
@@ -217,12 +262,15 @@ def _finish(dataset: Dataset, done: Annotated) -> list[str]:
     for source, target in journal["moves"]:
         _move(raw / source, raw / target)
     _shorten_list(raw / UNLABELED_LIST, cases)
-    content = read_json(raw / "dataset.json")
-    if "dataset" in content:
-        content["dataset"].update(cases)
-    write_json({**content, "numTraining": journal["numTraining"]}, raw / "dataset.json")
+    # nnU-Net's preprocessing reads the names of the scans from the second
+    for file in (raw / "dataset.json", dataset.preprocessed / "dataset.json"):
+        if file.exists():
+            content = read_json(file)
+            if "dataset" in content:
+                content["dataset"].update(cases)
+            write_json({**content, "numTraining": journal["numTraining"]}, file)
     done.apart |= _append_to_folds(dataset, list(cases))
-    _forget_pseudo_labels(raw, cases, content["file_ending"])
+    _forget_pseudo_labels(raw, cases, dataset.json["file_ending"])
     journal_file.unlink()  # first: a stage that cannot be removed must not be done again
     shutil.rmtree(raw / STAGED, ignore_errors=True)
     return list(cases)
@@ -283,7 +331,7 @@ def _append_to_folds(dataset: Dataset, cases: list[str]) -> dict[int, list[str]]
 
 
 def _forget_pseudo_labels(raw: Path, cases: Iterable[str], ending: str) -> None:
-    """Remove the cases' pseudo-labels; those that somebody corrected stay, and are of no use to a training."""
+    """Remove the cases' pseudo-labels and marks; labels that somebody corrected stay, of no use to a training."""
     for file in sorted((raw / FOLDER).rglob(RECORD)):
         with locked(file.parent / ".lock"):
             remove_leftovers(file.parent)
@@ -299,3 +347,6 @@ def _forget_pseudo_labels(raw: Path, cases: Iterable[str], ending: str) -> None:
                     del record.cases[case]
                     record.left_out.pop(case, None)
                 record.write()
+            marks = read_marks(file.parent)
+            if marks.keys() & set(cases):
+                write_json({case: mark for case, mark in marks.items() if case not in cases}, file.parent / REVIEW)

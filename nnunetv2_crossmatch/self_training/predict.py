@@ -367,4 +367,4 @@ def _export(
     percent = ", ".join(f"{c}: {'-' if share is None else f'{share:.0%}'}" for c, share in shares.items())
     title = f"{case}, fold {origin.fold}: confident (>= {origin.threshold:g}) voxels of predicted class {percent}"
     draw_picture(incoming / f"{case}.png", title, image, label, predicted, ignore_label, properties["spacing"])
-    return {"file": sha256_of(file), "confident": shares}
+    return {"file": sha256_of(file), "prediction": sha256_of(prediction_file(file)), "confident": shares}

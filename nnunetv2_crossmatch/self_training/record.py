@@ -50,8 +50,8 @@ class Record:
     """``pseudo_labels.json`` of one fold.
 
     cases: id -> {**its :class:`Origin`, "image": :func:`image_stamp`, "file": SHA-256 as it was written,
-        "replaced": that of the file before, until the new one is there, "confident": share of confident voxels
-        per predicted class}; the newest is the last.
+        "prediction": that of the whole prediction (earlier versions have none), "replaced": that of the file before,
+        until the new one is there, "confident": share of confident voxels per predicted class}; the newest is the last.
     left_out: id -> why no training takes it.
     """
 

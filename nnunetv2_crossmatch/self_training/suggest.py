@@ -53,6 +53,7 @@ from nnunetv2_crossmatch.utilities.files import (
     remove_leftovers,
     sha256_of,
     write_json,
+    write_text,
 )
 
 TABLE, PAGE = "suggestions.csv", "suggestions.html"
@@ -137,7 +138,7 @@ def suggest(
         chosen = [usual[i] for i in k_center(features, scores[usual], count)]
         done.chosen = {cases[i]: float(scores[i]) for i in chosen}
         done.corrected = [case for case in drafts.keep_only(list(done.chosen)) if case in cases]  # not labeled since
-        pictures = _write_drafts(predictor, images, files, planned, drafts, done)
+        pictures = _write_drafts(predictor, images, files, planned, drafts, measured, done)
         table = {
             case: dict(zip(classes, row.tolist(), strict=True)) for case, row in zip(cases, of_classes, strict=True)
         }
@@ -244,9 +245,13 @@ def _write_drafts(
     files: dict[str, list[Path]],
     planned: Planned,
     drafts: Drafts,
+    measured: dict[str, dict],
     done: Suggested,
 ) -> dict[str, tuple[str, str]]:
-    """A draft of every chosen case as nnU-Net predicts it, with all models and mirroring; returns thumbnails."""
+    """A draft of every chosen case as nnU-Net predicts it, with all models and mirroring; returns thumbnails.
+
+    ``measured`` is of the same models and scans, so a draft that it names is there to stay.
+    """
     predictor.use_mirroring = True
     plans, label_manager = predictor.plans_manager, predictor.label_manager
     reader = plans.image_reader_writer_class()
@@ -259,6 +264,10 @@ def _write_drafts(
             done.corrected.append(case)
             pictures[case] = thumbnail_of_files(files.get(case, []), drafts.file(case), plans.plans, values, ignore)
             continue
+        before = measured[case].get("draft", {})
+        if drafts.file(case).exists() and sha256_of(drafts.file(case)) == before.get("file"):
+            pictures[case] = (before["picture"][0], before["picture"][1])
+            continue
         data, _, _, properties = dataset.load_case(case)
         logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data[:])).numpy()
         made = properties, plans, planned.configuration_name, predictor.dataset_json
@@ -266,10 +275,16 @@ def _write_drafts(
         with tempfile.TemporaryDirectory(prefix=INCOMING, dir=done.folder) as incoming:
             reader.write_seg(draft, str(Path(incoming) / drafts.file(case).name), properties)
             check_writable(Path(incoming))  # SimpleITK truncates a NIfTI file on a full disk without a word
-            drafts.take(case, Path(incoming))
+            is_new = drafts.take(case, Path(incoming))
         scan = files.get(case, [])
+        if not is_new:
+            done.corrected.append(case)
+            pictures[case] = thumbnail_of_files(scan, drafts.file(case), plans.plans, values, ignore)
+            continue
         image = draft * 0 if are_absent(scan) else read_images(scan, reader)[0][0]
         pictures[case] = thumbnail(image, draft, sure == ignore, properties["spacing"], colors(values))
+        measured[case]["draft"] = {"file": sha256_of(drafts.file(case)), "picture": list(pictures[case])}
+        write_json(measured[case], done.folder / MEASURED / f"{case}.json")
     return pictures
 
 
@@ -290,7 +305,7 @@ def _write_table(
         figures = ("" if np.isnan(share) else f"{share:.4f}" for share in (scores[case], *table[case].values()))
         scan, draft = next(iter(files.get(case, [])), ""), drafts.file(case) if case in ranks else ""
         writer.writerow([ranks.get(case, ""), case, *figures, " ".join(done.odd.get(case, [])), scan, draft])
-    (done.folder / TABLE).write_text(stream.getvalue(), encoding="utf-8")
+    write_text(stream.getvalue(), done.folder / TABLE)
 
 
 def _write_page(

@@ -10,10 +10,10 @@ import SimpleITK as sitk
 
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
-from nnunetv2_crossmatch.self_training import annotated
+from nnunetv2_crossmatch.self_training import again, annotated
 from nnunetv2_crossmatch.self_training.again import commands_again
 from nnunetv2_crossmatch.self_training.annotated import Annotated, move_annotated
-from nnunetv2_crossmatch.self_training.drafts import is_as_written
+from nnunetv2_crossmatch.self_training.drafts import Drafts, written_by
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.conftest import DATASET, make_raw_dataset, use_folders, write_image
 
@@ -22,6 +22,7 @@ ENTRY = {
     **{"fold": 0, "threshold": 0.9, "labels": {}, "validation": [], "versions": {}, "image": []},
     **{"replaced": None, "confident": {}},
 }
+MARK = {"mark": "bad", "label": "x"}
 FOLDS = [{"train": ["case0", "case1"], "val": ["case2"]}, {"train": ["case1", "case2"], "val": ["case0"]}]
 
 
@@ -54,6 +55,7 @@ class Place:
                 for i in range(3)
             }
             (self.raw / "dataset.json").write_text(json.dumps({**self.json, "dataset": named}))
+            shutil.copy(self.raw / "dataset.json", self.preprocessed)
         for folder in ("pictures", "predictions"):
             (self.pseudo_labels / folder).mkdir(parents=True)
         record = {}
@@ -65,6 +67,7 @@ class Place:
             record[f"scan{i}"] = {**ENTRY, "file": sha256(file)}
         (self.pseudo_labels / "pseudo_labels.json").write_text(json.dumps({"cases": record}))
         (self.pseudo_labels / "scan2.nii.gz").write_text("corrected")
+        (self.pseudo_labels / "review.json").write_text(json.dumps({f"scan{i}": MARK for i in range(3)}))
 
     def annotate(self, case: str, shape=(16, 24, 24), value: int = 1, origin: float = 0.0) -> None:
         mask = np.zeros(shape, np.uint8)
@@ -128,15 +131,27 @@ def test_scans_and_masks_move_and_all_that_names_them_follows(tmp_path, monkeypa
     assert (findings.bad, findings.leaks) == ([], [])
     assert findings.content["imagesTr"].keys() == {"case0", "case1", "case2", "scan0", "scan2"}
     assert findings.content["unlabeled"].keys() == {"scan1", "scan3"}
+    named = json.loads((place.preprocessed / "dataset.json").read_text()) if explicit else place.json
+    assert named == place.json and ("dataset" in named) == explicit
+    if explicit:
+        assert named["dataset"]["scan0"] == {"images": ["imagesTr/scan0_0000.nii.gz"], "label": "labelsTr/scan0.nii.gz"}
+    assert json.loads((place.pseudo_labels / "review.json").read_text()) == {"scan1": MARK}
     record = json.loads((place.pseudo_labels / "pseudo_labels.json").read_text())["cases"]
     assert record.keys() == {"scan1"}
     assert {file.name for file in (place.pseudo_labels / "predictions").iterdir()} == {"scan1.nii.gz", "scan2.nii.gz"}
     left = {file.name for file in place.pseudo_labels.rglob("*.*") if "lock" not in file.name}
-    assert left == {"pseudo_labels.json", "scan1.nii.gz", "scan1.png", "scan2.nii.gz", "scan2.png"}  # 2 was corrected
+    assert left == {
+        "pseudo_labels.json",
+        "review.json",
+        "scan1.nii.gz",
+        "scan1.png",
+        "scan2.nii.gz",
+        "scan2.png",
+    }  # 2 was corrected
     assert not (place.raw / ".annotated").exists()
 
-    again = place.move()
-    assert (again.moved, again.there) == ([], ["scan0", "scan2"])
+    second = place.move()
+    assert (second.moved, second.there) == ([], ["scan0", "scan2"])
     assert {name: sha for name, sha in place.tree().items() if "content.json" not in name} == after
 
 
@@ -210,7 +225,15 @@ def test_what_was_interrupted_is_finished_whatever_masks_are_given_then(place, m
     ("spoil", "message"),
     [
         (lambda place: place.annotate("scan1", (16, 24, 23)), r"1 of 3 masks in .*corrected have another size .*scan1"),
-        (lambda place: place.annotate("scan1", value=3), r"have values that dataset.json does not name: scan1 \(3\)"),
+        (lambda place: place.annotate("scan1", value=4), r"have values that dataset.json does not name: scan1 \(4\)"),
+        (
+            lambda place: place.annotate("scan1", value=3),
+            r"^\n1 masks still have voxels marked as not sure \(value 3\): scan1. Paint them, .* prediction in "
+            r"predictions/.\nNo scan of .* was moved.$",
+        ),
+        (lambda place: (place.raw / "patients.json").write_text("[]"), "patients.json is not of the form"),
+        (lambda place: (place.preprocessed / "splits_final.json").write_text("{}"), "splits_final.json: it is no list"),
+        (lambda place: (place.pseudo_labels / "review.json").write_text("{"), "review.json is not valid JSON"),
         (lambda place: place.annotate("scan1", origin=4), r"1 of 3 .* not lie on their scan: scan1 \(another origin\)"),
         (lambda place: place.annotate("scan9"), r"1 is no unlabeled case .*'scan9' \(nearest: 'scan\d'\)"),
         (lambda place: place.annotate("case1"), "1 of 3 are labeled already, with another mask: case1"),
@@ -258,7 +281,7 @@ def test_what_a_model_wrote_is_no_annotation_until_somebody_says_so(place):
     drafts.parent.mkdir(parents=True)
     drafts.write_text(json.dumps({"scan0": ["older", sha256(place.labels / "scan0.nii.gz")]}))
     shutil.copy(place.pseudo_labels / "scan1.nii.gz", place.labels)
-    assert is_as_written(place.raw, "scan1", place.labels / "scan1.nii.gz")
+    assert written_by(place.raw, "scan1", place.labels / "scan1.nii.gz") == [place.pseudo_labels]
     done = place.move()
     assert (done.moved, done.untouched) == (["scan2"], ["scan0", "scan1"])
     (place.labels / "scan1.nii.gz").unlink()
@@ -295,3 +318,61 @@ def test_onto_another_disk_a_file_is_copied_whole(tmp_path, monkeypatch):
 
 def test_without_plans_planning_comes_first(place):
     assert commands_again(place.dataset()) == ["nnUNetv2_plan_and_preprocess -d 901", "nnUNetv2_train 901 3d_fullres 0"]
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_whole_predictions_are_as_written_too(place, noted):
+    """Beside labels of earlier versions, which did not note them, as well."""
+    whole, record = place.pseudo_labels / "predictions" / "scan0.nii.gz", place.pseudo_labels / "pseudo_labels.json"
+    whole.write_text("whole")
+    if noted:
+        record.write_text(json.dumps({"cases": {"scan0": {**ENTRY, "file": "x", "prediction": sha256(whole)}}}))
+    elsewhere = place.labels / "scan0.nii.gz"
+    shutil.copy(whole, elsewhere)
+    assert written_by(place.raw, "scan0", whole) == written_by(place.raw, "scan0", elsewhere) == [place.pseudo_labels]
+    for other in (elsewhere, *([whole] if noted else [])):
+        other.write_text("corrected")
+        assert written_by(place.raw, "scan0", other) == []
+
+
+def test_folds_whose_validation_the_masks_tell_of_are_named(place):
+    """Fold 0 may train on what its own model wrote."""
+    record = {"scan0": {**ENTRY, "file": sha256(place.labels / "scan0.nii.gz")}}
+    (place.pseudo_labels / "pseudo_labels.json").write_text(json.dumps({"cases": record}))
+    (warning,) = [line for line in place.move(untouched=True).warnings if "nobody changed" in line]
+    assert warning.startswith("1 masks are predictions that nobody changed (scan0)")
+    assert "the cases which fold 1 validates" in warning
+
+
+def test_a_correction_saved_while_the_draft_is_predicted_stays(tmp_path):
+    drafts = Drafts(tmp_path, ".nii.gz")
+
+    def take(text: str) -> bool:
+        (tmp_path / "incoming").mkdir(exist_ok=True)
+        (tmp_path / "incoming" / "a.nii.gz").write_text(text)
+        return drafts.take("a", tmp_path / "incoming")
+
+    assert take("first") and take("second") and drafts.file("a").read_text() == "second"
+    drafts.file("a").write_text("corrected")
+    assert not take("third") and drafts.file("a").read_text() == "corrected" and drafts.is_corrected("a")
+
+
+def test_teachers_train_before_what_learns_from_them(place, monkeypatch):
+    monkeypatch.setattr(again, "_preprocessed", lambda dataset: {"nnUNetPlans": ["2d"]})
+    results = place.raw.parents[1] / "results" / DATASET
+    trainers = ["nnUNetTrainer", "nnUNetTrainerCrossMatchFromStock", "nnUNetTrainerPseudoLabel"]
+    trainers += [f"nnUNetTrainerPseudoLabel_round{number}_of_nnUNetTrainer" for number in (1, 2)]
+    for trainer in (*trainers, "nnUNetTrainerZ"):
+        for fold in (0, 1):
+            folder = results / f"{trainer}__nnUNetPlans__2d" / f"fold_{fold}"
+            folder.mkdir(parents=True)
+            (folder / "checkpoint_final.pth").touch()
+    which = f"-d {DATASET} -c 2d -p nnUNetPlans -f 0 1 -tr nnUNetTrainer"
+    assert commands_again(place.dataset())[1:] == [
+        *(
+            f"nnUNetv2_train {DATASET} 2d 0 -tr {trainer} -p nnUNetPlans      # and fold 1"
+            for trainer in ("nnUNetTrainer", "nnUNetTrainerZ", "nnUNetTrainerCrossMatchFromStock")
+        ),
+        f"nnUNetv2_crossmatch pseudo-label {which}",
+        f"nnUNetv2_crossmatch self-train {which} --student nnUNetTrainerPseudoLabel --rounds 2",
+    ]

@@ -77,6 +77,8 @@ def test_the_label_lies_on_its_scan_with_a_picture_and_a_record(place):
         assert entry["labels"] == {"background": 0, "shell": 1, "core": 2, "ignore": 3}
         assert entry["validation"] == place.validation() and "nnunetv2" in entry["versions"]
         assert entry["file"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        whole = place.labels / "fold_0" / "predictions" / file.name
+        assert entry["prediction"] == hashlib.sha256(whole.read_bytes()).hexdigest() != entry["file"]
         assert {c for c, share in entry["confident"].items() if share} == {str(c) for c in {*label.flat} - {3}}
     assert not list((place.labels / "fold_0").glob(".incoming*"))
 

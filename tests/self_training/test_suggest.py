@@ -16,7 +16,7 @@ from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
 from nnunetv2_crossmatch.self_training import suggest as module
 from nnunetv2_crossmatch.self_training.annotated import move_annotated
 from nnunetv2_crossmatch.self_training.choice import score
-from nnunetv2_crossmatch.self_training.drafts import is_as_written
+from nnunetv2_crossmatch.self_training.drafts import written_by
 from nnunetv2_crossmatch.self_training.suggest import _odd, pooled_bottleneck, predict_members, suggest
 
 CASES = [f"scan{i}" for i in range(4)]
@@ -118,7 +118,7 @@ def test_from_two_folds_to_labeled_cases(place, monkeypatch, capsys):
 
     corrected = done.drafts / f"{first}.nii.gz"
     other = next(case for case in done.chosen if case != first)
-    assert is_as_written(place.raw, other, done.drafts / f"{other}.nii.gz")
+    assert written_by(place.raw, other, done.drafts / f"{other}.nii.gz") == [done.folder]
     array = sitk.GetArrayFromImage(draft)
     array[0] = 0
     array[0, 0, 0] = 1
@@ -158,8 +158,13 @@ def test_one_model_is_asked_by_mirroring_and_foreign_folds_are_named(place):
         call(place, count=0)
 
 
-def test_untouched_drafts_can_be_taken_when_they_are_right(place):
+def test_untouched_drafts_stay_and_can_be_taken_when_they_are_right(place, monkeypatch):
     done = call(place, count=1)
     (first,) = done.chosen
+    page = (done.folder / "suggestions.html").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "probabilities_in_scan", None)  # nothing is drafted again
+        assert call(place, count=1).corrected == []
+    assert (done.folder / "suggestions.html").read_bytes() == page
     moved = move_annotated(place.planned().dataset, done.drafts, 1, untouched=True)
     assert moved.moved == [first]
