@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -167,12 +168,20 @@ def test_other_constants_than_those_of_the_rounds_that_are_there_are_refused(fak
 
 
 def test_two_self_trainings_of_a_teacher_do_not_take_each_others_labels(fake):
-    other = SelfTraining(fake.planned, "nnUNetTrainer", f"{STUDENT}_50epochs", [0, 1], Constants(0.5))
-    fake.go(rounds=1, stop=3)  # one of the two folds has been trained
+    other = SelfTraining(fake.planned, "nnUNetTrainer", "nnUNetTrainerPseudoLabel_50epochs", [0, 1], Constants(0.5))
+    fake.go(rounds=1)
+    first = fake.of().of(1, 1)
+    shutil.rmtree(first.path / "validation")
+    first_log = next(first.path.glob("training_log*"))
+    log = first_log.read_text()
+    first_log.write_text("")
+    fake.done = []
     with pytest.raises(ValueError, match=rf"{STUDENT} still trains on the labels that nnUNetTrainer made with --thr"):
         list(other.run(1, "cpu", 1))
-    fake.go(rounds=1)
-    fake.done, fake.stop = [], None
+    assert fake.done == []
+    (first.path / "validation").mkdir()
+    (first.path / "validation" / "summary.json").touch()
+    first_log.write_text(log)
     list(other.run(1, "cpu", 1))
     assert fake.done[:2] == ["0 labels 0", "0 labels 1"]
 

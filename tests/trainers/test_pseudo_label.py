@@ -251,7 +251,7 @@ def test_scans_that_are_left_out_are_not_drawn(dataset, make_trainer):
         "scan2",
         "scan3",
     }
-    assert "1 scans are left out, as pseudo_labels.json says: scan1" in Path(trainer.log_file).read_text()
+    assert "as pseudo_labels.json and the marks of a review say: scan1" in Path(trainer.log_file).read_text()
 
 
 def test_length():
