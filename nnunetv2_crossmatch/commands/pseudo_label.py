@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, as_trainer, find_dataset
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, add_teacher, find_dataset
 
 if TYPE_CHECKING:
     from nnunetv2_crossmatch.self_training.predict import Written
@@ -19,22 +19,8 @@ def add(commands: Commands) -> None:
         "let the trained model of each fold label the unlabeled scans, for nnUNetTrainerPseudoLabel",
         "-d 4 -c 3d_fullres -f 0 1",
     )
-    add_arguments(command, "-d", "-c", "-p", "-f", "-chk", "-np")
-    command.add_argument(
-        "-tr",
-        default="nnUNetTrainer",
-        type=as_trainer,
-        metavar="TRAINER",
-        help="whose models label (default: %(default)s)",
-    )
-    command.add_argument(
-        "--threshold",
-        type=float,
-        default=0.9,
-        metavar="P",
-        help="voxels that are less probable are ignored (default: %(default)s)",
-    )
-    command.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="(default: %(default)s)")
+    add_arguments(command, "-d", "-c", "-p", "-f", "-chk", "-np", "--threshold", "-device")
+    add_teacher(command, "whose models label")
     command.add_argument("--overwrite", action="store_true", help="also replace labels that were corrected by hand")
     command.add_argument(
         "--review",

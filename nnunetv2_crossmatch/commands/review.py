@@ -2,7 +2,7 @@
 
 import argparse
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, as_trainer, find_dataset
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, add_teacher, find_dataset
 
 
 def add(commands: Commands) -> None:
@@ -13,13 +13,7 @@ def add(commands: Commands) -> None:
         "-d 4 -c 3d_fullres -f 0",
     )
     add_arguments(command, "-d", "-c", "-p", "-f", "-np")
-    command.add_argument(
-        "-tr",
-        default="nnUNetTrainer",
-        type=as_trainer,
-        metavar="TRAINER",
-        help="whose models labeled (default: %(default)s)",
-    )
+    add_teacher(command, "whose models labeled")
     command.set_defaults(run=run)
 
 

@@ -3,7 +3,7 @@
 import argparse
 
 from nnunetv2_crossmatch.commands.pseudo_label import show_written
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, as_trainer, find_dataset
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, add_teacher, find_dataset
 from nnunetv2_crossmatch.commands.sweep import require_jobs
 
 
@@ -15,14 +15,8 @@ def add(commands: Commands) -> None:
         "models label again; after an interruption the same command goes on",
         "-d 4 -c 3d_fullres -f 0 1 2 3 4 --rounds 2",
     )
-    add_arguments(command, "-d", "-c", "-p", "-f", "-chk", "-np")
-    command.add_argument(
-        "-tr",
-        default="nnUNetTrainer",
-        type=as_trainer,
-        metavar="TRAINER",
-        help="whose models label first (default: %(default)s)",
-    )
+    add_arguments(command, "-d", "-c", "-p", "-f", "-chk", "-np", "--threshold")
+    add_teacher(command, "whose models label first")
     command.add_argument(
         "--rounds", type=int, default=2, metavar="N", help="trainings of each fold (default: %(default)s)"
     )
@@ -31,13 +25,6 @@ def add(commands: Commands) -> None:
         default="nnUNetTrainerPseudoLabel",
         metavar="TRAINER",
         help="what a round trains, e.g. nnUNetTrainerPseudoLabel_250epochs (default: %(default)s)",
-    )
-    command.add_argument(
-        "--threshold",
-        type=float,
-        default=0.9,
-        metavar="P",
-        help="voxels that are less probable are ignored; 0 ignores none (default: %(default)s)",
     )
     command.add_argument(
         "--drop",

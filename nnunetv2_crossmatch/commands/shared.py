@@ -48,6 +48,13 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # named and meant as in nnU-Net's comm
     "-p": {"default": "nnUNetPlans", "metavar": "PLANS", "help": "plans identifier (default: %(default)s)"},
     "-f": {"nargs": "+", "type": as_fold, "metavar": "FOLD", "help": "numbers or all (default: every fold)"},
     "-chk": {"default": "checkpoint_final.pth", "metavar": "FILE", "help": "checkpoint (default: %(default)s)"},
+    "-device": {"choices": ["cuda", "cpu", "mps"], "default": "cuda", "help": "(default: %(default)s)"},
+    "--threshold": {
+        "type": float,
+        "default": 0.9,
+        "metavar": "P",
+        "help": "voxels that are less probable are ignored; 0 ignores none (default: %(default)s)",
+    },
     "-np": {"type": int, "default": 8, "metavar": "N", "help": "worker processes (default: %(default)s)"},
 }
 
@@ -67,6 +74,12 @@ def add_arguments(command: argparse.ArgumentParser, *flags: str) -> None:
     """Some of ARGUMENTS."""
     for flag in flags:
         command.add_argument(flag, **ARGUMENTS[flag])
+
+
+def add_teacher(command: argparse.ArgumentParser, whose: str) -> None:
+    """-tr of a command that asks trained models; stock nnU-Net's by default."""
+    of_teacher = {"required": False, "default": "nnUNetTrainer", "help": f"{whose} (default: %(default)s)"}
+    command.add_argument("-tr", **{**ARGUMENTS["-tr"], **of_teacher})
 
 
 def report(dataset: Dataset, num_processes: int, accept: bool = False) -> None:

@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, as_trainer, find_dataset
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, add_teacher, find_dataset
 
 
 def add(commands: Commands) -> None:
@@ -14,16 +14,9 @@ def add(commands: Commands) -> None:
         "which unlabeled scans to annotate next, with a draft of each to correct",
         "-d 4 -c 3d_fullres -n 10",
     )
-    add_arguments(command, "-d", "-c", "-p", "-f", "-chk", "-np")
+    add_arguments(command, "-d", "-c", "-p", "-f", "-chk", "-np", "-device")
     command.add_argument("-n", type=int, default=10, metavar="N", help="how many scans (default: %(default)s)")
-    command.add_argument(
-        "-tr",
-        default="nnUNetTrainer",
-        type=as_trainer,
-        metavar="TRAINER",
-        help="whose models are asked (default: %(default)s)",
-    )
-    command.add_argument("-device", choices=["cuda", "cpu", "mps"], default="cuda", help="(default: %(default)s)")
+    add_teacher(command, "whose models are asked")
     command.set_defaults(run=run)
 
 

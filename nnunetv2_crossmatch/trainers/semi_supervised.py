@@ -128,7 +128,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         with _environment(nnUNet_n_proc_DA=str(max(1, workers - unlabeled_workers) if workers else 0)):
             train, val = super().get_dataloaders()
         dataset = UnlabeledDataset(str(self.planned.unlabeled_folder), self._unlabeled_cases)
-        dataset.locations = self.phases.foreground.folder
+        if self.phases.p_foreground:
+            dataset.locations = self.phases.foreground.folder
         labeled, labels = labeled_loader(train), self.label_manager
         self.phases.draw_probe(unlabeled_loader(labeled, dataset, labels), labeled)
         loader = unlabeled_loader(labeled, dataset, labels, self.phases.p_foreground)
