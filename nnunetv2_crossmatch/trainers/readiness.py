@@ -18,7 +18,8 @@ class Thresholds:
 
     window: epochs that are averaged, in a short training a fifth of its epochs.
     dice: nnU-Net's Dice of the class from which it is known.
-    rise: of this Dice from one window to the next, above which it is still being found.
+    rise: of this Dice since half of the epochs so far, above which the labeled scans still teach more; of the class,
+        and for the beginning of their mean as well. In a short training it stays above, and nothing begins.
     stability: Dice of the network's labels with its average's.
     share: at most this many times the labeled share of voxels, and at least one over it.
     fall: of the class's Dice below its level when it came in, that mutes it.
@@ -30,7 +31,7 @@ class Thresholds:
 
     window: int = 3
     dice: float = 0.5
-    rise: float = 0.1
+    rise: float = 0.08
     stability: float = 0.7
     share: float = 4.0
     fall: float = 0.15
@@ -115,13 +116,20 @@ class Readiness:
         else:
             missing = dict.fromkeys(self.names, "" if epoch >= self.at else "not yet")
         if self.started is None:
-            ready = [name for name in self.names if not missing[name]]
+            rises = np.array([_rise(column["dice"], window) for _, column in columns])
+            rise = _mean(rises, len(rises)) if self.at is None else 0.0
+            ready = [] if rise > t.rise else [name for name in self.names if not missing[name]]
             if len(ready) < len(self.names) and epoch < t.patience * epochs:
                 return []
             if not ready:
                 if epoch < t.latest * epochs:
                     return []
                 self.ended = epoch
+                if rise > t.rise:
+                    return [
+                        "The unlabeled scans are not used: the network still learns more from the labeled ones (mean validation "
+                        f"Dice {rise:+.2f} in the second half of its epochs). A longer training would use them."
+                    ]
                 reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
                 return [f"The unlabeled scans are not used: the network is not sure of any class. {reasons}."]
             self.started = epoch
@@ -171,13 +179,18 @@ class Readiness:
             return "too early to tell"
         if dice < t.dice:  # False for nan: no validation patch has the class
             return f"validation Dice {dice:.2f}"
-        if dice - _mean(column["dice"][:-window], window) > t.rise:
+        if _rise(column["dice"], window) > t.rise:
             return f"validation Dice {dice:.2f} and still rising"
         if not stability >= t.stability:
             return f"labels of unlabeled scans still change (agreement {stability:.2f})"
         if not self._plausible(share):
             return f"takes {share:.2g} times its labeled share of the unlabeled scans"
         return ""
+
+
+def _rise(dice: np.ndarray, window: int) -> float:
+    """Since half of the epochs; nan, which is above nothing, where it is not known."""
+    return _mean(dice, window) - _mean(dice[: len(dice) // 2], window)
 
 
 def _mean(values: np.ndarray, window: int) -> float:
