@@ -128,7 +128,7 @@ class Readiness:
                 if rise > t.rise:
                     return [
                         "The unlabeled scans are not used: the network still learns more from the labeled ones. Its "
-                        f"mean validation Dice rose by {rise:.2f} in the second half of its epochs; train for more of them."
+                        f"mean validation Dice rose by {rise:.2f} in the second half of its epochs; train for more."
                     ]
                 reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
                 return [f"The unlabeled scans are not used: the network is not sure of any class. {reasons}."]
