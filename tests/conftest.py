@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from tests import warm
 
 REPOSITORY = Path(__file__).parents[1]
 REAL = Path(os.environ.get("NNUNETV2_CROSSMATCH_DATA", REPOSITORY.parent / "shared" / "data"))  # real scans, if any
@@ -80,15 +83,21 @@ def make_raw_dataset(folder: Path, labeled: int, unlabeled: int, test: int = 0, 
 
 
 def run(*command: str | Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    """Run an installed command as a user would; its output is shown when it fails."""
-    result = subprocess.run(
-        [str(BIN / command[0]), *map(str, command[1:])],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, **environment},
-        timeout=600,
-    )
+    """Run an installed command, or Python, as a user would; its output is shown when it fails."""
+    arguments = [*map(str, command)]
+    if command[0] == "python":
+        result = subprocess.run(
+            [sys.executable, *arguments[1:]],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            timeout=600,
+        )
+    else:
+        with tempfile.NamedTemporaryFile("r") as output:
+            returncode = warm.call(arguments, environment, Path(output.name), timeout=600)
+            result = subprocess.CompletedProcess(arguments, returncode, output.read())
     if check:
         assert result.returncode == 0, result.stdout
     return result

@@ -68,9 +68,7 @@ class BCP(Method):
 
     def __init__(self, constants: BCPConstants, student: nn.Module, **plan: Any) -> None:
         super().__init__(constants, student, **plan)
-        pretraining = (0.0, "pre-training: labeled patches pasted into each other")
-        self_training = (constants.pretrain, "self-training: labeled and unlabeled patches pasted into each other")
-        self.stages = (pretraining, self_training) if constants.pretrain > 0 else (self_training,)
+        self.stages = ((0.0, "pre-training: labeled patches pasted into each other"),)  # what follows has to be ready
 
     def _pretrains(self, progress: float) -> bool:
         return self.started is None or progress < self.constants.pretrain

@@ -93,10 +93,9 @@ class Phases:
             self.foreground.load(state["foreground"])
 
     def stages(self) -> list[tuple[float, str]]:
-        """(epoch, name) of each phase so far, or of each stage that the method itself has."""
-        if self.exist:
-            return [(0.0, "nnU-Net"), *self.readiness.stages()]
-        return [(start * self._trainer.num_epochs, name.partition(":")[0]) for start, name in self._method.stages]
+        """(epoch, name) of each stage that the method itself has, and of each phase so far."""
+        own = [(start * self._trainer.num_epochs, name.partition(":")[0]) for start, name in self._method.stages]
+        return [*(own or [(0.0, "nnU-Net")]), *self.readiness.stages()] if self.exist else own
 
     def draw_probe(self, unlabeled: nnUNetDataLoader, labeled: nnUNetDataLoader) -> None:
         """Patches to look at after each epoch, drawn anywhere in the cases of these loaders."""

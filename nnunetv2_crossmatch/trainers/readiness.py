@@ -80,7 +80,7 @@ class Readiness:
     def stages(self) -> list[tuple[float, str]]:
         """(epoch, name) of what came after nnU-Net's own training."""
         began = [] if self.started is None else [(float(self.started), "self-training")]
-        return began + ([(float(self.ended), "nnU-Net again")] if began and self.ended is not None else [])
+        return began + ([(float(self.ended), "labeled scans alone")] if began and self.ended is not None else [])
 
     def begin(self, dice: Mapping[str, float], share: Mapping[str, float]) -> list[str]:
         """Begin with a trained network: its validation Dice and the share of each class, as :meth:`update` has them."""

@@ -48,6 +48,15 @@ def changed_without_readiness() -> type:
     return type("Smoke", (nnUNetTrainerCrossMatch_smoke,), {"constants": SmokeHalves.constants, "ready_at": None})
 
 
+@pytest.mark.parametrize(("name", "first"), [("CrossMatch", "nnU-Net"), ("BCP", "pre-training")])
+def test_the_picture_names_what_it_waits_with(make_trainer, name, first):
+    trainer = make_trainer(f"nnUNetTrainer{name}_smoke", "2d")
+    trainer.initialize()
+    assert trainer.phases.stages() == [(0.0, first)]
+    trainer.phases.readiness.started, trainer.phases.readiness.ended = 1, 2
+    assert trainer.phases.stages() == [(0.0, first), (1.0, "self-training"), (2.0, "labeled scans alone")]
+
+
 @pytest.mark.parametrize("name", ["nnUNetTrainerCrossMatch_smoke", "nnUNetTrainerCrossMatchFromStock_smoke"])
 def test_a_smoke_trainer_tries_both_phases(name):
     assert getattr(trainers, name).ready_at == 1
