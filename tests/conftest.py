@@ -33,7 +33,6 @@ SMALL_ON_CPU = ("-p", "nnUNetPlansSmall", "-device", "cpu")  # of nnU-Net's comm
 BIN = Path(sys.executable).parent
 
 os.environ.update(nnUNet_n_proc_DA="0", nnUNet_def_n_proc="1", OMP_NUM_THREADS="1", nnUNet_compile="f")
-torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
