@@ -82,7 +82,7 @@ def make_raw_dataset(folder: Path, labeled: int, unlabeled: int, test: int = 0, 
 
 
 def run(*command: str | Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    """Run an installed command, or Python, as a user would; its output is shown when it fails."""
+    """Run an installed command, a script or Python as a user would; its output is shown when it fails."""
     arguments = [*map(str, command)]
     if command[0] == "python":
         result = subprocess.run(
@@ -123,7 +123,6 @@ def plan(dataset_id: str, *configurations: str, features=(4, 6, 8), batch: int =
     for configuration in configurations:
         patch = ["16", "16"] if configuration == "2d" else ["8", "16", "16"]
         run(
-            "python",
             REPOSITORY / "scripts" / "small_plans.py",
             "-d",
             dataset_id,

@@ -6,6 +6,7 @@ its arguments are pickled, and it has the environment and the folder of the proc
 
 import multiprocessing
 import os
+import runpy
 import sys
 from importlib.metadata import entry_points
 from multiprocessing import context, resource_tracker, spawn
@@ -45,7 +46,7 @@ multiprocessing.set_forkserver_preload(
 
 
 def call(command: list[str], environment: dict[str, str], output: Path, timeout: float) -> int:
-    """Run an installed command; returns its exit status.
+    """Run an installed command, or a script if it ends with .py; returns its exit status.
 
     Args:
         output: file for what it prints.
@@ -66,5 +67,9 @@ def _run(command: list[str], environment: dict[str, str], output: Path) -> None:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     sys.argv = command
+    if command[0].endswith(".py"):
+        sys.path.insert(0, str(Path(command[0]).parent))
+        runpy.run_path(command[0], run_name="__main__")
+        return
     (entry,) = entry_points(group="console_scripts", name=command[0])
     sys.exit(entry.load()())

@@ -52,7 +52,7 @@ def plans(dataset) -> str:
     script, name = REPOSITORY / "scripts" / "small_plans.py", "nnUNetPlansCost"
     for configuration, patch in (("2d", "64 64"), ("3d_fullres", "24 32 24")):
         line = f"-d 901 -c {configuration} -o {name} --features 16 32 64 128 --patch {patch} --batch 2"
-        run("python", script, *line.split())
+        run(script, *line.split())
     return name
 
 

@@ -36,12 +36,12 @@ def held_out(tmp_path):
 
 def test_the_picture_is_of_the_scan_of_median_difference(held_out, tmp_path):
     file = tmp_path / "scan.png"
-    said = run("python", REPOSITORY / "scripts" / "picture.py", held_out, file).stdout
+    said = run(REPOSITORY / "scripts" / "picture.py", held_out, file).stdout
     assert "test2" in said, "differences are -0.1, 0.1 and 0.05"
     assert sitk.ReadImage(str(file)).GetSize()[0] > 900
 
 
 def test_the_predictions_of_two_trainers_are_needed(held_out, tmp_path):
     (held_out / "nnUNetTrainer_5epochs" / "summary.json").unlink()
-    result = run("python", REPOSITORY / "scripts" / "picture.py", held_out, tmp_path / "scan.png", check=False)
+    result = run(REPOSITORY / "scripts" / "picture.py", held_out, tmp_path / "scan.png", check=False)
     assert result.returncode == 2 and "of 1 trainers; two are needed" in result.stdout

@@ -38,7 +38,7 @@ def test_from_the_download_to_the_table_in_slices(tmp_path, monkeypatch):
         sitk.WriteImage(sitk.GetImageFromArray(255 * (label > 0).astype(np.uint8)), str(folder / "laendo.nrrd"))
 
     def call(*arguments: str, **environment: str) -> str:
-        result = run("python", SCRIPT, "la-4", *arguments, "--epochs", "2", check=False, **environment)
+        result = run(SCRIPT, "la-4", *arguments, "--epochs", "2", check=False, **environment)
         assert result.returncode == (os.EX_TEMPFAIL if "slice is over" in result.stdout else 0), result.stdout
         return result.stdout
 
@@ -46,7 +46,7 @@ def test_from_the_download_to_the_table_in_slices(tmp_path, monkeypatch):
     assert "0 of 2 runs are done" in prepared
     (dataset,) = (f.name for f in (tmp_path / "preprocessed").iterdir())
     run(
-        "python", SCRIPT.with_name("small_plans.py"), "-d", "704", "-c", "3d_fullres",
+        SCRIPT.with_name("small_plans.py"), "-d", "704", "-c", "3d_fullres",
         "--features", "4", "6", "--patch", "8", "16", "16", "--batch", "2",
     )  # fmt: skip
     (tmp_path / "raw" / dataset).rename(tmp_path / "elsewhere")
@@ -101,5 +101,5 @@ def test_every_ablation_changes_a_constant_of_the_method_and_nothing_else(reprod
 
 def test_without_a_source_the_error_says_what_to_name(tmp_path, monkeypatch):
     use_folders(tmp_path, monkeypatch.setenv)
-    result = run("python", SCRIPT, "la-4", "--epochs", "1", check=False)
+    result = run(SCRIPT, "la-4", "--epochs", "1", check=False)
     assert result.returncode == 1 and "name SRC" in result.stdout

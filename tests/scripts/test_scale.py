@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 def test_everything_is_measured(tmp_path):
     folder, out = tmp_path / "scale", tmp_path / "scale.json"
     options = f"-np 1 --steps 2 --folder {folder} --out {out}".split()
-    table = run("python", REPOSITORY / "scripts" / "scale.py", "2", *options).stdout
+    table = run(REPOSITORY / "scripts" / "scale.py", "2", *options).stdout
     assert "2 unlabeled scans" in table
 
     result = json.loads(out.read_text())["unlabeled"]["2"]
