@@ -15,7 +15,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
 from nnunetv2_crossmatch.comparison.compare import Comparison, Model
-from nnunetv2_crossmatch.comparison.paired import by_unit, class_columns, scores
+from nnunetv2_crossmatch.comparison.paired import FEWEST, by_unit, class_columns, scores
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.nnunet.images import read_images
 
@@ -40,7 +40,7 @@ def class_colors(count: int) -> list[str]:
 
 
 def plot_differences(comparison: Comparison) -> str:
-    """Each unit's difference in Dice to the reference, per class, with mean and interval."""
+    """Each unit's difference in Dice to the reference, per class, with mean and interval unless they are too few."""
     titles = comparison.titles
     columns = class_columns(comparison.models[0].evaluation)
     others = comparison.models[1:]
@@ -55,10 +55,11 @@ def plot_differences(comparison: Comparison) -> str:
                 color = COLORS[i % len(COLORS)]
                 points = 100 * by_unit(comparison.dice_change(model)[:, columns[name]], comparison.units).mean(1)
                 jitter = rng.uniform(-0.13, 0.13, len(points))
-                axis.plot(points, row + jitter, "o", ms=4, color=color, alpha=0.45, mew=0)
-                difference = comparison.differences[model.trainer][name]["dice"]
-                axis.plot([100 * difference.low, 100 * difference.high], [row, row], color=color, lw=3)
-                axis.plot(100 * difference.mean, row, "D", color=color, ms=7, mec="white", label=model.trainer)
+                axis.plot(points, row + jitter, "o", ms=4, color=color, alpha=0.45, mew=0, label=model.trainer)
+                if not comparison.few:
+                    difference = comparison.differences[model.trainer][name]["dice"]
+                    axis.plot([100 * difference.low, 100 * difference.high], [row, row], color=color, lw=3)
+                    axis.plot(100 * difference.mean, row, "D", color=color, ms=7, mec="white", label=model.trainer)
                 row += 1
             ticks.append(((start + row - 1) / 2, title))
             row += 0.6
@@ -73,7 +74,7 @@ def plot_differences(comparison: Comparison) -> str:
 
 
 def plot_distributions(comparison: Comparison) -> str:
-    """Dice of every case, per class and model: a box with its points."""
+    """Dice of every case, per class and model: a box with its points; the points alone where they are few."""
     classes = comparison.models[0].evaluation.classes
     with plt.style.context(["default", _STYLE]):
         width = min(14, max(9, 1.2 + len(classes) * (0.55 * len(comparison.models) + 0.5)))
@@ -85,10 +86,11 @@ def plot_distributions(comparison: Comparison) -> str:
             for j, dices in enumerate(100 * scores(model.evaluation)[:, :, METRICS.index("dice")].T):
                 place = j * step + i
                 paint = {"color": color}
-                axis.boxplot(
-                    dices, positions=[place], widths=0.6, showfliers=False,
-                    medianprops={**paint, "lw": 2}, boxprops=paint, whiskerprops=paint, capprops=paint,
-                )  # fmt: skip
+                if len(dices) >= FEWEST:
+                    axis.boxplot(
+                        dices, positions=[place], widths=0.6, showfliers=False,
+                        medianprops={**paint, "lw": 2}, boxprops=paint, whiskerprops=paint, capprops=paint,
+                    )  # fmt: skip
                 axis.plot(place + rng.uniform(-0.15, 0.15, len(dices)), dices, "o", ms=3, mew=0, alpha=0.5, color=color)
             axis.plot([], [], color=color, lw=3, label=model.trainer)
         axis.set_xticks([j * step + (len(comparison.models) - 1) / 2 for j in range(len(classes))], classes)

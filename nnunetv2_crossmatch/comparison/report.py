@@ -21,6 +21,7 @@ from nnunetv2_crossmatch.preprocessing.image_folder import group_channels
 from nnunetv2_crossmatch.preprocessing.listing import labeled_scans
 from nnunetv2_crossmatch.self_training.names import Round
 from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
+from nnunetv2_crossmatch.utilities.errors import some
 from nnunetv2_crossmatch.utilities.files import write_json as write_whole
 from nnunetv2_crossmatch.utilities.versions import versions
 
@@ -45,14 +46,16 @@ def format_text(comparison: Comparison) -> str:
     width = max(len(model.trainer) for model in models) + 2
     lines = []
     for name, title in comparison.titles.items():
-        lines.append(f"{'Dice [%], ' + title:{width}}{'mean':>8}{'difference':>12}{'95 % interval':>18}{'p':>8}"
-                     f"{'better/same/worse':>20}")  # fmt: skip
+        lines.append(f"{'Dice [%], ' + title:{width}}{'mean':>8}{'median':>8}{'difference':>12}{'95 % interval':>18}"
+                     f"{'p':>8}{'better/same/worse':>20}")  # fmt: skip
         for row in table(comparison, name):
             lines.append(
-                f"{row['trainer']:{width}}{row['mean']:>8}{row['difference']:>12}{row['interval']:>18}{row['p']:>8}"
-                f"{row['counts']:>20}"
+                f"{row['trainer']:{width}}{row['mean']:>8}{row['median']:>8}{row['difference']:>12}"
+                f"{row['interval']:>18}{row['p']:>8}{row['counts']:>20}"
             )
         lines.append("")
+    if missing := missing_objects(comparison):
+        lines += [*missing, ""]
     for row in costs(comparison):
         lines.append(f"{row['trainer']:{width}}{row['hours']} hours on {row['device']}, peak memory {row['memory']}")
     lines.append("")
@@ -66,11 +69,13 @@ def table(comparison: Comparison, name: str) -> list[dict[str, str]]:
     """Rows of one class: each model's Dice and its difference to the first."""
     rows = []
     for model in comparison.models:
-        means = by_unit(scores(model.evaluation), comparison.units).mean(0)  # (classes, metrics)
-        means = means[class_columns(model.evaluation)[name]].mean(0)
+        of_units = by_unit(scores(model.evaluation), comparison.units)  # (units, classes, metrics)
+        of_units = of_units[:, class_columns(model.evaluation)[name]].mean(1)
+        means, median = of_units.mean(0), np.median(of_units[:, METRICS.index("dice")])
         row = {
             "trainer": model.trainer,
             "mean": _number(100 * means[METRICS.index("dice")]),
+            "median": _number(100 * median),
             "hd95": _number(means[METRICS.index("hd95_mm")]),
             **dict.fromkeys(("difference", "interval", "p", "counts"), ""),
         }
@@ -78,12 +83,28 @@ def table(comparison: Comparison, name: str) -> list[dict[str, str]]:
             d = comparison.differences[model.trainer][name]["dice"]
             row |= {
                 "difference": _number(100 * d.mean, "+"),
-                "interval": f"{_number(100 * d.low, '+')} to {_number(100 * d.high, '+')}",
+                "interval": "-"
+                if math.isnan(d.low)
+                else f"{_number(100 * d.low, '+')} to {_number(100 * d.high, '+')}",
                 "p": format_p(d.p),
                 "counts": f"{d.wins}/{d.ties}/{d.losses}",
             }
         rows.append(row)
     return rows
+
+
+def missing_objects(comparison: Comparison) -> list[str]:
+    """A line for each class and model with scans where the class was missed, or seen where there is none."""
+    lines = []
+    for i, name in enumerate(comparison.models[0].evaluation.classes):
+        for model in comparison.models:
+            there, missed = (of[:, i] for of in (model.evaluation.in_reference, model.evaluation.missed))
+            for what, scans in (("missing in", there), ("invented in", ~there)):
+                if found := [case for case, odd in zip(model.evaluation.cases, missed & scans, strict=True) if odd]:
+                    without = "" if what == "missing in" else " without it"
+                    of = f"{len(found)} of {scans.sum()} scans{without}"
+                    lines.append(f"{name} {what} {of} of {model.trainer}: {some(found)}.")
+    return lines
 
 
 def costs(comparison: Comparison) -> list[dict[str, str]]:
@@ -119,6 +140,7 @@ def write_json(comparison: Comparison, file: Path) -> None:
         "caveat": CAVEAT,
         "warnings": comparison.warnings,
         "differences": {trainer: _differences(classes) for trainer, classes in comparison.differences.items()},
+        "missing_objects": missing_objects(comparison),
         "costs": costs,
         "dice": {model.trainer: _dice(model.evaluation) for model in models},
         "versions": _versions(comparison),

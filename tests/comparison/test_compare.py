@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 
 DATASET = "Dataset902_Folds"
 STOCK, OURS = "nnUNetTrainer", "nnUNetTrainerCrossMatch"
+PAGE = f"comparison__{STOCK}_vs_{OURS}__nnUNetPlans__3d_fullres__folds_0_1"
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 def test_another_spacing_in_a_reference_is_a_warning_and_changes_no_number(trained):
     def compared() -> dict:
         compare()
-        file = trained / "results" / DATASET / "comparison__nnUNetPlans__3d_fullres.json"
+        file = trained / "results" / DATASET / f"{PAGE}.json"
         return json.loads(file.read_text())
 
     right = compared()
@@ -108,7 +109,7 @@ def test_the_verdict_and_the_numbers_are_those_of_the_masks(trained, capsys):
     compare()
     printed = capsys.readouterr().out
     results = trained / "results" / DATASET
-    found = json.loads((results / "comparison__nnUNetPlans__3d_fullres.json").read_text())
+    found = json.loads((results / f"{PAGE}.json").read_text())
     changes = []
     for i in range(8):
         masks = [
@@ -135,6 +136,18 @@ def test_the_verdict_and_the_numbers_are_those_of_the_masks(trained, capsys):
     assert found["costs"][OURS] == {"gpu_hours": pytest.approx(1.2), "peak_memory_bytes": 3 * 2**30}
     assert found["verdicts"][OURS]["sentence"] in printed and "7 of 8 cases better, 1 worse" in printed
     assert "1.20 hours on H200, peak memory 3.0 GiB" in printed and "not recorded" in printed
+
+
+def test_one_fold_has_its_own_page_with_dots_and_no_interval(trained, capsys):
+    compare("-f", "0")
+    assert "4 cases are too few" in capsys.readouterr().out
+    page = trained / "results" / DATASET / f"{PAGE.removesuffix('_1')}.html"
+    text = page.read_text()
+    assert "too few for an interval" in text and not [
+        cell for cell in re.findall(r"<td>(.*?)</td>", text) if " to " in cell
+    ]
+    differences = json.loads(page.with_suffix(".json").read_text())["differences"][OURS]["shell"]["dice"]
+    assert differences["low"] is None and differences["median"] > 0
 
 
 def test_other_plans_are_warned_of(trained, capsys):
