@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
+from scipy.stats import rankdata
 
 from nnunetv2_crossmatch.comparison import figures
 from nnunetv2_crossmatch.comparison.compare import Comparison
@@ -25,6 +26,7 @@ from nnunetv2_crossmatch.utilities.errors import some
 from nnunetv2_crossmatch.utilities.files import write_json as write_whole
 from nnunetv2_crossmatch.utilities.versions import versions
 
+UNFOLDED = 20  # rows of a table; the others are folded away
 SHOWN = 5  # cases that improved most, and as many that were harmed most
 CAVEAT = (
     "The intervals are over cases. Another seed of the same training gives another difference, too; one run of each "
@@ -56,6 +58,9 @@ def format_text(comparison: Comparison) -> str:
         lines.append("")
     if missing := missing_objects(comparison):
         lines += [*missing, ""]
+    if len(models) > 2:
+        ranks = ", ".join(f"{row['trainer']} {row['rank']}" for row in ranking(comparison))
+        lines += [f"mean rank over {comparison.noun}, 1 is best: {ranks}", ""]
     for row in costs(comparison):
         lines.append(f"{row['trainer']:{width}}{row['hours']} hours on {row['device']}, peak memory {row['memory']}")
     lines.append("")
@@ -91,6 +96,26 @@ def table(comparison: Comparison, name: str) -> list[dict[str, str]]:
             }
         rows.append(row)
     return rows
+
+
+def ranking(comparison: Comparison) -> list[dict[str, str]]:
+    """The models by their mean rank over cases or patients in the mean Dice of the classes; ties share their ranks."""
+    dices = [
+        by_unit(scores(model.evaluation)[:, :, METRICS.index("dice")].mean(1), comparison.units)
+        for model in comparison.models
+    ]
+    ranks = rankdata(np.negative(dices), axis=0)  # (models, units)
+    best = ranks == ranks.min(0)
+    return [
+        {
+            "trainer": comparison.models[i].trainer,
+            "rank": f"{ranks[i].mean():.2f}",
+            "best": f"{best[i].sum()} of {ranks.shape[1]}",
+            "mean": _number(100 * dices[i].mean()),
+            "hours": f"{comparison.models[i].hours:.2f}",
+        }
+        for i in np.argsort(ranks.mean(1), kind="stable")
+    ]
 
 
 def missing_objects(comparison: Comparison) -> list[str]:
@@ -176,20 +201,28 @@ def write_html(comparison: Comparison, raw_folder: Path, command: str, file: Pat
         loader=PackageLoader(__package__, ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     classes = read_labels(read_dataset_json(raw_folder / "dataset.json")).classes
+    tables = [(title, table(comparison, name)) for name, title in comparison.titles.items()]
+    unfolded = max(1, UNFOLDED // len(comparison.models))
+    commands = [*_commands(comparison), command]
     page = environment.get_template("report.html").render(
         comparison=comparison,
         caveat=CAVEAT,
-        classes=[(title, table(comparison, name)) for name, title in comparison.titles.items()],
+        tables=tables[:unfolded],
+        folded_tables=tables[unfolded:],
+        missing=missing_objects(comparison),
+        ranking=ranking(comparison) if len(comparison.models) > 2 else [],
         costs=costs(comparison),
         differences=figures.plot_differences(comparison),
         distributions=figures.plot_distributions(comparison),
+        gain=figures.plot_gain(comparison),
         curves=figures.plot_curves(comparison.models, _CURVES),
         pseudo_labels=figures.plot_curves(comparison.models, _PSEUDO_LABELS),
         scans=_scans(comparison, raw_folder),
         legend=list(zip(classes, figures.class_colors(len(classes)), strict=True)),
         settings={model.trainer: model.runs[0].constants for model in comparison.models},
         counts=_counts(comparison),
-        commands=[*_commands(comparison), command],
+        commands=commands,
+        long_list=len(commands) > UNFOLDED,
         versions=_versions(comparison),
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
@@ -208,10 +241,10 @@ def _scans(comparison: Comparison, raw_folder: Path) -> list[dict]:
         images = labeled_scans(raw_folder, dataset)
     cases = comparison.models[0].evaluation.cases
 
-    def picture(case: str, shown: int) -> str | None:
+    def picture(case: str, shown: int) -> tuple[str, str]:
         image = images[case][0] if case in images else None
         if image is None or not image.exists():
-            return None
+            return "", "its image is not at hand"
         reader = find_reader(dataset, [image])()
         return figures.draw_scan(figures.read_scan(comparison, case, image, reader), shown, classes)
 
@@ -223,7 +256,7 @@ def _scans(comparison: Comparison, raw_folder: Path) -> list[dict]:
             ("most improved", [i for i in order[::-1] if change[i] > 0][:SHOWN]),
             ("most harmed", [i for i in order if change[i] < 0][:SHOWN]),
         ):
-            entries = [(cases[i], _number(100 * change[i], "+"), picture(cases[i], number)) for i in chosen]
+            entries = [(cases[i], _number(100 * change[i], "+"), *picture(cases[i], number)) for i in chosen]
             groups.append({"trainer": model.trainer, "title": title, "cases": entries})
     return groups
 

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from nnunetv2_crossmatch.cli import main
+from nnunetv2_crossmatch.comparison import report
 from nnunetv2_crossmatch.nnunet.training_log import CURVES
 from tests.comparison.conftest import finished
 from tests.conftest import BROWSER, ball, write_image
@@ -138,11 +139,14 @@ def test_the_verdict_and_the_numbers_are_those_of_the_masks(trained, capsys):
     assert "1.20 hours on H200, peak memory 3.0 GiB" in printed and "not recorded" in printed
 
 
-def test_one_fold_has_its_own_page_with_dots_and_no_interval(trained, capsys):
+def test_one_fold_has_its_own_page_with_dots_no_interval_and_the_last_rows_folded(trained, capsys, monkeypatch):
+    monkeypatch.setattr(report, "UNFOLDED", 4)
     compare("-f", "0")
     assert "4 cases are too few" in capsys.readouterr().out
     page = trained / "results" / DATASET / f"{PAGE.removesuffix('_1')}.html"
     text = page.read_text()
+    folded = re.findall(r"<details>.*?</details>", text, re.DOTALL)
+    assert "1 more class<" in folded[0] and re.findall(r'colspan="8">(\w+)', folded[0]) == ["core"]
     assert "too few for an interval" in text and not [
         cell for cell in re.findall(r"<td>(.*?)</td>", text) if " to " in cell
     ]
@@ -221,7 +225,7 @@ def test_the_page_has_everything_inside_and_shows_the_harmed_case(trained):
     page = Page(trained / "page" / "report.html")
     assert not page.links
     assert page.images == 6  # the five most improved, and the one that was harmed
-    assert "case7: -" in page.text and page.text.count(": +") >= 5
+    assert "case7: -" in page.text and page.text.count(": +") >= 5 and page.text.count("(slice ") == 6
     for part in ("7 of 8 cases better", "Quality of the pseudo-labels", "threshold 0.95", "3.0 GiB", "nnUNetv2_train"):
         assert part in page.text
     assert json.loads((trained / "page" / "report.json").read_text())["reference"] == STOCK
@@ -240,7 +244,7 @@ def test_a_browser_shows_the_page_without_a_word_of_complaint(trained, tmp_path)
         text=True,
         timeout=120,
     )
-    assert "7 of 8 cases better" in shown.stdout and shown.stdout.count("<svg") == 4
+    assert "7 of 8 cases better" in shown.stdout and shown.stdout.count("<svg") == 5
     assert "CONSOLE" not in shown.stderr, shown.stderr
     subprocess.run(
         [*command, f"--screenshot={shot}", "--window-size=1100,2500", page.as_uri()],

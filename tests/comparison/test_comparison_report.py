@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from nnunetv2_crossmatch.comparison.report import missing_objects
+from nnunetv2_crossmatch.comparison.report import missing_objects, ranking
 from nnunetv2_crossmatch.evaluation.summary import Evaluation
 
 
@@ -21,3 +21,20 @@ def test_missed_and_invented_objects_are_counted_with_their_scans():
         "tail missing in 2 of 3 scans of stock: a, c.",
         "tail invented in 1 of 1 scans without it of ours: d.",
     ]
+
+
+def test_the_models_are_ranked_case_by_case():
+    def model(name, *dices) -> SimpleNamespace:
+        values = np.zeros((len(dices), 1, 6))
+        values[:, 0, 0] = dices
+        nothing = np.zeros((len(dices), 1), bool)
+        return SimpleNamespace(trainer=name, hours=2, evaluation=Evaluation(["a"], ["c"], values, nothing, nothing, []))
+
+    models = [model("never", 0.1, 0.1, 0.9), model("often", 0.2, 0.5, 1.0), model("once", 0.8, 0.5, 0.2)]
+    rows = ranking(SimpleNamespace(models=models, units=["p", "q", "r"]))
+    assert [(row["trainer"], row["rank"], row["best"]) for row in rows] == [
+        ("often", "1.50", "2 of 3"),  # 2, 1.5, 1
+        ("once", "1.83", "2 of 3"),  # 1, 1.5, 3
+        ("never", "2.67", "0 of 3"),  # 3, 3, 2
+    ]
+    assert rows[0]["mean"] == "56.7" and rows[0]["hours"] == "2.00"
