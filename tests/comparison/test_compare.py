@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
+import nnunetv2_crossmatch as cm
 from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.comparison import report
 from nnunetv2_crossmatch.nnunet.training_log import CURVES
@@ -132,6 +134,9 @@ def test_the_verdict_and_the_numbers_are_those_of_the_masks(trained, capsys):
         (difference["wins"], difference["losses"])
         == (7, 1)
         == (sum(c > 0 for c in changes), sum(c < 0 for c in changes))
+    )
+    assert (
+        asdict(cm.compare(902, "3d_fullres", [STOCK, OURS], num_processes=1).verdicts[OURS]) == found["verdicts"][OURS]
     )
     assert found["costs"][STOCK] == {"gpu_hours": pytest.approx(0.6), "peak_memory_bytes": None}
     assert found["costs"][OURS] == {"gpu_hours": pytest.approx(1.2), "peak_memory_bytes": 3 * 2**30}
