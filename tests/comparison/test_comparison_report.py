@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from nnunetv2_crossmatch.comparison.page import _pair
 from nnunetv2_crossmatch.comparison.report import missing_objects, ranking
 from nnunetv2_crossmatch.evaluation.summary import Evaluation
 
@@ -38,3 +39,9 @@ def test_the_models_are_ranked_case_by_case():
         ("never", "2.67", "0 of 3"),  # 3, 3, 2
     ]
     assert rows[0]["mean"] == "56.7" and rows[0]["hours"] == "2.00"
+
+
+def test_long_names_of_trainers_are_cut_and_still_tell_pages_apart():
+    names = [[letter * 60 for letter in letters] for letters in ("abc", "abd")]
+    assert _pair(["one", "two"]) == "one_vs_two"
+    assert len({_pair(of) for of in names}) == 2 and max(len(_pair(of)) for of in names) < 120
