@@ -14,11 +14,17 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("-d", required=True, metavar="SRC", help="id or name of the labeled dataset")
     command.add_argument("-o", type=int, required=True, metavar="DST", help="dataset id of the new dataset")
-    command.add_argument(
+    how_many = command.add_mutually_exclusive_group(required=True)
+    how_many.add_argument(
         "--labeled",
-        required=True,
         metavar="N",
         help="how many keep their labels, or a share such as 10%%; patients where they are known, else cases",
+    )
+    how_many.add_argument(
+        "--curve",
+        nargs="+",
+        metavar="N",
+        help="several such numbers for a learning curve: datasets DST, DST + 1, ..., each with the labels of the fewer",
     )
     command.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
     command.add_argument(
@@ -35,6 +41,15 @@ def run(arguments: argparse.Namespace) -> None:
 
     from nnunetv2_crossmatch.dataset_conversion.hide_labels import hide_labels
 
-    source = find_dataset(arguments.d)
-    folder = hide_labels(source.require_raw(), arguments.o, arguments.labeled, arguments.seed, arguments.group_by)
-    report(find_dataset(folder.name), default_num_processes)
+    source = find_dataset(arguments.d).require_raw()
+    numbers = arguments.curve or [arguments.labeled]
+    for target, labeled in enumerate(numbers, arguments.o):
+        folder = hide_labels(source, target, labeled, arguments.seed, arguments.group_by)
+        report(find_dataset(folder.name), default_num_processes)
+    if arguments.curve:
+        made = " ".join(str(arguments.o + i) for i in range(len(numbers)))
+        print(
+            f"Next: nnUNetv2_plan_and_preprocess -d {made}\n"
+            f"Then for each: nnUNetv2_crossmatch sweep -d {arguments.o} -c 3d_fullres -tr nnUNetTrainer "
+            "nnUNetTrainerCrossMatch -f 0 1 2 3 4 --cluster local"
+        )

@@ -18,14 +18,9 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from nnunetv2_crossmatch.preprocessing.dataset import Planned
-    from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
-    from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
+    from nnunetv2_crossmatch.api import preprocess
 
     dataset = find_dataset(arguments.d)
-    prepare_splits(dataset)  # first: whoever removed the old ones has new ones, whatever -p says
-    plans = dataset.plans(arguments.p)
-    for configuration in arguments.c:
-        cases = preprocess_unlabeled(Planned(dataset, plans, configuration), arguments.np)
+    for configuration, cases in preprocess(arguments.d, arguments.c, arguments.p, arguments.np).items():
         print(f"{dataset.name} {configuration}: {len(cases)} unlabeled cases are ready")
     report(dataset, arguments.np)

@@ -83,6 +83,11 @@ class Comparison:
         return "patients" if len(set(self.units)) < len(self.truths) else "cases"
 
     @property
+    def few(self) -> bool:
+        """Too few patients or cases for an interval."""
+        return len(set(self.units)) < paired.FEWEST
+
+    @property
     def titles(self) -> dict[str, str]:
         """What is shown: every class, and first their mean unless there is one class only."""
         classes = {name: name for name in self.models[0].evaluation.classes}
@@ -242,6 +247,7 @@ def _joined(parts: list[Evaluation]) -> Evaluation:
         parts[0].classes,
         np.concatenate([part.values for part in parts])[order],
         np.concatenate([part.missed for part in parts])[order],
+        np.concatenate([part.in_reference for part in parts])[order],
         parts[0].extra if len(parts) == 1 else [],  # each fold predicts its own cases of those that have a reference
         parts[0].left_out,
         {file: what for part in parts for file, what in part.odd_headers.items()},

@@ -15,8 +15,9 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from numpy.typing import NDArray
 
 from nnunetv2_crossmatch.comparison.compare import Comparison, Model
-from nnunetv2_crossmatch.comparison.paired import by_unit, class_columns, scores
+from nnunetv2_crossmatch.comparison.paired import FEWEST, by_unit, class_columns, scores
 from nnunetv2_crossmatch.evaluation.case import METRICS
+from nnunetv2_crossmatch.evaluation.summary import FOREGROUND
 from nnunetv2_crossmatch.nnunet.images import read_images
 
 COLORS = ("#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -40,7 +41,7 @@ def class_colors(count: int) -> list[str]:
 
 
 def plot_differences(comparison: Comparison) -> str:
-    """Each unit's difference in Dice to the reference, per class, with mean and interval."""
+    """Each unit's difference in Dice to the reference, per class, with mean and interval unless they are too few."""
     titles = comparison.titles
     columns = class_columns(comparison.models[0].evaluation)
     others = comparison.models[1:]
@@ -55,10 +56,12 @@ def plot_differences(comparison: Comparison) -> str:
                 color = COLORS[i % len(COLORS)]
                 points = 100 * by_unit(comparison.dice_change(model)[:, columns[name]], comparison.units).mean(1)
                 jitter = rng.uniform(-0.13, 0.13, len(points))
-                axis.plot(points, row + jitter, "o", ms=4, color=color, alpha=0.45, mew=0)
-                difference = comparison.differences[model.trainer][name]["dice"]
-                axis.plot([100 * difference.low, 100 * difference.high], [row, row], color=color, lw=3)
-                axis.plot(100 * difference.mean, row, "D", color=color, ms=7, mec="white", label=model.trainer)
+                size = 8 if comparison.few else 4
+                axis.plot(points, row + jitter, "o", ms=size, color=color, alpha=0.45, mew=0, label=model.trainer)
+                if not comparison.few:
+                    difference = comparison.differences[model.trainer][name]["dice"]
+                    axis.plot([100 * difference.low, 100 * difference.high], [row, row], color=color, lw=3)
+                    axis.plot(100 * difference.mean, row, "D", color=color, ms=7, mec="white", label=model.trainer)
                 row += 1
             ticks.append(((start + row - 1) / 2, title))
             row += 0.6
@@ -68,12 +71,12 @@ def plot_differences(comparison: Comparison) -> str:
         axis.set_xlabel(f"difference in Dice points to {comparison.models[0].trainer}; right is better")
         handles, labels = axis.get_legend_handles_labels()
         unique = dict(zip(labels, handles, strict=True))
-        figure.legend(unique.values(), unique.keys(), loc="outside upper left", frameon=False, ncols=2)
+        figure.legend(unique.values(), unique.keys(), loc="outside upper left", frameon=False, ncols=3)
         return _svg(figure)
 
 
 def plot_distributions(comparison: Comparison) -> str:
-    """Dice of every case, per class and model: a box with its points."""
+    """Dice of every case, per class and model: a box with its points; the points alone where they are few."""
     classes = comparison.models[0].evaluation.classes
     with plt.style.context(["default", _STYLE]):
         width = min(14, max(9, 1.2 + len(classes) * (0.55 * len(comparison.models) + 0.5)))
@@ -85,17 +88,39 @@ def plot_distributions(comparison: Comparison) -> str:
             for j, dices in enumerate(100 * scores(model.evaluation)[:, :, METRICS.index("dice")].T):
                 place = j * step + i
                 paint = {"color": color}
-                axis.boxplot(
-                    dices, positions=[place], widths=0.6, showfliers=False,
-                    medianprops={**paint, "lw": 2}, boxprops=paint, whiskerprops=paint, capprops=paint,
-                )  # fmt: skip
+                if len(dices) >= FEWEST:
+                    axis.boxplot(
+                        dices, positions=[place], widths=0.6, showfliers=False,
+                        medianprops={**paint, "lw": 2}, boxprops=paint, whiskerprops=paint, capprops=paint,
+                    )  # fmt: skip
                 axis.plot(place + rng.uniform(-0.15, 0.15, len(dices)), dices, "o", ms=3, mew=0, alpha=0.5, color=color)
             axis.plot([], [], color=color, lw=3, label=model.trainer)
         axis.set_xticks([j * step + (len(comparison.models) - 1) / 2 for j in range(len(classes))], classes)
         if len(classes) > 5:
             axis.tick_params(axis="x", rotation=60)
         axis.set_ylabel("Dice [%]")
-        figure.legend(loc="outside upper left", frameon=False, ncols=2)
+        figure.legend(loc="outside upper left", frameon=False, ncols=3)
+        return _svg(figure)
+
+
+def plot_gain(comparison: Comparison) -> str:
+    """Difference in mean Dice to the reference over GPU hours, a point for each model, with its interval."""
+    with plt.style.context(["default", _STYLE]):
+        figure, axis = plt.subplots(figsize=(9, 3.2), layout="constrained")
+        axis.axhline(0, color="black", lw=1)
+        for i, model in enumerate(comparison.models):
+            color = COLORS[i % len(COLORS)]
+            mean = 0.0
+            if i:
+                difference = comparison.differences[model.trainer][FOREGROUND]["dice"]
+                mean = 100 * difference.mean
+                axis.plot([model.hours] * 2, [100 * difference.low, 100 * difference.high], color=color, lw=2)
+            axis.plot(model.hours, mean, "D" if i else "o", color=color, ms=7, mec="white", label=model.trainer)
+        axis.set_xlim(0, 1.1 * max(model.hours for model in comparison.models) or None)
+        axis.set_xlabel("GPU hours, all folds")
+        axis.set_ylabel(f"difference in Dice points\nto {comparison.models[0].trainer}")
+        axis.grid(alpha=0.25)
+        figure.legend(loc="outside upper left", frameon=False, ncols=3)
         return _svg(figure)
 
 
@@ -119,13 +144,14 @@ def plot_curves(models: Sequence[Model], names: dict[str, str]) -> str:
                     seconds = np.cumsum([run.log.epochs[epoch].get("seconds", 0) for epoch in sorted(run.log.epochs)])
                     hours = dict(zip(sorted(run.log.epochs), seconds / 3600, strict=True))
                     color = COLORS[i % len(COLORS)]
-                    axis.plot([hours[epoch] for epoch in epochs], values, color=color, alpha=0.8, lw=1.2)
+                    marker = "o" if len(epochs) == 1 else None  # a line of one point is invisible
+                    axis.plot([hours[epoch] for epoch in epochs], values, color=color, alpha=0.8, lw=1.2, marker=marker)
             axis.set_title(title, loc="left")
             axis.grid(alpha=0.25)
         axes[-1, 0].set_xlabel("hours of training")
         for i, model in enumerate(models):
             axes[0, 0].plot([], [], color=COLORS[i % len(COLORS)], lw=3, label=model.trainer)
-        figure.legend(loc="outside upper left", frameon=False, ncols=2)
+        figure.legend(loc="outside upper left", frameon=False, ncols=3)
         return _svg(figure)
 
 
@@ -138,15 +164,23 @@ class Scan:
     spacing: Sequence[float]
 
 
-def draw_scan(scan: Scan, shown: int, classes: dict[str, tuple[int, ...]]) -> str:
-    """The slice on which the reference and model number ``shown`` differ most in what is right: image and masks."""
+def draw_scan(scan: Scan, shown: int, classes: dict[str, tuple[int, ...]]) -> tuple[str, str]:
+    """Image and masks in the slice on which the reference and model number ``shown`` differ most in what is right.
+
+    Of the slices with a true object, if there is one.
+
+    Returns:
+        The picture, and which slice it is.
+    """
     masks = list(scan.masks.values())
     truth, reference, other = masks[0], masks[1], masks[1 + shown]
     differs = (reference == truth) != (other == truth)
-    weight = differs if differs.any() else truth > 0
+    there = np.isin(truth, [value for values in classes.values() for value in values])
     axis = int(np.argmax(scan.spacing)) if scan.image.shape[0] > 1 else 0
     others = tuple(a for a in range(3) if a != axis)
-    where = int(weight.sum(others).argmax())
+    with_truth = differs.sum(others) * there.any(others)
+    weight = next((of for of in (with_truth, differs.sum(others)) if of.any()), there.sum(others))
+    where = int(weight.argmax())
     gray = scan.image.take(where, axis).astype(float)
     aspect = scan.spacing[others[0]] / scan.spacing[others[1]]
     columns = {"image": np.zeros_like(masks[0]), **scan.masks}
@@ -161,7 +195,8 @@ def draw_scan(scan: Scan, shown: int, classes: dict[str, tuple[int, ...]]) -> st
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
         plt.close(figure)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    picture = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return picture, f"slice {where + 1} of {scan.image.shape[axis]}"
 
 
 def _overlay(plot: Axes, gray: NDArray, mask: NDArray, classes: dict[str, tuple[int, ...]], aspect: float) -> None:

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -25,16 +26,22 @@ def compare_to_page(
     """:func:`compare_models`, written to ``page`` and, beside it, to a JSON file.
 
     Args:
-        page: an HTML file; by default one in the dataset's results folder.
+        page: an HTML file; by default one in the dataset's results folder, named by what was compared.
 
     Returns:
         The result for a terminal.
     """
     comparison = compare_models(dataset, plans, configuration, trainers, folds, test, device, num_processes)
-    results = comparison.reference_run.model_folder.parent
-    page = page or results / f"comparison__{plans}__{configuration}{'__test' if test else ''}.html"
+    what = f"{plans}__{configuration}__folds_{'_'.join(map(str, comparison.folds))}{'__test' if test else ''}"
+    page = page or comparison.reference_run.model_folder.parent / f"comparison__{_pair(trainers)}__{what}.html"
     command = ["nnUNetv2_crossmatch", "compare", "-d", dataset.name, "-c", configuration, "-p", plans]
     command += ["-tr", *trainers, "-f", *map(str, comparison.folds), *(["--test"] if test else [])]
     write_json(comparison, page.with_suffix(".json"))
     write_html(comparison, dataset.require_raw(), shlex.join(command), page)
     return f"{format_text(comparison)}\nReport: {page}"
+
+
+def _pair(trainers: Sequence[str]) -> str:
+    """Their names, as far as a file's name may be long."""
+    names = "_vs_".join(trainers)
+    return names if len(names) < 120 else f"{names[:100]}_{sha256(names.encode()).hexdigest()[:8]}"

@@ -5,15 +5,20 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import wilcoxon
+from scipy.stats import t, wilcoxon
 
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation, statistic
 
+POWER = 0.8
 TIE = 0.001  # Dice: a tenth of a point, the last digit that is printed
 MARGIN = 0.01  # Dice: a difference below one point is no help worth having
 FEWEST = 6  # with fewer, no order of signs reaches p < 0.05 in Wilcoxon's two-sided test
 ENOUGH_TO_EXCLUDE = 20  # the bootstrap's interval is too narrow for a few units
+WAY_OUT = (
+    "More cases: validate all folds; or keep a test set (imagesTs, labelsTs) and use --test; or try the method on a "
+    "public dataset of the same organ, some of whose labels nnUNetv2_crossmatch hide-labels hides."
+)
 _PERFECT = np.array([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])  # in the order of METRICS
 
 
@@ -22,15 +27,20 @@ class Difference:
     """Of one class and metric, other minus reference.
 
     Attributes:
-        mean: with ``low`` and ``high``, the ends of the 95 % percentile bootstrap interval over units (NaN for one).
-        p: Wilcoxon's two-sided signed-rank test over units.
+        mean: with ``low`` and ``high``, the ends of the 95 % percentile bootstrap interval over units.
+        p: Wilcoxon's two-sided signed-rank test over units. NaN, as the interval, for fewer than ``FEWEST`` units.
+        median: over units.
+        detectable: the smallest difference that so many units, spread as these are, show in ``POWER`` of all studies:
+            (t(0.975) + t(0.8)) * standard deviation / sqrt(units), of a paired t-test. NaN for one.
         wins, ties, losses: units in which the other is better, as good (within ``TIE``; distances: equal), or worse.
     """
 
     mean: float
+    median: float
     low: float
     high: float
     p: float
+    detectable: float
     wins: int
     ties: int
     losses: int
@@ -78,11 +88,18 @@ def _difference(values: NDArray[np.float64], metric: str) -> Difference:
     better = means if overlap else -means
     tie = TIE if overlap else 0.0
     wins, losses = int((better > tie).sum()), int((better < -tie).sum())
-    p = float(wilcoxon(means).pvalue) if means.any() else 1.0
-    return Difference(interval.mean, interval.low, interval.high, p, wins, len(means) - wins - losses, losses)
+    counts = wins, len(means) - wins - losses, losses
+    center = interval.mean, float(np.median(means))
+    detectable = float(t.ppf([0.975, POWER], len(means) - 1).sum() * interval.std / np.sqrt(len(means)))
+    low = high = p = float("nan")
+    if len(means) >= FEWEST:
+        low, high, p = interval.low, interval.high, float(wilcoxon(means).pvalue) if means.any() else 1.0
+    return Difference(*center, low, high, p, detectable, *counts)
 
 
 def format_p(p: float) -> str:
+    if np.isnan(p):
+        return "-"
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -100,7 +117,7 @@ def verdict(difference: Difference, noun: str) -> Verdict:
     A difference has to pass both the interval, which few and odd values mislead, and Wilcoxon's test.
     """
     if difference.units < FEWEST:
-        too_few = f"The data cannot tell: {difference.units} {noun} are too few, {FEWEST} are the least."
+        too_few = f"The data cannot tell: {difference.units} {noun} are too few, {FEWEST} are the least. {WAY_OUT}"
         return Verdict("cannot-tell", too_few)
     low, mean, high = (100 * value for value in (difference.low, difference.mean, difference.high))
     figures = (
@@ -113,4 +130,7 @@ def verdict(difference: Difference, noun: str) -> Verdict:
         return Verdict("helps", f"Helps: {figures}.")
     if high < 0 and difference.p < 0.05:
         return Verdict("harms", f"Does not help, it harms: {figures}.")
-    return Verdict("cannot-tell", f"The data cannot tell: {figures}.")
+    enough = (
+        f"{difference.units} {noun} like these can show a difference from {100 * difference.detectable:.1f} points on"
+    )
+    return Verdict("cannot-tell", f"The data cannot tell: {figures}. {enough}.")

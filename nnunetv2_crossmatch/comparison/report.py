@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
+from scipy.stats import rankdata
 
 from nnunetv2_crossmatch.comparison import figures
 from nnunetv2_crossmatch.comparison.compare import Comparison
@@ -21,9 +22,11 @@ from nnunetv2_crossmatch.preprocessing.image_folder import group_channels
 from nnunetv2_crossmatch.preprocessing.listing import labeled_scans
 from nnunetv2_crossmatch.self_training.names import Round
 from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
+from nnunetv2_crossmatch.utilities.errors import some
 from nnunetv2_crossmatch.utilities.files import write_json as write_whole
 from nnunetv2_crossmatch.utilities.versions import versions
 
+UNFOLDED = 20  # rows of a table; the others are folded away
 SHOWN = 5  # cases that improved most, and as many that were harmed most
 CAVEAT = (
     "The intervals are over cases. Another seed of the same training gives another difference, too; one run of each "
@@ -45,14 +48,19 @@ def format_text(comparison: Comparison) -> str:
     width = max(len(model.trainer) for model in models) + 2
     lines = []
     for name, title in comparison.titles.items():
-        lines.append(f"{'Dice [%], ' + title:{width}}{'mean':>8}{'difference':>12}{'95 % interval':>18}{'p':>8}"
-                     f"{'better/same/worse':>20}")  # fmt: skip
+        lines.append(f"{'Dice [%], ' + title:{width}}{'mean':>8}{'median':>8}{'difference':>12}{'95 % interval':>18}"
+                     f"{'p':>8}{'better/same/worse':>20}")  # fmt: skip
         for row in table(comparison, name):
             lines.append(
-                f"{row['trainer']:{width}}{row['mean']:>8}{row['difference']:>12}{row['interval']:>18}{row['p']:>8}"
-                f"{row['counts']:>20}"
+                f"{row['trainer']:{width}}{row['mean']:>8}{row['median']:>8}{row['difference']:>12}"
+                f"{row['interval']:>18}{row['p']:>8}{row['counts']:>20}"
             )
         lines.append("")
+    if missing := missing_objects(comparison):
+        lines += [*missing, ""]
+    if len(models) > 2:
+        ranks = ", ".join(f"{row['trainer']} {row['rank']}" for row in ranking(comparison))
+        lines += [f"mean rank over {comparison.noun}, 1 is best: {ranks}", ""]
     for row in costs(comparison):
         lines.append(f"{row['trainer']:{width}}{row['hours']} hours on {row['device']}, peak memory {row['memory']}")
     lines.append("")
@@ -66,11 +74,13 @@ def table(comparison: Comparison, name: str) -> list[dict[str, str]]:
     """Rows of one class: each model's Dice and its difference to the first."""
     rows = []
     for model in comparison.models:
-        means = by_unit(scores(model.evaluation), comparison.units).mean(0)  # (classes, metrics)
-        means = means[class_columns(model.evaluation)[name]].mean(0)
+        of_units = by_unit(scores(model.evaluation), comparison.units)  # (units, classes, metrics)
+        of_units = of_units[:, class_columns(model.evaluation)[name]].mean(1)
+        means, median = of_units.mean(0), np.median(of_units[:, METRICS.index("dice")])
         row = {
             "trainer": model.trainer,
             "mean": _number(100 * means[METRICS.index("dice")]),
+            "median": _number(100 * median),
             "hd95": _number(means[METRICS.index("hd95_mm")]),
             **dict.fromkeys(("difference", "interval", "p", "counts"), ""),
         }
@@ -78,12 +88,48 @@ def table(comparison: Comparison, name: str) -> list[dict[str, str]]:
             d = comparison.differences[model.trainer][name]["dice"]
             row |= {
                 "difference": _number(100 * d.mean, "+"),
-                "interval": f"{_number(100 * d.low, '+')} to {_number(100 * d.high, '+')}",
+                "interval": "-"
+                if math.isnan(d.low)
+                else f"{_number(100 * d.low, '+')} to {_number(100 * d.high, '+')}",
                 "p": format_p(d.p),
                 "counts": f"{d.wins}/{d.ties}/{d.losses}",
             }
         rows.append(row)
     return rows
+
+
+def ranking(comparison: Comparison) -> list[dict[str, str]]:
+    """The models by their mean rank over cases or patients in the mean Dice of the classes; ties share their ranks."""
+    dices = [
+        by_unit(scores(model.evaluation)[:, :, METRICS.index("dice")].mean(1), comparison.units)
+        for model in comparison.models
+    ]
+    ranks = rankdata(np.negative(dices), axis=0)  # (models, units)
+    best = ranks == ranks.min(0)
+    return [
+        {
+            "trainer": comparison.models[i].trainer,
+            "rank": f"{ranks[i].mean():.2f}",
+            "best": f"{best[i].sum()} of {ranks.shape[1]}",
+            "mean": _number(100 * dices[i].mean()),
+            "hours": f"{comparison.models[i].hours:.2f}",
+        }
+        for i in np.argsort(ranks.mean(1), kind="stable")
+    ]
+
+
+def missing_objects(comparison: Comparison) -> list[str]:
+    """A line for each class and model with scans where the class was missed, or seen where there is none."""
+    lines = []
+    for i, name in enumerate(comparison.models[0].evaluation.classes):
+        for model in comparison.models:
+            there, missed = (of[:, i] for of in (model.evaluation.in_reference, model.evaluation.missed))
+            for what, scans in (("missing in", there), ("invented in", ~there)):
+                if found := [case for case, odd in zip(model.evaluation.cases, missed & scans, strict=True) if odd]:
+                    without = "" if what == "missing in" else " without it"
+                    of = f"{len(found)} of {scans.sum()} scans{without}"
+                    lines.append(f"{name} {what} {of} of {model.trainer}: {some(found)}.")
+    return lines
 
 
 def costs(comparison: Comparison) -> list[dict[str, str]]:
@@ -119,6 +165,7 @@ def write_json(comparison: Comparison, file: Path) -> None:
         "caveat": CAVEAT,
         "warnings": comparison.warnings,
         "differences": {trainer: _differences(classes) for trainer, classes in comparison.differences.items()},
+        "missing_objects": missing_objects(comparison),
         "costs": costs,
         "dice": {model.trainer: _dice(model.evaluation) for model in models},
         "versions": _versions(comparison),
@@ -154,20 +201,28 @@ def write_html(comparison: Comparison, raw_folder: Path, command: str, file: Pat
         loader=PackageLoader(__package__, ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     classes = read_labels(read_dataset_json(raw_folder / "dataset.json")).classes
+    tables = [(title, table(comparison, name)) for name, title in comparison.titles.items()]
+    unfolded = max(1, UNFOLDED // len(comparison.models))
+    commands = [*_commands(comparison), command]
     page = environment.get_template("report.html").render(
         comparison=comparison,
         caveat=CAVEAT,
-        classes=[(title, table(comparison, name)) for name, title in comparison.titles.items()],
+        tables=tables[:unfolded],
+        folded_tables=tables[unfolded:],
+        missing=missing_objects(comparison),
+        ranking=ranking(comparison) if len(comparison.models) > 2 else [],
         costs=costs(comparison),
         differences=figures.plot_differences(comparison),
         distributions=figures.plot_distributions(comparison),
+        gain=figures.plot_gain(comparison),
         curves=figures.plot_curves(comparison.models, _CURVES),
         pseudo_labels=figures.plot_curves(comparison.models, _PSEUDO_LABELS),
         scans=_scans(comparison, raw_folder),
         legend=list(zip(classes, figures.class_colors(len(classes)), strict=True)),
         settings={model.trainer: model.runs[0].constants for model in comparison.models},
         counts=_counts(comparison),
-        commands=[*_commands(comparison), command],
+        commands=commands,
+        long_list=len(commands) > UNFOLDED,
         versions=_versions(comparison),
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
@@ -186,10 +241,10 @@ def _scans(comparison: Comparison, raw_folder: Path) -> list[dict]:
         images = labeled_scans(raw_folder, dataset)
     cases = comparison.models[0].evaluation.cases
 
-    def picture(case: str, shown: int) -> str | None:
+    def picture(case: str, shown: int) -> tuple[str, str]:
         image = images[case][0] if case in images else None
         if image is None or not image.exists():
-            return None
+            return "", "its image is not at hand"
         reader = find_reader(dataset, [image])()
         return figures.draw_scan(figures.read_scan(comparison, case, image, reader), shown, classes)
 
@@ -201,7 +256,7 @@ def _scans(comparison: Comparison, raw_folder: Path) -> list[dict]:
             ("most improved", [i for i in order[::-1] if change[i] > 0][:SHOWN]),
             ("most harmed", [i for i in order if change[i] < 0][:SHOWN]),
         ):
-            entries = [(cases[i], _number(100 * change[i], "+"), picture(cases[i], number)) for i in chosen]
+            entries = [(cases[i], _number(100 * change[i], "+"), *picture(cases[i], number)) for i in chosen]
             groups.append({"trainer": model.trainer, "title": title, "cases": entries})
     return groups
 

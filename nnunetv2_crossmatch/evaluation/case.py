@@ -29,11 +29,13 @@ class Measured:
     Attributes:
         values: (classes, metrics) in the order of ``METRICS``.
         missed: (classes,), whether only one of the masks has the class.
+        in_reference: (classes,), whether the reference has it.
         odd: masks whose header has another geometry than the scan's, and in what it differs.
     """
 
     values: NDArray[np.float64]
     missed: NDArray[np.bool_]
+    in_reference: NDArray[np.bool_]
     odd: dict[Path, str]
 
 
@@ -80,11 +82,17 @@ def measure_case(
         reference, prediction, spacing = reference[0], prediction[0], spacing[1:]
 
     counted = ~np.isin(reference, ignored)
+    present = np.unique(reference)
     measured = [
         measure(np.isin(prediction, values) & counted, np.isin(reference, values), spacing)
         for values in labels.classes.values()
     ]
-    return Measured(np.array([values for values, _ in measured]), np.array([missed for _, missed in measured]), odd)
+    return Measured(
+        np.array([values for values, _ in measured]),
+        np.array([missed for _, missed in measured]),
+        np.array([np.isin(values, present).any() for values in labels.classes.values()]),
+        odd,
+    )
 
 
 def measure(prediction: metrics.Mask, reference: metrics.Mask, spacing: NDArray) -> tuple[list[float], bool]:

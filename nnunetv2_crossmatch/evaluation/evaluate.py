@@ -86,6 +86,7 @@ def evaluate_folders(
         classes=list(labels.classes),
         values=np.stack([measured[case].values for case in references]),
         missed=np.stack([measured[case].missed for case in references]),
+        in_reference=np.stack([measured[case].in_reference for case in references]),
         extra=sorted(predictions.keys() - references.keys()),
         left_out=left_out,
         odd_headers={file: what for case in references for file, what in measured[case].odd.items()},

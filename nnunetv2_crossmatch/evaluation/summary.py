@@ -22,6 +22,7 @@ class Evaluation:
         values: (cases, classes, metrics) in the order of ``METRICS``; Dice and Jaccard in [0, 1]. NaN where
             neither mask has the class.
         missed: (cases, classes), where only one of the two masks has the class.
+        in_reference: (cases, classes), where the reference has the class.
         extra: predictions without a reference, which were left alone.
         left_out: what lies in the folder of references and is none, a line for each kind.
         odd_headers: masks whose header has another geometry than their scan, and in what it differs.
@@ -31,6 +32,7 @@ class Evaluation:
     classes: list[str]
     values: NDArray[np.float64]
     missed: NDArray[np.bool_]
+    in_reference: NDArray[np.bool_]
     extra: list[str]
     left_out: list[str] = field(default_factory=list)
     odd_headers: dict[Path, str] = field(default_factory=dict)

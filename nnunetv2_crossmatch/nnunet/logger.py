@@ -6,7 +6,7 @@ from typing import Any
 
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
-PREFIX = "unlabeled/"
+from nnunetv2_crossmatch.nnunet.training_log import PREFIX
 
 
 def _values(logger: MetaLogger) -> dict[str, list]:

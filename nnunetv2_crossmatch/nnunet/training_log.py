@@ -1,5 +1,6 @@
 """nnU-Net's ``training_log_*.txt``, read back: it is the only place where a stock run leaves its curves and hours."""
 
+import csv
 import json
 import math
 import re
@@ -8,7 +9,9 @@ from pathlib import Path
 
 _LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: (.*)")
 _SPLIT = re.compile(r"This (?:random 80:20 )?split has (\d+) training and (\d+) validation cases\.")
-CURVES = "curves of the unlabeled part: "  # begins a line of our own, the rest of which is JSON
+PREFIX = "unlabeled/"  # of the curves of the unlabeled part
+CURVES_FILE = "curves.csv"  # ours, beside the log
+CURVES = "curves of the unlabeled part: "  # earlier versions': begins a line, the rest of which is JSON
 _NUMBER = r"(-?[\d.]+(?:e[-+]?\d+)?|nan|-?inf)"
 
 
@@ -50,7 +53,16 @@ class TrainingLog:
                     split = int(found[1]), int(found[2])
                 elif text == "Validation complete":
                     log.validated = True
+        if (folder / CURVES_FILE).exists():
+            log._add_curves(folder / CURVES_FILE)
         return log
+
+    def _add_curves(self, file: Path) -> None:
+        with file.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                if (epoch := int(row["epoch"])) in self.epochs:
+                    ours = {name: float(value) for name, value in row.items() if name.startswith(PREFIX) and value}
+                    self.epochs[epoch] |= ours
 
     @property
     def hours(self) -> float:
@@ -78,5 +90,5 @@ def _values(text: str) -> dict[str, float]:
             curves = json.loads(text.removeprefix(CURVES))
         except ValueError:  # cut off by a full disk
             return {}
-        return {f"unlabeled/{name}": value for name, value in curves.items() if isinstance(value, float)}
+        return {PREFIX + name: value for name, value in curves.items() if isinstance(value, float)}
     return {}

@@ -1,6 +1,5 @@
 """The one place where nnU-Net and a method meet."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -8,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
@@ -29,13 +27,22 @@ from nnunetv2_crossmatch.nnunet.loaders import (
     unlabeled_loader,
 )
 from nnunetv2_crossmatch.nnunet.logger import log_curves
-from nnunetv2_crossmatch.nnunet.training_log import CURVES
+from nnunetv2_crossmatch.nnunet.training_log import CURVES_FILE
 from nnunetv2_crossmatch.trainers.checkpoints import CheckpointError
-from nnunetv2_crossmatch.trainers.curves import EpochRatios, gradient_ratios, not_labeled, plot_curves
+from nnunetv2_crossmatch.trainers.curves import (
+    BACKGROUND,
+    EpochRatios,
+    epoch_line,
+    gradient_ratios,
+    not_labeled,
+    plot_curves,
+    write_curves,
+)
 from nnunetv2_crossmatch.trainers.hidden_labels import HiddenLabelsCurve
 from nnunetv2_crossmatch.trainers.phases import Phases
 from nnunetv2_crossmatch.trainers.records import write_method
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
+from nnunetv2_crossmatch.utilities.errors import some
 
 GRADIENT_CLIP = 12  # nnU-Net's, a literal in its train_step
 
@@ -114,6 +121,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
         super().on_train_start()
         self._take_halves()
         if self.local_rank == 0:
+            if self.current_epoch == 0:  # of another training
+                (Path(self.output_folder) / CURVES_FILE).unlink(missing_ok=True)
             self._hidden_labels = HiddenLabelsCurve(
                 self.planned, self._unlabeled_cases, self.device, self.print_to_log_file
             )
@@ -285,8 +294,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
                 curves |= self._hidden_labels.measure(self._plain_network)
         curves |= self.phases.measure()
         log_curves(self.logger, curves, self.current_epoch, self._classes)
-        rounded = {name: np.round(value, 4).tolist() for name, value in curves.items()}
-        self.print_to_log_file(CURVES + json.dumps(rounded))
+        self.print_to_log_file(epoch_line(curves, self._classes))
         if missing := not_labeled(curves.get("kept_share"), self._classes, self.method.taught):
             waits = self.method.waits
             self.print_to_log_file(
@@ -296,14 +304,28 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
 
     @property
     def _classes(self) -> list[str]:
-        labels = self.label_manager
-        return [str(label) for label in (labels.foreground_regions if labels.has_regions else labels.all_labels)]
+        foreground = [*self.phases.readiness.names]
+        return foreground if self.label_manager.has_regions else [BACKGROUND, *foreground]
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
         if self.local_rank == 0:
-            picture, stages = Path(self.output_folder) / "progress_unlabeled.png", self.phases.stages()
-            plot_curves(self.logger, picture, self._classes, stages)
+            folder, t = Path(self.output_folder), self.phases.readiness.thresholds
+            limits = {"dice": [t.dice], "stability": [t.stability], "share": [1 / t.share, t.share]}
+            write_curves(self.logger, folder / CURVES_FILE, self._classes)
+            plot_curves(
+                self.logger,
+                folder / "progress_unlabeled.png",
+                self._classes,
+                self._stages(),
+                limits if self.phases.exist else {},
+            )
+
+    def _stages(self) -> list[tuple[float, str]]:
+        """Each stage's first epoch and name; of self-training also why it began."""
+        levels = [f"{name} {level:.2f}" for name, level in self.phases.readiness.levels.items()]
+        why = {"self-training": f", known by Dice: {some(levels)}"} if levels else {}
+        return [(start, name + why.get(name, "")) for start, name in self.phases.stages()]
 
     def training_state(self) -> dict[str, Any]:
         method = {"method": type(self.method).__name__, "constants": asdict(self.method.constants)}

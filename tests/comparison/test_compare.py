@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 import SimpleITK as sitk
 from scipy import ndimage
 
+import nnunetv2_crossmatch as cm
 from nnunetv2_crossmatch.cli import main
+from nnunetv2_crossmatch.comparison import report
 from nnunetv2_crossmatch.nnunet.training_log import CURVES
 from tests.comparison.conftest import finished
 from tests.conftest import BROWSER, ball, write_image
@@ -21,6 +24,7 @@ pytestmark = pytest.mark.slow
 
 DATASET = "Dataset902_Folds"
 STOCK, OURS = "nnUNetTrainer", "nnUNetTrainerCrossMatch"
+PAGE = f"comparison__{STOCK}_vs_{OURS}__nnUNetPlans__3d_fullres__folds_0_1"
 
 
 @pytest.fixture
@@ -88,7 +92,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 def test_another_spacing_in_a_reference_is_a_warning_and_changes_no_number(trained):
     def compared() -> dict:
         compare()
-        file = trained / "results" / DATASET / "comparison__nnUNetPlans__3d_fullres.json"
+        file = trained / "results" / DATASET / f"{PAGE}.json"
         return json.loads(file.read_text())
 
     right = compared()
@@ -108,7 +112,7 @@ def test_the_verdict_and_the_numbers_are_those_of_the_masks(trained, capsys):
     compare()
     printed = capsys.readouterr().out
     results = trained / "results" / DATASET
-    found = json.loads((results / "comparison__nnUNetPlans__3d_fullres.json").read_text())
+    found = json.loads((results / f"{PAGE}.json").read_text())
     changes = []
     for i in range(8):
         masks = [
@@ -131,10 +135,28 @@ def test_the_verdict_and_the_numbers_are_those_of_the_masks(trained, capsys):
         == (7, 1)
         == (sum(c > 0 for c in changes), sum(c < 0 for c in changes))
     )
+    assert (
+        asdict(cm.compare(902, "3d_fullres", [STOCK, OURS], num_processes=1).verdicts[OURS]) == found["verdicts"][OURS]
+    )
     assert found["costs"][STOCK] == {"gpu_hours": pytest.approx(0.6), "peak_memory_bytes": None}
     assert found["costs"][OURS] == {"gpu_hours": pytest.approx(1.2), "peak_memory_bytes": 3 * 2**30}
     assert found["verdicts"][OURS]["sentence"] in printed and "7 of 8 cases better, 1 worse" in printed
     assert "1.20 hours on H200, peak memory 3.0 GiB" in printed and "not recorded" in printed
+
+
+def test_one_fold_has_its_own_page_with_dots_no_interval_and_the_last_rows_folded(trained, capsys, monkeypatch):
+    monkeypatch.setattr(report, "UNFOLDED", 4)
+    compare("-f", "0")
+    assert "4 cases are too few" in capsys.readouterr().out
+    page = trained / "results" / DATASET / f"{PAGE.removesuffix('_1')}.html"
+    text = page.read_text()
+    folded = re.findall(r"<details>.*?</details>", text, re.DOTALL)
+    assert "1 more class<" in folded[0] and re.findall(r'colspan="8">(\w+)', folded[0]) == ["core"]
+    assert "too few for an interval" in text and not [
+        cell for cell in re.findall(r"<td>(.*?)</td>", text) if " to " in cell
+    ]
+    differences = json.loads(page.with_suffix(".json").read_text())["differences"][OURS]["shell"]["dice"]
+    assert differences["low"] is None and differences["median"] > 0
 
 
 def test_other_plans_are_warned_of(trained, capsys):
@@ -208,7 +230,7 @@ def test_the_page_has_everything_inside_and_shows_the_harmed_case(trained):
     page = Page(trained / "page" / "report.html")
     assert not page.links
     assert page.images == 6  # the five most improved, and the one that was harmed
-    assert "case7: -" in page.text and page.text.count(": +") >= 5
+    assert "case7: -" in page.text and page.text.count(": +") >= 5 and page.text.count("(slice ") == 6
     for part in ("7 of 8 cases better", "Quality of the pseudo-labels", "threshold 0.95", "3.0 GiB", "nnUNetv2_train"):
         assert part in page.text
     assert json.loads((trained / "page" / "report.json").read_text())["reference"] == STOCK
@@ -227,7 +249,7 @@ def test_a_browser_shows_the_page_without_a_word_of_complaint(trained, tmp_path)
         text=True,
         timeout=120,
     )
-    assert "7 of 8 cases better" in shown.stdout and shown.stdout.count("<svg") == 4
+    assert "7 of 8 cases better" in shown.stdout and shown.stdout.count("<svg") == 5
     assert "CONSOLE" not in shown.stderr, shown.stderr
     subprocess.run(
         [*command, f"--screenshot={shot}", "--window-size=1100,2500", page.as_uri()],

@@ -2,8 +2,9 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
-from nnunetv2_crossmatch.comparison.paired import Difference, by_unit, compare, scores, verdict
+from nnunetv2_crossmatch.comparison.paired import Difference, by_unit, compare, format_p, scores, verdict
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
 
@@ -16,7 +17,7 @@ def evaluation(dices, distance=1.0) -> Evaluation:
     values = np.where(np.isnan(dices), np.nan, distance)[..., None].repeat(len(METRICS), -1)
     values[..., :2] = dices[..., None]
     names = [f"case{i}" for i in range(len(dices))]
-    return Evaluation(names, [f"class{i}" for i in range(dices.shape[1])], values, dices == 0, [])
+    return Evaluation(names, [f"class{i}" for i in range(dices.shape[1])], values, dices == 0, dices >= 0, [])
 
 
 def exact_p(values) -> float:
@@ -36,7 +37,7 @@ def test_differences_means_counts_and_p_are_those_of_a_slow_oracle():
     result = compare(evaluation(before, 5.0), evaluation(after, 4.0), [f"case{i}" for i in range(9)])
     for name, change in ((FOREGROUND, (after - before).mean(1)), ("class1", (after - before)[:, 1])):
         d = result[name]["dice"]
-        assert d.mean == pytest.approx(change.mean())
+        assert (d.mean, d.median) == pytest.approx((change.mean(), sorted(change)[4]))
         assert (d.wins, d.ties, d.losses) == (
             (change > 0.001).sum(),
             (abs(change) <= 0.001).sum(),
@@ -67,7 +68,7 @@ def test_scans_of_one_patient_are_one_unit():
 
 def test_equal_models_tie_with_p_1():
     d = compare(evaluation([[0.5]] * 7), evaluation([[0.5]] * 7), list("abcdefg"))[FOREGROUND]["dice"]
-    assert d == Difference(0, 0, 0, 1, 0, 7, 0)
+    assert d == Difference(0, 0, 0, 0, 1, 0, 0, 7, 0)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +83,39 @@ def test_equal_models_tie_with_p_1():
         (-0.005, 0.004, 0.6, 19, "The data cannot tell"),
         (-0.005, 0.004, 0.6, 40, "Does not help: -0.1 Dice"),
         (-0.02, 0.03, 0.6, 40, "The data cannot tell: +0.5 Dice"),
-        (0.008, 0.034, 0.01, 5, "The data cannot tell: 5 cases are too few, 6 are the least."),
+        (
+            np.nan,
+            np.nan,
+            np.nan,
+            5,
+            "The data cannot tell: 5 cases are too few, 6 are the least. More cases: validate all",
+        ),
     ],
 )
 def test_the_verdict_says_what_the_interval_says(low, high, p, units, begins):
     wins = min(34, units)
-    difference = Difference((low + high) / 2, low, high, p, wins, 0, units - wins)
+    mean = (low + high) / 2
+    difference = Difference(mean, mean, low, high, p, 0.0123, wins, 0, units - wins)
     found = verdict(difference, "cases")
     kinds = {"Helps": "helps", "The data cannot tell": "cannot-tell", "Does not help, it harms": "harms"}
     kind = next((kind for beginning, kind in kinds.items() if begins.startswith(beginning)), "no-help")
     assert found.sentence.startswith(begins) and found.kind == kind
+    could_show = f"{units} cases like these can show a difference from 1.2 points on."
+    assert found.sentence.endswith(could_show) == (kind == "cannot-tell" and units >= 6)
+
+
+def test_the_detectable_difference_is_found_by_four_of_five_studies():
+    rng = np.random.default_rng(0)
+    before = rng.uniform(0.4, 0.8, 8)
+    change = rng.normal(0, 0.05, 8)
+    d = compare(evaluation(before[:, None]), evaluation((before + change)[:, None]), list("abcdefgh"))["class0"]["dice"]
+    studies = rng.normal(d.detectable, change.std(ddof=1), (5000, 8))
+    assert (ttest_1samp(studies, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_few_units_have_a_mean_and_no_interval():
+    d = compare(evaluation([[0.5]] * 5), evaluation([[0.6], [0.6], [0.6], [0.6], [0.7]]), list("abcde"))["class0"][
+        "dice"
+    ]
+    assert (d.mean, d.median, d.wins) == (pytest.approx(0.12), pytest.approx(0.1), 5)
+    assert np.isnan([d.low, d.high, d.p]).all() and format_p(d.p) == "-"

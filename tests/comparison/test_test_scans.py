@@ -27,7 +27,7 @@ def test_test_scans_are_predicted_once_for_each_set_of_checkpoints(dataset, make
     def compare():
         names = ["-d", "901", "-c", "3d_fullres", "-p", "nnUNetPlansSmall", "-tr", *TRAINERS, "-f", "all"]
         main(["compare", *names, "--test", "-device", "cpu", "-np", "1"])
-        name = "comparison__nnUNetPlansSmall__3d_fullres__test"
+        name = f"comparison__{'_vs_'.join(TRAINERS)}__nnUNetPlansSmall__3d_fullres__folds_all__test"
         assert (dataset / "results" / DATASET / f"{name}.html").exists()
         return json.loads((dataset / "results" / DATASET / f"{name}.json").read_text())
 

@@ -163,6 +163,17 @@ def test_patients_that_are_no_cases_draw_nothing_and_what_is_not_used_is_named(b
     assert "more.nrrd" in error and not (base / "raw" / "Dataset005_Balls").exists()
 
 
+def test_a_curve_is_a_dataset_for_each_number_with_the_labels_of_the_fewer(base, capsys):
+    main(["hide-labels", "-d", "4", "-o", "5", "--curve", "2", "40%", "8"])
+    labeled = [
+        set(load_json(str(base / "raw" / f"Dataset{i:03d}_Balls" / "dataset.json"))["dataset"]) for i in (5, 6, 7)
+    ]
+    assert [len(cases) for cases in labeled] == [2, 4, 8] and labeled[0] < labeled[1] < labeled[2]
+    assert "nnUNetv2_plan_and_preprocess -d 5 6 7" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["hide-labels", "-d", "4", "-o", "8", "--curve", "2", "--labeled", "2"])
+
+
 def test_what_a_mac_leaves_beside_the_scans_is_no_case(base):
     for part in ("imagesTr", "labelsTr"):
         for file in sorted((base / "raw" / SOURCE / part).iterdir()):

@@ -194,6 +194,15 @@ def test_a_tiff_mask_without_its_spacing_file_is_measured_with_the_predictions(t
     assert measured.odd == {}
 
 
+def test_what_the_reference_has_is_known_from_what_was_missed(tmp_path):
+    empty, full = (
+        write(tmp_path / f"{name}.nii.gz", np.full((2, 3, 4), i)) for i, name in enumerate(("empty", "full"))
+    )
+    for pair, missed, in_reference in (((full, empty), True, True), ((empty, full), True, False)):
+        measured = measure_case(*pair, SimpleITKIO(), ONE)
+        assert (measured.missed.tolist(), measured.in_reference.tolist()) == ([missed], [in_reference])
+
+
 def test_values_that_are_nearly_integers_are_meant_as_such(tmp_path):
     reference, prediction = random_masks(labels=2)
     files = write(tmp_path / "r.nii.gz", reference), write(tmp_path / "p.nii.gz", prediction)

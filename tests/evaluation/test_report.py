@@ -21,7 +21,8 @@ VALUES = np.array(
         [[0.7, 0.6, 5.0, 3.0, 10.0, 6.0], [np.nan] * 6],
     ]
 )
-EVALUATION = Evaluation(["a", "b"], ["shell", "core"], VALUES, np.array([[False, True], [False, False]]), ["c"])
+MISSED = np.array([[False, True], [False, False]])
+EVALUATION = Evaluation(["a", "b"], ["shell", "core"], VALUES, MISSED, np.array([[True, True], [True, False]]), ["c"])
 
 
 def test_json_holds_everything_and_null_where_undefined(tmp_path):
@@ -57,7 +58,7 @@ def test_the_table_shows_percent_intervals_and_counts():
 
 
 def test_of_a_single_class_no_foreground_mean_is_shown():
-    alone = Evaluation(["a", "b"], ["atrium"], VALUES[:, :1], np.zeros((2, 1), dtype=bool), [])
+    alone = Evaluation(["a", "b"], ["atrium"], VALUES[:, :1], MISSED[:, :1], MISSED[:, :1], [])
     assert FOREGROUND not in format_summary(summarize(alone))
 
 

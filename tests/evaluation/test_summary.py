@@ -49,7 +49,7 @@ def test_each_class_and_metric_has_its_own_numbers_and_counts():
     values = np.arange(2 * 3 * len(METRICS), dtype=float).reshape(3, 2, len(METRICS))
     values[2, 1] = np.nan
     missed = np.array([[False, True], [False, True], [True, False]])
-    summaries = summarize(Evaluation(["a", "b", "c"], ["shell", "core"], values, missed, []))
+    summaries = summarize(Evaluation(["a", "b", "c"], ["shell", "core"], values, missed, missed, []))
     assert list(summaries) == [FOREGROUND, "shell", "core"]
     counts = {name: (s.cases, s.undefined, s.missed) for name, s in summaries.items()}
     assert counts == {FOREGROUND: (3, 1, 3), "shell": (3, 0, 1), "core": (3, 1, 2)}

@@ -1,6 +1,6 @@
 import pytest
 
-from nnunetv2_crossmatch.nnunet.training_log import CURVES, TrainingLog
+from nnunetv2_crossmatch.nnunet.training_log import CURVES, CURVES_FILE, TrainingLog
 from tests.nnunet.conftest import epoch, write_log
 
 
@@ -23,3 +23,12 @@ def test_epochs_that_were_trained_twice_count_once_and_a_new_beginning_forgets_t
     write_log(tmp_path, "2026_12_1_1_00_00", split.replace("4", "5"), "Validation complete")
     log = TrainingLog.read(tmp_path)
     assert log.validated and log.split == (4, 1)  # of the training, whatever today's split is
+
+
+def test_curves_are_read_from_their_file_as_far_as_the_log_has_the_epochs(tmp_path):
+    write_log(tmp_path, "1", *epoch(0, 0.9, 100, CURVES + '{"norm": 1.0}'), *epoch(1, 0.8, 100))
+    rows = "epoch,train_loss,unlabeled/norm,unlabeled/kept_share/liver\n0,7,2,\n1,7,3,0.5\n2,7,4,0.5\n"
+    (tmp_path / CURVES_FILE).write_text(rows)
+    log = TrainingLog.read(tmp_path)
+    assert log.curve("unlabeled/norm") == ([0, 1], [2, 3]) and log.curve("train_loss")[1] == [0.9, 0.8]
+    assert log.curve("unlabeled/kept_share/liver") == ([1], [0.5])

@@ -97,7 +97,7 @@ def test_a_class_that_is_not_ready_is_ignored_until_it_is(make_trainer):
     trainer.train_step(next(trainer.dataloader_train))
     assert trainer.method.curves["kept_share"][0][2] == 0
     trainer.on_train_epoch_end([{"loss": np.float32(1)}])
-    assert "no unlabeled voxel was confidently 2" not in log_of(trainer), "it is left out on purpose"
+    assert "no unlabeled voxel was confidently core" not in log_of(trainer), "it is left out on purpose"
     trainer.phases.readiness.taught = []
     trainer.phases.tell_method()
     assert not any(trainer.method.weights(0.5).values()), "background alone is not taught"

@@ -9,6 +9,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_crossmatch.nnunet.logger import PREFIX
+from nnunetv2_crossmatch.nnunet.training_log import TrainingLog
 from nnunetv2_crossmatch.trainers import (
     unlabeled_cases,
 )
@@ -100,6 +101,10 @@ def test_curves_are_logged_every_epoch_and_drawn(make_trainer):
     output = Path(trainer.output_folder)
     for picture in ("progress.png", "progress_unlabeled.png"):
         assert (output / picture).stat().st_size > 10_000
+    read = TrainingLog.read(output)  # as the comparison has them
+    for name in ("loss_ip", "agreement_strong_view"):
+        assert read.curve(PREFIX + name)[1] == pytest.approx(log[PREFIX + name], rel=1e-4)
+    assert "changed image (ip) " in Path(trainer.log_file).read_text()
     method = json.loads((output / "method.json").read_text())
     assert method["method"] == "CrossMatchPaper" and method["eta"] == 0.3
 
@@ -232,8 +237,8 @@ def test_classes_that_no_pseudo_label_has_are_named(make_trainer):
         return Path(trainer.log_file).read_text().splitlines()[-1]
 
     assert "warning" not in Path(trainer.log_file).read_text()
-    assert "confidently 2 in this epoch. If that lasts" in say([9.0, 1.0, 0.0])
-    assert "confidently 1 or 2 in this epoch, so the unlabeled scans teach no foreground" in say([9.0, 0.0, 0.0])
+    assert "confidently core in this epoch. If that lasts" in say([9.0, 1.0, 0.0])
+    assert "confidently shell or core in this epoch, so the unlabeled scans teach no foreground" in say([9.0, 0.0, 0.0])
 
 
 class NoDeepSupervision(Smoke):
