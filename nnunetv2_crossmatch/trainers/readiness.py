@@ -18,20 +18,19 @@ class Thresholds:
 
     window: epochs that are averaged, in a short training a fifth of its epochs.
     dice: nnU-Net's Dice of the class from which it is known.
-    rise: of this Dice since half of the epochs so far, above which the labeled scans still teach more; of the class,
-        and for the beginning of their mean as well. In a short training it stays above, and nothing begins.
+    rise: of this Dice from one window to the next, above which it is still being found.
     stability: Dice of the network's labels with its average's.
     share: at most this many times the labeled share of voxels, and at least one over it.
     fall: of the class's Dice below its level when it came in, that mutes it.
     mean_fall: of the mean over the classes that came in, that ends self-training.
-    patience: share of the training up to which self-training waits for every class: where it does not know a class
-        yet, a network is often sure of background.
+    patience: share of the training up to which self-training waits for every class, and then for more than half of
+        them: where it does not know a class yet, a network is often sure of background.
     latest: share of the training after which self-training does not begin any more.
     """
 
     window: int = 3
     dice: float = 0.5
-    rise: float = 0.08
+    rise: float = 0.1
     stability: float = 0.7
     share: float = 4.0
     fall: float = 0.15
@@ -116,22 +115,15 @@ class Readiness:
         else:
             missing = dict.fromkeys(self.names, "" if epoch >= self.at else "not yet")
         if self.started is None:
-            rises = np.array([_rise(column["dice"], window) for _, column in columns])
-            rise = _mean(rises, len(rises)) if self.at is None else 0.0
-            ready = [] if rise > t.rise else [name for name in self.names if not missing[name]]
+            ready = [name for name in self.names if not missing[name]]
             if len(ready) < len(self.names) and epoch < t.patience * epochs:
                 return []
-            if not ready:
+            if 2 * len(ready) <= len(self.names):
                 if epoch < t.latest * epochs:
                     return []
                 self.ended = epoch
-                if rise > t.rise:
-                    return [
-                        "The unlabeled scans are not used: the network still learns more from the labeled ones. Its "
-                        f"mean validation Dice rose by {rise:.2f} in the second half of its epochs; train for more."
-                    ]
-                reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-                return [f"The unlabeled scans are not used: the network is not sure of any class. {reasons}."]
+                reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items() if reason)
+                return [f"The unlabeled scans are not used: the network is not sure of most classes. {reasons}."]
             self.started = epoch
             messages.append(f"Self-training on the unlabeled scans begins with epoch {epoch}.")
         dice = {name: _mean(column["dice"], window) for name, column in columns}
@@ -179,18 +171,13 @@ class Readiness:
             return "too early to tell"
         if dice < t.dice:  # False for nan: no validation patch has the class
             return f"validation Dice {dice:.2f}"
-        if _rise(column["dice"], window) > t.rise:
+        if dice - _mean(column["dice"][:-window], window) > t.rise:
             return f"validation Dice {dice:.2f} and still rising"
         if not stability >= t.stability:
             return f"labels of unlabeled scans still change (agreement {stability:.2f})"
         if not self._plausible(share):
             return f"takes {share:.2g} times its labeled share of the unlabeled scans"
         return ""
-
-
-def _rise(dice: np.ndarray, window: int) -> float:
-    """Since half of the epochs; nan, which is above nothing, where it is not known."""
-    return _mean(dice, window) - _mean(dice[: len(dice) // 2], window)
 
 
 def _mean(values: np.ndarray, window: int) -> float:
