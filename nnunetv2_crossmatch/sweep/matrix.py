@@ -10,17 +10,18 @@ from nnunetv2_crossmatch.nnunet.loaders import preprocessed_cases
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
-from nnunetv2_crossmatch.preprocessing.splits import read_splits
+from nnunetv2_crossmatch.preprocessing.splits import every_fold, read_splits
 from nnunetv2_crossmatch.sweep.clusters import Cluster
 from nnunetv2_crossmatch.sweep.runs import progress
 from nnunetv2_crossmatch.sweep.table import Table
 
 
 def make_runs(
-    dataset: str, configuration: str, plans: str, trainers: list[str], folds: list[int | str]
+    dataset: str, configuration: str, plans: str, trainers: list[str], folds: list[int | str] | None
 ) -> list[RunFolder]:
     """Every trainer on every fold, fold by fold, so that trainers can be compared as soon as possible.
 
+    ``folds``: None for those of the split.
     The split is written if there is none: jobs that start together must not each write one, and stock nnU-Net's
     does not know patients.
 
@@ -34,6 +35,9 @@ def make_runs(
     cases = found.preprocessed / Planned(found, manager, configuration).configuration.data_identifier
     if not cases.is_dir():
         raise ValueError(f"There is no {cases}. Run nnUNetv2_preprocess -d {dataset} -plans_name {plans}.")
+    if folds is None:
+        prepare_splits(found, preprocessed_cases(cases))
+        folds = every_fold(found.preprocessed)
     if "all" in folds and len(set(folds)) > 1:
         raise ValueError("-f all: it holds no case out and cannot be compared with other folds. Sweep it alone.")
     for trainer in trainers:
@@ -86,9 +90,9 @@ def follow(runs: list[RunFolder], cluster: Cluster) -> list[RunFolder]:
     errors: dict[RunFolder, str] = {}
     while True:
         alive = cluster.states()
-        for run in [run for run in runs if states[run] in ("waiting", "running")]:
+        for run in [run for run in runs if states[run] not in ("done", "failed")]:
             if run in alive:
-                states[run] = alive[run]
+                states[run] = "validating" if alive[run] == "running" and run.is_trained else alive[run]
             elif run.is_done:
                 states[run] = "done"
             elif run in cluster.jobs:
