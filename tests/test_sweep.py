@@ -420,6 +420,8 @@ def test_split_is_made_before_the_jobs_and_by_patient(dataset, main, capsys):
     with pytest.raises(SystemExit):
         main([*LOCAL, "-tr", "nnUNetTrainer", "-f", "2"])
     assert "-f 2: Dataset901_Balls has 2 folds" in capsys.readouterr().err
+    runs = matrix.make_runs("901", "3d_fullres", "nnUNetPlansSmall", ["nnUNetTrainer"], None)
+    assert [run.fold for run in runs] == [0, 1]
 
 
 def test_table():
@@ -427,16 +429,28 @@ def test_table():
         run_of("A"): "done",
         run_of("LongName", "all"): "running",
         run_of("A", 1): "failed",
-        run_of("B"): "waiting",
+        run_of("B"): "running",
+        run_of("C"): "waiting",
+        run_of("D"): "validating",
     }
-    known = [Progress(10, 10, 1.234), Progress(3, None, None), Progress(2, 10, 100.4), Progress(None, None, None)]
+    known = [
+        Progress(10, 10, 1.234, 12.34),
+        Progress(3, None, None),
+        Progress(2, 10, 100.4, 200.8),
+        Progress(3, 100, 100.4, 200.8),
+        Progress(None, None, None),
+        Progress(5, 5, 60.0, 300.0),
+    ]
     errors = {run_of("A", 1): "ValueError: no (log)"}
     assert format_table(states, dict(zip(states, known, strict=True)), errors) == [
-        "trainer   fold  state    epoch  s/epoch",
-        "A         0     done     10/10  1.23",
-        "LongName  all   running  3/?",
-        "A         1     failed   2/10   100      ValueError: no (log)",
-        "B         0     waiting",
+        "trainer   fold  state       epoch  s/epoch  trained  left",
+        "A         0     done        10/10  1.23     12 s",
+        "LongName  all   running     3/?",
+        "A         1     failed      2/10   100      3 min                ValueError: no (log)",
+        "B         0     running     3/100  100      3 min    2 h 44 min",
+        "C         0     waiting",
+        "D         0     validating  5/5    60       5 min",
+        "1 of 6 done",
     ]
 
 
@@ -444,17 +458,17 @@ def test_table():
 def test_a_terminal_has_the_table_redrawn_and_a_file_the_changes(monkeypatch, capsys, terminal):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     monkeypatch.setenv("COLUMNS", "20")
-    monkeypatch.setenv("LINES", "4")
+    monkeypatch.setenv("LINES", "5")
     table, runs = Table(), [run_of("A"), run_of("B")]
     known = dict.fromkeys(runs, Progress(None, None, None))
     for state in ("waiting", "waiting", "running"):
         table.show({runs[0]: state, runs[1]: "done"}, known, {})
     out = capsys.readouterr().out
     if not terminal:
-        assert out.splitlines() == ["B fold 0: done", "A fold 0: running"]
+        assert out.splitlines() == ["B fold 0: done (1 of 2 done)", "A fold 0: running"]
         return
     first, second, third = out.split("\x1b[J")[1:]
-    assert first == "trainer  fold  state\nA        0     waiti\nB        0     done\n\x1b[3F"
-    assert second == first and third == first.replace("waiti", "runni").removesuffix("\x1b[3F")
+    assert first == "trainer  fold  state\nA        0     waiti\nB        0     done\n1 of 2 done\n\x1b[4F"
+    assert second == first and third == first.replace("waiti", "runni").removesuffix("\x1b[4F")
     table.show(dict.fromkeys([*runs, run_of("C")], "waiting"), known | {run_of("C"): known[runs[0]]}, {})
     assert "\x1b" not in capsys.readouterr().out, "more than the screen holds"

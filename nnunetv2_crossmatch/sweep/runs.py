@@ -21,11 +21,22 @@ def job_folder(run: RunFolder) -> Path:
 
 
 class Progress(NamedTuple):
-    """Epochs begun, epochs in all, mean seconds of an epoch; None where nnU-Net has not written it yet."""
+    """Epochs begun, epochs in all, mean seconds of an epoch; None where nnU-Net has not written it yet.
+
+    elapsed: seconds of all its epochs that are over.
+    """
 
     epoch: int | None
     epochs: int | None
     seconds: float | None
+    elapsed: float = 0.0
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the last epoch is over, if the others are as long as those before."""
+        if self.seconds is None or self.epochs is None:
+            return None
+        return self.epochs * self.seconds - self.elapsed
 
 
 def progress(run: RunFolder) -> Progress:
@@ -33,7 +44,7 @@ def progress(run: RunFolder) -> Progress:
     reached = run.log().epochs
     seconds = [epoch["seconds"] for epoch in reached.values() if "seconds" in epoch]
     mean = sum(seconds) / len(seconds) if seconds else None
-    return Progress(max(reached) + 1 if reached else None, run.planned_epochs, mean)
+    return Progress(max(reached) + 1 if reached else None, run.planned_epochs, mean, sum(seconds))
 
 
 @contextmanager
