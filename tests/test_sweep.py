@@ -18,10 +18,10 @@ import torch
 
 from nnunetv2_crossmatch import cli
 from nnunetv2_crossmatch.comparison import page
-from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.nnunet.run_folder import Progress, RunFolder
 from nnunetv2_crossmatch.sweep import clusters, matrix
 from nnunetv2_crossmatch.sweep.clusters import Local
-from nnunetv2_crossmatch.sweep.runs import Progress, Training, claimed, job_folder, progress
+from nnunetv2_crossmatch.sweep.runs import Training, claimed, job_folder
 from nnunetv2_crossmatch.sweep.table import Table, format_table
 from nnunetv2_crossmatch.trainers import launch
 from tests.conftest import DATASET
@@ -166,7 +166,7 @@ def test_local_matrix_fails_continues_and_ends(dataset, trainers, main, monkeypa
     log = Path(failed.rpartition("(")[2].rstrip(")"))
     assert "the lights went out" in log.read_text() and log.is_relative_to(job_folder(stumbles))
     assert short.is_done and not stumbles.is_trained
-    assert progress(short)[:2] == (1, 1) and progress(stumbles)[:2] == (1, 2)
+    assert short.progress()[:2] == (1, 1) and stumbles.progress()[:2] == (1, 2)
 
     compared = main(matrix_of)
     assert compared is not None
@@ -176,7 +176,7 @@ def test_local_matrix_fails_continues_and_ends(dataset, trainers, main, monkeypa
     assert which[4:6] == [False, torch.device("cpu")], "validation cases, on the device of the trainings"
     assert stumbles.is_done and epochs(stumbles) == [["0"], ["1"]]
     assert epochs(short) == [["0"]], "what is done is not started again"
-    assert progress(stumbles)[:2] == (2, 2)
+    assert stumbles.progress()[:2] == (2, 2)
     for run in (short, stumbles):
         resources = json.loads((run.path / "resources.json").read_text())
         assert resources["device"] == "cpu" and resources["peak_memory_bytes"] > 50e6

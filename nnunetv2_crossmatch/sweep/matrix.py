@@ -4,15 +4,14 @@ import signal
 import time
 
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_crossmatch.nnunet.loaders import preprocessed_cases
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.nnunet.trainer_class import find_trainer_class
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
 from nnunetv2_crossmatch.preprocessing.splits import every_fold, read_splits
 from nnunetv2_crossmatch.sweep.clusters import Cluster
-from nnunetv2_crossmatch.sweep.runs import progress
 from nnunetv2_crossmatch.sweep.table import Table
 
 
@@ -41,7 +40,7 @@ def make_runs(
     if "all" in folds and len(set(folds)) > 1:
         raise ValueError("-f all: it holds no case out and cannot be compared with other folds. Sweep it alone.")
     for trainer in trainers:
-        recursive_find_trainer_class_by_name(trainer)
+        find_trainer_class(trainer)
     if numbers := [fold for fold in folds if isinstance(fold, int)]:
         prepare_splits(found, preprocessed_cases(cases))
         count = len(read_splits(found.preprocessed))
@@ -86,7 +85,7 @@ def follow(runs: list[RunFolder], cluster: Cluster) -> list[RunFolder]:
     """
     table = Table()
     states = {run: "done" if run.is_done else "waiting" for run in runs}
-    epochs = {run: progress(run) for run in runs}
+    epochs = {run: run.progress() for run in runs}
     errors: dict[RunFolder, str] = {}
     while True:
         alive = cluster.states()
@@ -100,7 +99,7 @@ def follow(runs: list[RunFolder], cluster: Cluster) -> list[RunFolder]:
             else:
                 states[run] = "waiting"
                 cluster.start(run)
-            epochs[run] = progress(run)
+            epochs[run] = run.progress()
         table.show(states, epochs, errors)
         if all(state in ("done", "failed") for state in states.values()):
             return list(errors)

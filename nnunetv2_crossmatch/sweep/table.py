@@ -3,8 +3,7 @@
 import shutil
 import sys
 
-from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
-from nnunetv2_crossmatch.sweep.runs import Progress
+from nnunetv2_crossmatch.nnunet.run_folder import Progress, RunFolder
 from nnunetv2_crossmatch.utilities.durations import duration
 
 TITLES = ("trainer", "fold", "state", "epoch", "s/epoch", "trained", "left", "")

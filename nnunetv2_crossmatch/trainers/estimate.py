@@ -18,8 +18,8 @@ import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_crossmatch.nnunet.trainer_class import find_trainer_class
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
 from nnunetv2_crossmatch.preprocessing.splits import read_splits
@@ -92,8 +92,9 @@ def _measure(dataset: str, plans_name: str, configuration: str, name: str, devic
     dataset_json = load_json(str(preprocessed / "dataset.json"))
     with tempfile.TemporaryDirectory() as results, open(os.devnull, "w") as log:
         os.environ["nnUNet_results"] = results  # of this process
+        torch.set_num_threads(1 if device == "cuda" else os.cpu_count() or 1)  # as nnUNetv2_train does
         with redirect_stdout(log), redirect_stderr(log):
-            cls = _without_checks(recursive_find_trainer_class_by_name(name))
+            cls = _without_checks(find_trainer_class(name))
             trainer = cls(plans, configuration, "all", dataset_json, torch.device(device))
             return _cost(name, trainer)
 

@@ -71,6 +71,7 @@ def test_hours_count_every_epoch_and_the_validation():
 def test_the_command_takes_steps_of_both_phases_and_leaves_nothing(dataset, monkeypatch, capsys):
     monkeypatch.setattr(estimate, "SECONDS", 0)
     monkeypatch.setattr(estimate, "ProcessPoolExecutor", lambda count, context: ThreadPoolExecutor(count))
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     before = {file for file in dataset.rglob("*") if file.is_file()}
     monkeypatch.setenv("nnUNet_results", str(dataset / "results"))  # put back: a thread is no process of its own
     phases, epoch = [], estimate._epoch_seconds
