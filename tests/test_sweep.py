@@ -424,6 +424,35 @@ def test_split_is_made_before_the_jobs_and_by_patient(dataset, main, capsys):
     assert [run.fold for run in runs] == [0, 1]
 
 
+def test_what_is_trained_is_validating(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path / DATASET / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0")
+    shown = []
+
+    class Fake(clusters.Cluster):
+        interval = 0
+
+        def states(self):
+            if len(shown) == 2:
+                run.path.mkdir(parents=True)
+                run.checkpoint().touch()
+            elif len(shown) == 3:
+                run.validation.mkdir()
+                (run.validation / "summary.json").touch()
+                line = "2026-01-01 00:00:00.000000: Validation complete\n"
+                (run.path / "training_log_2026_1_1_1_1_1.txt").write_text(line)
+            return {run: "running"} if self.jobs and not run.is_done else {}
+
+        def start(self, run):
+            self.jobs[run] = None
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(Table, "show", lambda table, states, *_: shown.append(states[run]))
+    assert matrix.follow([run], Fake([run], "cpu", 1)) == []
+    assert shown == ["waiting", "running", "validating", "done"]
+
+
 def test_table():
     states = {
         run_of("A"): "done",
