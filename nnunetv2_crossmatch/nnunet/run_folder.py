@@ -130,5 +130,7 @@ class RunFolder:
         return Progress(max(reached) + 1 if reached else None, self.planned_epochs, mean, sum(seconds))
 
     def go_on_command(self) -> str:
-        """:meth:`train_command` of what is missing: all of it, what comes after the last checkpoint, the validation."""
+        """:meth:`train_command` of what is missing: what comes after the last checkpoint, the validation, or all."""
+        if self.is_done:
+            return self.train_command()
         return self.train_command("--val" if self.is_trained else "--c" if self.checkpoints else "")
