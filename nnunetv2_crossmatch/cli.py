@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
@@ -14,12 +15,14 @@ from nnunetv2_crossmatch.commands import (
     compare,
     convert,
     doctor,
+    estimate,
     evaluate,
     export,
     hide_labels,
     preprocess,
     pseudo_label,
     review,
+    run,
     self_train,
     suggest,
     sweep,
@@ -32,6 +35,8 @@ COMMANDS = (
     check,
     convert,
     hide_labels,
+    estimate,
+    run,
     pseudo_label,
     review,
     self_train,
@@ -52,6 +57,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = build_parser().parse_args(argv)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no Unicode
+    if sys.stderr.isatty():
+        print("loading nnU-Net ...", file=sys.stderr, flush=True)  # ten seconds and more; pipes and logs do without
+    warnings.simplefilter("ignore", FutureWarning)  # of libraries among themselves
     try:
         arguments.run(arguments)
     except KeyboardInterrupt:

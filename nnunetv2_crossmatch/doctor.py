@@ -8,11 +8,9 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import distribution, version
 from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -110,10 +108,9 @@ def _timm() -> Finding:
 
 def _trainers(folder: Path, timm: Finding) -> Finding:
     try:
-        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+        from nnunetv2_crossmatch.nnunet.trainer_class import find_trainer_class
 
-        with redirect_stdout(StringIO()):
-            recursive_find_trainer_class_by_name(TRAINER)
+        find_trainer_class(TRAINER)
     except Exception as e:
         if not str(e).startswith("Could not find requested nnunet trainer"):
             return Finding(f"nnU-Net cannot look for trainers ({_short(e)})", timm.fix or UPGRADE)

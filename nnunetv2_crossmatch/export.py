@@ -15,10 +15,10 @@ from nnunetv2.utilities.file_path_utilities import (
     convert_trainer_plans_config_to_identifier,
     folds_tuple_to_string,
 )
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from tqdm import tqdm
 
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.nnunet.trainer_class import find_trainer_class
 from nnunetv2_crossmatch.self_training.record import RECORD
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, read_checkpoint
 from nnunetv2_crossmatch.trainers.records import read_method, read_training
@@ -59,7 +59,7 @@ def export_model(
     """
     if target.exists():
         raise FileExistsError(f"{target} exists. Remove it, or give another name to -o.")
-    cls = recursive_find_trainer_class_by_name(trainer)
+    cls = find_trainer_class(trainer)
     if not issubclass(cls, nnUNetTrainerWithUnlabeled):
         raise ValueError(f"{trainer} is not a trainer of this package. nnUNetv2_export_model_to_zip exports it.")
     if not cls.has_stock_network():

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -57,6 +58,20 @@ def test_a_report_of_several_scans_keeps_its_lines(fails_with, capsys):
     with pytest.raises(SystemExit):
         cli.main(["fail"])
     assert capsys.readouterr().err.splitlines() == ["nnUNetv2_crossmatch:", "a is bad.", "b is bad."]
+
+
+def test_a_terminal_is_told_what_it_waits_for_and_nobody_of_libraries_futures(monkeypatch, capsys, recwarn):
+    def command(arguments):
+        warnings.warn("torch.jit.interface will go", FutureWarning, stacklevel=1)
+
+    add = SimpleNamespace(add=lambda commands: commands.add_parser("work").set_defaults(run=command))
+    monkeypatch.setattr(cli, "COMMANDS", (add,))
+    cli.main(["work"])
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    cli.main(["work"])
+    assert capsys.readouterr() == ("", "loading nnU-Net ...\n")
+    assert not list(recwarn)
 
 
 def test_ctrl_c_ends_quietly(fails_with, capsys):

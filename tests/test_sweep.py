@@ -18,10 +18,10 @@ import torch
 
 from nnunetv2_crossmatch import cli
 from nnunetv2_crossmatch.comparison import page
-from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.nnunet.run_folder import Progress, RunFolder
 from nnunetv2_crossmatch.sweep import clusters, matrix
 from nnunetv2_crossmatch.sweep.clusters import Local
-from nnunetv2_crossmatch.sweep.runs import Progress, Training, claimed, job_folder, progress
+from nnunetv2_crossmatch.sweep.runs import Training, claimed, job_folder
 from nnunetv2_crossmatch.sweep.table import Table, format_table
 from nnunetv2_crossmatch.trainers import launch
 from tests.conftest import DATASET
@@ -166,7 +166,7 @@ def test_local_matrix_fails_continues_and_ends(dataset, trainers, main, monkeypa
     log = Path(failed.rpartition("(")[2].rstrip(")"))
     assert "the lights went out" in log.read_text() and log.is_relative_to(job_folder(stumbles))
     assert short.is_done and not stumbles.is_trained
-    assert progress(short)[:2] == (1, 1) and progress(stumbles)[:2] == (1, 2)
+    assert short.progress()[:2] == (1, 1) and stumbles.progress()[:2] == (1, 2)
 
     compared = main(matrix_of)
     assert compared is not None
@@ -176,7 +176,7 @@ def test_local_matrix_fails_continues_and_ends(dataset, trainers, main, monkeypa
     assert which[4:6] == [False, torch.device("cpu")], "validation cases, on the device of the trainings"
     assert stumbles.is_done and epochs(stumbles) == [["0"], ["1"]]
     assert epochs(short) == [["0"]], "what is done is not started again"
-    assert progress(stumbles)[:2] == (2, 2)
+    assert stumbles.progress()[:2] == (2, 2)
     for run in (short, stumbles):
         resources = json.loads((run.path / "resources.json").read_text())
         assert resources["device"] == "cpu" and resources["peak_memory_bytes"] > 50e6
@@ -420,6 +420,37 @@ def test_split_is_made_before_the_jobs_and_by_patient(dataset, main, capsys):
     with pytest.raises(SystemExit):
         main([*LOCAL, "-tr", "nnUNetTrainer", "-f", "2"])
     assert "-f 2: Dataset901_Balls has 2 folds" in capsys.readouterr().err
+    runs = matrix.make_runs("901", "3d_fullres", "nnUNetPlansSmall", ["nnUNetTrainer"], None)
+    assert [run.fold for run in runs] == [0, 1]
+
+
+def test_what_is_trained_is_validating(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path / DATASET / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0")
+    shown = []
+
+    class Fake(clusters.Cluster):
+        interval = 0
+
+        def states(self):
+            if len(shown) == 2:
+                run.path.mkdir(parents=True)
+                run.checkpoint().touch()
+            elif len(shown) == 3:
+                run.validation.mkdir()
+                (run.validation / "summary.json").touch()
+                line = "2026-01-01 00:00:00.000000: Validation complete\n"
+                (run.path / "training_log_2026_1_1_1_1_1.txt").write_text(line)
+            return {run: "running"} if self.jobs and not run.is_done else {}
+
+        def start(self, run):
+            self.jobs[run] = None
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(Table, "show", lambda table, states, *_: shown.append(states[run]))
+    assert matrix.follow([run], Fake([run], "cpu", 1)) == []
+    assert shown == ["waiting", "running", "validating", "done"]
 
 
 def test_table():
@@ -427,16 +458,28 @@ def test_table():
         run_of("A"): "done",
         run_of("LongName", "all"): "running",
         run_of("A", 1): "failed",
-        run_of("B"): "waiting",
+        run_of("B"): "running",
+        run_of("C"): "waiting",
+        run_of("D"): "validating",
     }
-    known = [Progress(10, 10, 1.234), Progress(3, None, None), Progress(2, 10, 100.4), Progress(None, None, None)]
+    known = [
+        Progress(10, 10, 1.234, 12.34),
+        Progress(3, None, None),
+        Progress(2, 10, 100.4, 200.8),
+        Progress(3, 100, 100.4, 200.8),
+        Progress(None, None, None),
+        Progress(5, 5, 60.0, 300.0),
+    ]
     errors = {run_of("A", 1): "ValueError: no (log)"}
     assert format_table(states, dict(zip(states, known, strict=True)), errors) == [
-        "trainer   fold  state    epoch  s/epoch",
-        "A         0     done     10/10  1.23",
-        "LongName  all   running  3/?",
-        "A         1     failed   2/10   100      ValueError: no (log)",
-        "B         0     waiting",
+        "trainer   fold  state       epoch  s/epoch  trained  left",
+        "A         0     done        10/10  1.23     12 s",
+        "LongName  all   running     3/?",
+        "A         1     failed      2/10   100      3 min                ValueError: no (log)",
+        "B         0     running     3/100  100      3 min    2 h 44 min",
+        "C         0     waiting",
+        "D         0     validating  5/5    60       5 min",
+        "1 of 6 done",
     ]
 
 
@@ -444,17 +487,17 @@ def test_table():
 def test_a_terminal_has_the_table_redrawn_and_a_file_the_changes(monkeypatch, capsys, terminal):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     monkeypatch.setenv("COLUMNS", "20")
-    monkeypatch.setenv("LINES", "4")
+    monkeypatch.setenv("LINES", "5")
     table, runs = Table(), [run_of("A"), run_of("B")]
     known = dict.fromkeys(runs, Progress(None, None, None))
     for state in ("waiting", "waiting", "running"):
         table.show({runs[0]: state, runs[1]: "done"}, known, {})
     out = capsys.readouterr().out
     if not terminal:
-        assert out.splitlines() == ["B fold 0: done", "A fold 0: running"]
+        assert out.splitlines() == ["B fold 0: done (1 of 2 done)", "A fold 0: running"]
         return
     first, second, third = out.split("\x1b[J")[1:]
-    assert first == "trainer  fold  state\nA        0     waiti\nB        0     done\n\x1b[3F"
-    assert second == first and third == first.replace("waiti", "runni").removesuffix("\x1b[3F")
+    assert first == "trainer  fold  state\nA        0     waiti\nB        0     done\n1 of 2 done\n\x1b[4F"
+    assert second == first and third == first.replace("waiti", "runni").removesuffix("\x1b[4F")
     table.show(dict.fromkeys([*runs, run_of("C")], "waiting"), known | {run_of("C"): known[runs[0]]}, {})
     assert "\x1b" not in capsys.readouterr().out, "more than the screen holds"

@@ -3,7 +3,14 @@
 import argparse
 from pathlib import Path
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, as_trainer, find_dataset
+from nnunetv2_crossmatch.commands.shared import (
+    Commands,
+    add_arguments,
+    add_command,
+    as_device,
+    as_trainer,
+    find_dataset,
+)
 
 
 def add(commands: Commands) -> None:
@@ -13,7 +20,7 @@ def add(commands: Commands) -> None:
         "did the unlabeled scans help? trained models on the same cases, with a page to show",
         "-d 4 -c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch",
     )
-    add_arguments(command, "-d", "-c", "-p", "-f", "-np")
+    add_arguments(command, "-d", "-c", "-p", "-f", "-np", "-device")
     command.add_argument(
         "-tr",
         required=True,
@@ -30,16 +37,12 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "-o", type=Path, metavar="FILE.html", help="the page (default: in nnUNet_results); FILE.json comes beside it"
     )
-    command.add_argument(
-        "-device", choices=["cuda", "cpu", "mps"], default="cuda", help="--test: predicts on it (default: %(default)s)"
-    )
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    import torch
-
     from nnunetv2_crossmatch.comparison.page import compare_to_page
 
+    device = as_device(arguments.device if arguments.test else "cpu")  # else nothing is predicted
     what = find_dataset(arguments.d), arguments.p, arguments.c, arguments.tr, arguments.f, arguments.test
-    print(compare_to_page(*what, torch.device(arguments.device), arguments.np, arguments.o))
+    print(compare_to_page(*what, device, arguments.np, arguments.o))

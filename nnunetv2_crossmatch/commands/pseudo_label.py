@@ -6,7 +6,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, add_teacher, find_dataset
+from nnunetv2_crossmatch.commands.shared import (
+    Commands,
+    add_arguments,
+    add_command,
+    add_teacher,
+    as_device,
+    find_dataset,
+)
 
 if TYPE_CHECKING:
     from nnunetv2_crossmatch.self_training.predict import Written
@@ -34,8 +41,6 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    import torch
-
     from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
     from nnunetv2_crossmatch.preprocessing.dataset import Planned
     from nnunetv2_crossmatch.self_training.marks import describe_marks, marked_out_now, take_review
@@ -53,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.f,
         arguments.threshold,
         arguments.chk,
-        torch.device(arguments.device),
+        as_device(arguments.device),
         arguments.np,
         arguments.overwrite,
     )

@@ -3,7 +3,14 @@
 import argparse
 
 from nnunetv2_crossmatch.commands.pseudo_label import show_written
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, add_teacher, find_dataset
+from nnunetv2_crossmatch.commands.shared import (
+    Commands,
+    add_arguments,
+    add_command,
+    add_teacher,
+    as_device,
+    find_dataset,
+)
 from nnunetv2_crossmatch.commands.sweep import require_jobs
 
 
@@ -15,7 +22,7 @@ def add(commands: Commands) -> None:
         "models label again; after an interruption the same command goes on",
         "-d 4 -c 3d_fullres -f 0 1 2 3 4 --rounds 2",
     )
-    add_arguments(command, "-d", "-c", "-p", "-f", "-chk", "-np", "--threshold")
+    add_arguments(command, "-d", "-c", "-p", "-f", "-chk", "-np", "--threshold", "-device")
     add_teacher(command, "whose models label first")
     command.add_argument(
         "--rounds", type=int, default=2, metavar="N", help="trainings of each fold (default: %(default)s)"
@@ -40,7 +47,6 @@ def add(commands: Commands) -> None:
         help="begin each training with the weights of the model that labeled, as nnU-Net's -pretrained_weights, and "
         "not from nothing",
     )
-    command.add_argument("-device", choices=["cuda", "cpu"], default="cuda", help="(default: %(default)s)")
     command.set_defaults(run=run, np=3)
 
 
@@ -48,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     require_jobs("self-train")
     from nnunetv2_crossmatch.preprocessing.dataset import Planned
     from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
-    from nnunetv2_crossmatch.preprocessing.splits import read_splits
+    from nnunetv2_crossmatch.preprocessing.splits import every_fold
     from nnunetv2_crossmatch.self_training.names import is_student
     from nnunetv2_crossmatch.sweep.rounds_table import as_text
     from nnunetv2_crossmatch.sweep.self_train import TABLE, Constants, SelfTraining
@@ -61,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--drop {arguments.drop}: a share of the scans, from 0 to less than 1.")
     dataset = find_dataset(arguments.d)
     prepare_splits(dataset)
-    folds = list(dict.fromkeys(arguments.f or range(len(read_splits(dataset.preprocessed))))) or ["all"]
+    folds = list(dict.fromkeys(arguments.f or every_fold(dataset.preprocessed)))
     self_training = SelfTraining(
         Planned(dataset, dataset.plans(arguments.p), arguments.c),
         arguments.tr,
@@ -69,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
         folds,
         Constants(arguments.threshold, arguments.drop, arguments.from_teacher, arguments.chk),
     )
-    for number, fold, written in self_training.run(arguments.rounds, arguments.device, arguments.np):
+    for number, fold, written in self_training.run(arguments.rounds, as_device(arguments.device).type, arguments.np):
         show_written(f"round {number}, fold {fold}", written)
     rows = [row for row in self_training.rows() if row["fold"] in folds and row["round"] <= arguments.rounds]
     print(*as_text(rows), sep="\n")

@@ -14,6 +14,8 @@ from nnunetv2_crossmatch.trainers.names import meant_trainer
 from nnunetv2_crossmatch.utilities.near import did_you_mean
 
 if TYPE_CHECKING:
+    import torch
+
     from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 
 
@@ -48,7 +50,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # named and meant as in nnU-Net's comm
     "-p": {"default": "nnUNetPlans", "metavar": "PLANS", "help": "plans identifier (default: %(default)s)"},
     "-f": {"nargs": "+", "type": as_fold, "metavar": "FOLD", "help": "numbers or all (default: every fold)"},
     "-chk": {"default": "checkpoint_final.pth", "metavar": "FILE", "help": "checkpoint (default: %(default)s)"},
-    "-device": {"choices": ["cuda", "cpu", "mps"], "default": "cuda", "help": "(default: %(default)s)"},
+    "-device": {
+        "choices": ["auto", "cuda", "cpu", "mps"],
+        "default": "auto",
+        "help": "auto: CUDA, or else Apple's MPS, or else the CPU (default: %(default)s)",
+    },
     "--threshold": {
         "type": float,
         "default": 0.9,
@@ -101,3 +107,17 @@ def find_dataset(name_or_id: str) -> Dataset:
     from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 
     return Dataset.find(name_or_id)
+
+
+def as_device(name: str) -> torch.device:
+    """What ``-device`` means on this machine."""
+    import torch
+
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    print("warning: no GPU was found, so this runs on the CPU: hours where a GPU takes minutes.", file=sys.stderr)
+    return torch.device("cpu")

@@ -4,7 +4,14 @@ import argparse
 import shlex
 import sys
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, add_teacher, find_dataset
+from nnunetv2_crossmatch.commands.shared import (
+    Commands,
+    add_arguments,
+    add_command,
+    add_teacher,
+    as_device,
+    find_dataset,
+)
 
 
 def add(commands: Commands) -> None:
@@ -21,15 +28,13 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    import torch
-
     from nnunetv2_crossmatch.preprocessing.dataset import Planned
     from nnunetv2_crossmatch.self_training.suggest import PAGE, TABLE, suggest
     from nnunetv2_crossmatch.utilities.errors import some
 
     dataset = find_dataset(arguments.d)
     planned = Planned(dataset, dataset.plans(arguments.p), arguments.c)
-    device = torch.device(arguments.device)
+    device = as_device(arguments.device)
     done = suggest(planned, arguments.tr, arguments.f, arguments.n, arguments.chk, device, arguments.np)
     for warning in done.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -9,7 +9,7 @@ from nnunetv2_crossmatch.commands.shared import (
     Commands,
     add_arguments,
     add_command,
-    as_fold,
+    as_device,
     as_trainer,
     find_dataset,
 )
@@ -20,13 +20,13 @@ def add(commands: Commands) -> None:
         commands,
         "sweep",
         "train several trainers on several folds, on this machine's GPUs or on SLURM, and compare them",
-        "-d 4 -c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch -f 0 1 2 3 4 --cluster slurm --hours 24",
+        "-d 4 -c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch --cluster slurm --hours 24",
     )
-    add_arguments(command, "-d", "-c", "-p")
+    add_arguments(command, "-d", "-c", "-p", "-f", "-device")
     command.add_argument("-tr", required=True, nargs="+", type=as_trainer, metavar="TRAINER", help="trainers")
-    command.add_argument("-f", required=True, nargs="+", type=as_fold, metavar="FOLD", help="numbers or all")
-    command.add_argument("-device", choices=["cuda", "cpu"], default="cuda", help="(default: %(default)s)")
-    command.add_argument("--cluster", required=True, choices=["local", "slurm"], help="where to train")
+    command.add_argument(
+        "--cluster", choices=["local", "slurm"], default="local", help="where to train (default: %(default)s)"
+    )
     command.add_argument(
         "--gpus-per-job", type=int, default=1, metavar="N", help="of each training (default: %(default)s)"
     )
@@ -50,30 +50,29 @@ def require_jobs(command: str) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     require_jobs("sweep")
-    import torch
-
     from nnunetv2_crossmatch.comparison.page import compare_to_page
     from nnunetv2_crossmatch.sweep.clusters import Cluster, Local, Slurm
     from nnunetv2_crossmatch.sweep.matrix import make_runs, train_all
 
-    if arguments.gpus_per_job < 1 or (arguments.device == "cpu" and arguments.gpus_per_job > 1):
-        raise ValueError(f"--gpus-per-job {arguments.gpus_per_job}: at least 1, and no more with -device cpu.")
+    slurm = arguments.cluster == "slurm"
+    # where jobs are sent from there may be no GPU
+    device = as_device("cuda" if slurm and arguments.device == "auto" else arguments.device)
+    if arguments.gpus_per_job < 1 or (device.type != "cuda" and arguments.gpus_per_job > 1):
+        raise ValueError(f"--gpus-per-job {arguments.gpus_per_job}: at least 1, and no more with -device {device}.")
     if arguments.hours is not None and not arguments.hours > 0:
         raise ValueError(f"--hours {arguments.hours}: more than 0.")
-    if arguments.cluster == "local" and (arguments.partition or arguments.hours):
+    if not slurm and (arguments.partition or arguments.hours):
         raise ValueError("--partition and --hours: local has no such options.")
     runs = make_runs(arguments.d, arguments.c, arguments.p, arguments.tr, arguments.f)
-    where = runs, arguments.device, arguments.gpus_per_job
-    cluster: Cluster = (
-        Local(*where) if arguments.cluster == "local" else Slurm(*where, arguments.partition, arguments.hours or 24)
-    )
+    folds = list(dict.fromkeys(run.fold for run in runs))
+    where = runs, device.type, arguments.gpus_per_job
+    cluster: Cluster = Slurm(*where, arguments.partition, arguments.hours or 24) if slurm else Local(*where)
     trainers = list(dict.fromkeys(arguments.tr))
     compared = len(trainers) > 1
-    if compared and "all" in arguments.f and not (find_dataset(arguments.d).require_raw() / "labelsTs").is_dir():
+    if compared and "all" in folds and not (find_dataset(arguments.d).require_raw() / "labelsTs").is_dir():
         print("No comparison will follow: fold all holds no case out, and there is no labelsTs.")
         compared = False
     train_all(runs, cluster)
     if compared:
-        folds = list(dict.fromkeys(arguments.f))
         what = find_dataset(arguments.d), arguments.p, arguments.c, trainers, folds, "all" in folds
-        print(compare_to_page(*what, torch.device(arguments.device), ARGUMENTS["-np"]["default"]))
+        print(compare_to_page(*what, device, ARGUMENTS["-np"]["default"]))

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.file_path_utilities import (
@@ -13,6 +14,25 @@ from nnunetv2.utilities.file_path_utilities import (
 from nnunetv2_crossmatch.nnunet.training_log import TrainingLog
 
 FINAL = "checkpoint_final.pth"
+
+
+class Progress(NamedTuple):
+    """Epochs begun, epochs in all, mean seconds of an epoch; None where nnU-Net has not written it yet.
+
+    elapsed: seconds of all its epochs that are over.
+    """
+
+    epoch: int | None
+    epochs: int | None
+    seconds: float | None
+    elapsed: float = 0.0
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the last epoch is over, if the others are as long as those before."""
+        if self.seconds is None or self.epochs is None:
+            return None
+        return self.epochs * self.seconds - self.elapsed
 
 
 @dataclass(frozen=True)
@@ -101,3 +121,16 @@ class RunFolder:
         # not read as JSON: nnU-Net may be writing it
         epochs = re.search(r'"num_epochs": "(\d+)"', debug.read_text()) if debug.exists() else None
         return int(epochs[1]) if epochs else None
+
+    def progress(self) -> Progress:
+        """As far as nnU-Net has written it down."""
+        reached = self.log().epochs
+        seconds = [epoch["seconds"] for epoch in reached.values() if "seconds" in epoch]
+        mean = sum(seconds) / len(seconds) if seconds else None
+        return Progress(max(reached) + 1 if reached else None, self.planned_epochs, mean, sum(seconds))
+
+    def go_on_command(self) -> str:
+        """:meth:`train_command` of what is missing: what comes after the last checkpoint, the validation, or all."""
+        if self.is_done:
+            return self.train_command()
+        return self.train_command("--val" if self.is_trained else "--c" if self.checkpoints else "")

@@ -69,6 +69,11 @@ def read_splits(preprocessed_folder: Path) -> list[dict[str, list[str]]]:
     return splits
 
 
+def every_fold(preprocessed_folder: Path) -> list[int | str]:
+    """The folds to train: those of the split, or else ``all``."""
+    return [*range(len(read_splits(preprocessed_folder)))] or ["all"]
+
+
 def _why_no_fold(fold: object) -> str | None:
     if not isinstance(fold, dict):
         return 'is not of the form {"train": ["case id", ...], "val": ["case id", ...]}'

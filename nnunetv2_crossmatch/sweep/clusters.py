@@ -60,7 +60,7 @@ class Cluster(ABC):
 
 
 class Local(Cluster):
-    """This machine. A job has its own GPUs; on the CPU there is one job at a time."""
+    """This machine. A job has its own GPUs; without any there is one job at a time."""
 
     interval = 1.0
     interrupted = "The trainings are being ended. To resume, run the same command again."
@@ -75,7 +75,7 @@ class Local(Cluster):
         """``pretrained`` has the checkpoint that a run begins with. Raises ValueError: fewer GPUs than a job wants."""
         super().__init__(runs, device, gpus_per_job)
         self._pretrained = pretrained
-        if device == "cpu":
+        if device != "cuda":
             self._slots = [""]
         else:
             gpus = visible_gpus()

@@ -4,23 +4,23 @@ import signal
 import time
 
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 from nnunetv2_crossmatch.nnunet.loaders import preprocessed_cases
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.nnunet.trainer_class import find_trainer_class
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
-from nnunetv2_crossmatch.preprocessing.splits import read_splits
+from nnunetv2_crossmatch.preprocessing.splits import every_fold, read_splits
 from nnunetv2_crossmatch.sweep.clusters import Cluster
-from nnunetv2_crossmatch.sweep.runs import progress
 from nnunetv2_crossmatch.sweep.table import Table
 
 
 def make_runs(
-    dataset: str, configuration: str, plans: str, trainers: list[str], folds: list[int | str]
+    dataset: str, configuration: str, plans: str, trainers: list[str], folds: list[int | str] | None
 ) -> list[RunFolder]:
     """Every trainer on every fold, fold by fold, so that trainers can be compared as soon as possible.
 
+    ``folds``: None for those of the split.
     The split is written if there is none: jobs that start together must not each write one, and stock nnU-Net's
     does not know patients.
 
@@ -34,10 +34,13 @@ def make_runs(
     cases = found.preprocessed / Planned(found, manager, configuration).configuration.data_identifier
     if not cases.is_dir():
         raise ValueError(f"There is no {cases}. Run nnUNetv2_preprocess -d {dataset} -plans_name {plans}.")
+    if folds is None:
+        prepare_splits(found, preprocessed_cases(cases))
+        folds = every_fold(found.preprocessed)
     if "all" in folds and len(set(folds)) > 1:
         raise ValueError("-f all: it holds no case out and cannot be compared with other folds. Sweep it alone.")
     for trainer in trainers:
-        recursive_find_trainer_class_by_name(trainer)
+        find_trainer_class(trainer)
     if numbers := [fold for fold in folds if isinstance(fold, int)]:
         prepare_splits(found, preprocessed_cases(cases))
         count = len(read_splits(found.preprocessed))
@@ -82,13 +85,13 @@ def follow(runs: list[RunFolder], cluster: Cluster) -> list[RunFolder]:
     """
     table = Table()
     states = {run: "done" if run.is_done else "waiting" for run in runs}
-    epochs = {run: progress(run) for run in runs}
+    epochs = {run: run.progress() for run in runs}
     errors: dict[RunFolder, str] = {}
     while True:
         alive = cluster.states()
-        for run in [run for run in runs if states[run] in ("waiting", "running")]:
+        for run in [run for run in runs if states[run] not in ("done", "failed")]:
             if run in alive:
-                states[run] = alive[run]
+                states[run] = "validating" if alive[run] == "running" and run.is_trained else alive[run]
             elif run.is_done:
                 states[run] = "done"
             elif run in cluster.jobs:
@@ -96,7 +99,7 @@ def follow(runs: list[RunFolder], cluster: Cluster) -> list[RunFolder]:
             else:
                 states[run] = "waiting"
                 cluster.start(run)
-            epochs[run] = progress(run)
+            epochs[run] = run.progress()
         table.show(states, epochs, errors)
         if all(state in ("done", "failed") for state in states.values()):
             return list(errors)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from submitit.core.utils import DelayedSubmission
 
@@ -18,22 +17,6 @@ from nnunetv2_crossmatch.trainers.launch import train
 def job_folder(run: RunFolder) -> Path:
     """Logs and ids of its jobs; not in nnU-Net's folder, because that has to be of a training."""
     return run.model_folder.parent / "sweep" / run.model_folder.name / run.path.name
-
-
-class Progress(NamedTuple):
-    """Epochs begun, epochs in all, mean seconds of an epoch; None where nnU-Net has not written it yet."""
-
-    epoch: int | None
-    epochs: int | None
-    seconds: float | None
-
-
-def progress(run: RunFolder) -> Progress:
-    """As far as nnU-Net has written it down."""
-    reached = run.log().epochs
-    seconds = [epoch["seconds"] for epoch in reached.values() if "seconds" in epoch]
-    mean = sum(seconds) / len(seconds) if seconds else None
-    return Progress(max(reached) + 1 if reached else None, run.planned_epochs, mean)
 
 
 @contextmanager

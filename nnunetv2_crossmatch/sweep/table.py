@@ -3,10 +3,10 @@
 import shutil
 import sys
 
-from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
-from nnunetv2_crossmatch.sweep.runs import Progress
+from nnunetv2_crossmatch.nnunet.run_folder import Progress, RunFolder
+from nnunetv2_crossmatch.utilities.durations import duration
 
-TITLES = ("trainer", "fold", "state", "epoch", "s/epoch", "")
+TITLES = ("trainer", "fold", "state", "epoch", "s/epoch", "trained", "left", "")
 UP, CLEAR = "\x1b[{}F", "\x1b[J"
 
 
@@ -21,14 +21,15 @@ class Table:
         self, states: dict[RunFolder, str], progress: dict[RunFolder, Progress], errors: dict[RunFolder, str]
     ) -> None:
         size = shutil.get_terminal_size()
-        if sys.stdout.isatty() and len(states) + 1 < size.lines:  # what has left the screen cannot be redrawn
+        if sys.stdout.isatty() and len(states) + 2 < size.lines:  # what has left the screen cannot be redrawn
             lines = [line[: size.columns] for line in format_table(states, progress, errors)]
             print((UP.format(self._drawn) if self._drawn else "") + CLEAR + "\n".join(lines), flush=True)
             self._drawn = len(lines)
         else:
             for run, state in states.items():
                 if state != self._states.get(run, "waiting"):
-                    print(f"{run}: {state}" + (f": {errors[run]}" if run in errors else ""), flush=True)
+                    so_far = f" ({_done(states)})" if state == "done" else ""
+                    print(f"{run}: {state}{so_far}" + (f": {errors[run]}" if run in errors else ""), flush=True)
         self._states = dict(states)
 
 
@@ -37,9 +38,16 @@ def format_table(
 ) -> list[str]:
     rows = [TITLES]
     for run, state in states.items():
-        epoch, epochs, seconds = progress[run]
+        epoch, epochs, seconds, elapsed = progress[run]
         reached = "" if epoch is None else f"{epoch}/{epochs or '?'}"
-        duration = "" if seconds is None else f"{seconds:.3g}"
-        rows.append((run.trainer, str(run.fold), state, reached, duration, errors.get(run, "")))
+        per_epoch = "" if seconds is None else f"{seconds:.3g}"
+        left = progress[run].left if state in ("waiting", "running") else None
+        times = (duration(elapsed) if elapsed else "", "" if left is None else duration(left))
+        rows.append((run.trainer, str(run.fold), state, reached, per_epoch, *times, errors.get(run, "")))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [*lines, _done(states)]
+
+
+def _done(states: dict[RunFolder, str]) -> str:
+    return f"{list(states.values()).count('done')} of {len(states)} done"

@@ -15,6 +15,7 @@ class nnUNetTrainerCrossMatchFromStock(nnUNetTrainerCrossMatch):
     """
 
     epochs = 250
+    begins_trained = True
 
     def initialize(self) -> None:
         self.initial_lr /= 2

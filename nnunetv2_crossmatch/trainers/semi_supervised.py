@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from nnunetv2_crossmatch.nnunet.loaders import (
 )
 from nnunetv2_crossmatch.nnunet.logger import log_curves
 from nnunetv2_crossmatch.nnunet.training_log import CURVES_FILE
+from nnunetv2_crossmatch.trainers.catalog import STEP_COSTS
 from nnunetv2_crossmatch.trainers.checkpoints import CheckpointError
 from nnunetv2_crossmatch.trainers.curves import (
     BACKGROUND,
@@ -59,6 +61,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
     constants: Constants
     epochs = 150
     ready_at: int | None = None  # see Readiness
+    begins_trained = False  # with a network that knows the classes
 
     method: Method  # -> initialize
     dataloader_train: Augmenter | Halves  # nnU-Net's
@@ -129,6 +132,24 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             constants = asdict(self.method.constants)
             method = write_method(Path(self.output_folder), type(self.method).__name__, constants)
             self.logger.update_config({"method": method})
+            self.print_to_log_file(self._outlook())
+
+    def _outlook(self) -> str:
+        """How long it is, what its steps cost, and when they begin to."""
+        costs = [STEP_COSTS[cls.__name__] for cls in type(self).__mro__ if cls.__name__ in STEP_COSTS]
+        cost = f"costs {costs[0]:g} of nnU-Net's in FLOPs" if costs else "has a cost that was not measured"
+        length = f"{self.num_epochs} epochs of {self.num_iterations_per_epoch} steps"
+        if not self.phases.exist:
+            return f"{length}; a step {cost}."
+        if self.begins_trained:
+            return f"{length} of self-training; a step {cost}."
+        thresholds, at = self.phases.readiness.thresholds, self.phases.readiness.at
+        first = 2 * max(1, min(thresholds.window, self.num_epochs // 5)) if at is None else at
+        last = max(first, ceil(thresholds.latest * self.num_epochs))
+        return (
+            f"{length}, stock nnU-Net's until the network knows the classes. Self-training may begin with epoch "
+            f"{first}, with epoch {last} at the latest; a step of it {cost}."
+        )
 
     def get_dataloaders(self) -> tuple[Augmenter, Augmenter]:
         workers = get_allowed_n_proc_DA()

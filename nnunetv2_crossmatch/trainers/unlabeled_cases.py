@@ -1,6 +1,8 @@
 """What every trainer that uses unlabeled cases does around its training."""
 
 import random
+import time
+from collections import deque
 from functools import cached_property
 from os.path import join
 from pathlib import Path
@@ -24,6 +26,7 @@ from nnunetv2_crossmatch.preprocessing.splits import validation_patients, withou
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, complete_checkpoint, plain, read_checkpoint
 from nnunetv2_crossmatch.trainers.records import record_resources, write_training
+from nnunetv2_crossmatch.utilities.durations import duration
 from nnunetv2_crossmatch.utilities.main_guard import require_main_guard
 from nnunetv2_crossmatch.utilities.versions import versions
 
@@ -64,6 +67,7 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         self.save_every = 10
         self._seed = int(np.random.randint(2**31))
         self._skipped_in_a_row = 0
+        self._started: deque[float] = deque(maxlen=6)  # the last epochs, seconds
 
     @classmethod
     def has_stock_network(cls) -> bool:
@@ -98,6 +102,7 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
 
     def on_epoch_start(self) -> None:
         super().on_epoch_start()
+        self._started.append(time.monotonic())
         for_python, for_numpy, for_torch = np.random.SeedSequence(
             [self._seed, self.current_epoch, self.local_rank]
         ).generate_state(3)
@@ -119,6 +124,8 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         super().on_epoch_end()
         if self.local_rank == 0:
             record_resources(Path(self.output_folder), self.device)
+            if len(self._started) > 2 and (left := self.num_epochs - self.current_epoch):
+                self.print_to_log_file(f"about {duration(left * float(np.median(np.diff(self._started))))} left")
 
     def training_state(self) -> dict[str, Any]:
         """What a continued training needs beyond nnU-Net's checkpoint: plain data and tensors."""

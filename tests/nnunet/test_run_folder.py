@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
-from nnunetv2_crossmatch.nnunet.run_folder import FINAL, RunFolder
+from nnunetv2_crossmatch.nnunet.run_folder import FINAL, Progress, RunFolder
 from nnunetv2_crossmatch.trainers import nnUNetTrainerCrossMatch_smoke
 from tests.conftest import DATASET
+from tests.nnunet.conftest import epoch, write_log
 
 OF = ("nnUNetTrainerCrossMatch_5epochs", "nnUNetPlansSmall", "3d_fullres")
 
@@ -20,6 +21,19 @@ def test_the_folder_is_nnunets_and_can_be_read_back(dataset, fold):
     assert run.train_command("--c") == (
         f"nnUNetv2_train {DATASET} 3d_fullres {fold} -tr nnUNetTrainerCrossMatch_5epochs -p nnUNetPlansSmall --c"
     )
+
+
+def test_progress_and_how_it_goes_on(tmp_path):
+    run = RunFolder(tmp_path / DATASET / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0")
+    assert run.progress() == Progress(None, None, None) and run.progress().left is None
+    write_log(run.path, "2026_1_1_1_1_1", *epoch(0, 0.1, 10.0), *epoch(1, 0.1, 30.0), "Epoch 2")
+    (run.path / "debug.json").write_text('{"num_epochs": "5"}')
+    assert run.progress() == Progress(epoch=3, epochs=5, seconds=20.0, elapsed=40.0) and run.progress().left == 60
+    options = {"": "", "checkpoint_best.pth": " --c", FINAL: " --val"}
+    for file, option in options.items():
+        if file:
+            (run.path / file).touch()
+        assert run.go_on_command() == f"nnUNetv2_train {DATASET} 2d 0 -tr nnUNetTrainer -p nnUNetPlans{option}"
 
 
 class OneEpoch(nnUNetTrainerCrossMatch_smoke):

@@ -117,7 +117,7 @@ def test_a_network_that_stock_nnunet_would_not_build_is_refused(tmp_path, capsys
         def build_network_architecture(*args, **kwargs):
             return nnUNetTrainer.build_network_architecture(*args, **kwargs)
 
-    monkeypatch.setattr("nnunetv2_crossmatch.export.recursive_find_trainer_class_by_name", lambda name: Own)
+    monkeypatch.setattr("nnunetv2_crossmatch.export.find_trainer_class", lambda name: Own)
     command = [DATASET if word == "901" else word for word in COMMAND]
     assert "builds a network of its own" in refused(*command, tmp_path / "model.zip", capsys=capsys)
 

@@ -1,0 +1,94 @@
+"""nnUNetv2_crossmatch run."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from nnunetv2_crossmatch.commands.estimate import as_text, measure_all
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, as_device, find_dataset
+
+if TYPE_CHECKING:
+    import torch
+
+    from nnunetv2_crossmatch.pipeline import Pipeline, Step
+    from nnunetv2_crossmatch.trainers.estimate import Cost
+
+
+def add(commands: Commands) -> None:
+    command = add_command(
+        commands,
+        "run",
+        "everything from raw scans to an exported model; says what and how long before; after an interruption the same "
+        "command goes on",
+        "-d 4 -c 3d_fullres --dry-run",
+    )
+    add_arguments(command, "-d", "-c", "-p", "-f", "-np", "-device")
+    command.add_argument("--dry-run", action="store_true", help="only say what would be done, and how long it takes")
+    command.set_defaults(run=run, np=None)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from nnunetv2_crossmatch.pipeline import Pipeline
+    from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
+    from nnunetv2_crossmatch.preprocessing.splits import every_fold
+
+    dataset = find_dataset(arguments.d)
+    device = as_device(arguments.device)
+    prepare_splits(dataset)
+    folds = list(dict.fromkeys(arguments.f or every_fold(dataset.preprocessed)))
+    pipeline = Pipeline(dataset, arguments.p, arguments.c, folds, device.type, arguments.np)
+    costs = known_costs(pipeline, device)
+    steps = pipeline.steps()
+    print(*plan_of(steps, costs), sep="\n", flush=True)
+    if arguments.dry_run:
+        return
+    for number in range(len(steps)):
+        step = pipeline.steps()[number]  # as the steps before have left it
+        if step.done:
+            continue
+        if step.training and not costs and (costs := known_costs(pipeline, device)):
+            print(*plan_of(pipeline.steps(), costs), sep="\n")
+        print(f"\n[{number + 1} of {len(steps)}] {step.command}", flush=True)
+        pipeline.do(step)
+    print("\nDone.", *(f"{step.what}: {step.result}" for step in steps if step.result), sep="\n")
+
+
+def known_costs(pipeline: "Pipeline", device: "torch.device") -> "list[Cost]":
+    """Measured once; none before a step can be taken, or when every training has begun and tells by itself."""
+    import torch
+
+    from nnunetv2_crossmatch.pipeline import OURS, STOCK
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    costs, planned = pipeline.costs(name), pipeline.planned()
+    begun = all(step.training.checkpoints for step in pipeline.steps() if step.training)
+    if planned is None or costs or begun:
+        return costs
+    costs = measure_all(planned, [STOCK, OURS], device)
+    print(*as_text(costs, device), "", sep="\n")
+    pipeline.note_costs(costs, name)
+    return costs
+
+
+def plan_of(steps: "list[Step]", costs: "list[Cost]") -> list[str]:
+    """A numbered list of what is done and what will be, each with its command, and the hours of all trainings."""
+    from nnunetv2_crossmatch.utilities.durations import duration
+
+    lines, total, unknown = [], [0.0, 0.0], False
+    hours = {cost.trainer: cost.hours for cost in costs}
+    for number, step in enumerate(steps, 1):
+        state = "done" if step.done else "to do"
+        if step.training and not step.done:
+            left = step.training.progress().left
+            if left is not None:
+                times = [left, left]
+            elif step.training.trainer in hours:
+                times = sorted(3600 * h for h in hours[step.training.trainer])
+            else:
+                times, unknown = [], True
+            total = [sum(both) for both in zip(total, times, strict=True)] if times else total
+            state += f", about {' to '.join(dict.fromkeys(map(duration, times)))}" if times else ""
+        lines += [f"{number:2} {step.what} ({state})", f"     {step.command}"]
+    if unknown:
+        return [*lines, "How long the trainings take is measured as soon as the scans are preprocessed."]
+    together = " to ".join(dict.fromkeys(map(duration, total)))
+    return [*lines, f"Trainings that are not done: about {together}."] if total[1] else lines

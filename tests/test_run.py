@@ -1,0 +1,190 @@
+"""One command from scans to a model, killed in every step, with commands that write what the real ones write."""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunetv2_crossmatch.cli import main
+from nnunetv2_crossmatch.pipeline import OURS, STOCK, Pipeline
+from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
+from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
+from nnunetv2_crossmatch.trainers.estimate import Cost
+from tests.conftest import DATASET
+
+RUN = ["run", "-d", "901", "-c", "3d_fullres", "-f", "0", "-np", "1", "-device", "cpu"]
+# Called for the first time a command is killed when it has done half of its work.
+COMMAND = """#!{python}
+import os, shutil, signal, sys
+from pathlib import Path
+
+name, arguments, base = Path(sys.argv[0]).name, sys.argv[1:], Path({base!r})
+line = " ".join([name, *arguments])
+with open(base / "lines", "a") as lines:
+    print(line, file=lines)
+first = (base / "lines").read_text().splitlines().count(line) == 1
+
+def half():
+    if first:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def copy(*patterns):
+    saved, target = base / "saved", base / "preprocessed" / "{dataset}"
+    for file in (file for pattern in patterns for file in saved.glob(pattern) if file.is_file()):
+        (target / file.relative_to(saved)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, target / file.relative_to(saved))
+
+def option(name):
+    return arguments[arguments.index(name) + 1]
+
+if "plan" in name:
+    copy("dataset.json", "nnUNetPlans.json")
+    half()
+elif "nnUNetv2_preprocess" in name:
+    copy("nnUNetPlans_3d_fullres/*")
+    half()
+    copy("gt_segmentations/*")
+elif "train" in name:
+    fold = base / "results" / "{dataset}" / (option("-tr") + "__nnUNetPlans__3d_fullres") / "fold_0"
+    (fold / "validation").mkdir(parents=True, exist_ok=True)
+    if "--val" not in arguments:
+        (fold / "checkpoint_best.pth").touch()
+        half()
+        (fold / "checkpoint_final.pth").touch()
+        if "--c" in arguments:
+            os.kill(os.getpid(), signal.SIGKILL)
+    (fold / "validation" / "summary.json").touch()
+    half()
+    (fold / "training_log_2026_1_1_1_1_1.txt").write_text("2026-01-01 00:00:00.000000: Validation complete\\n")
+elif arguments[0] == "preprocess":
+    copy("nnUNetPlans_3d_fullres_unlabeled/*.b2nd")
+    half()
+    copy("nnUNetPlans_3d_fullres_unlabeled/*")
+else:
+    if arguments[0] != "export" and "-o" in arguments:
+        Path(option("-o")).touch()
+    half()
+    if "-o" in arguments:
+        Path(option("-o")).touch()
+"""
+
+
+@pytest.fixture
+def fake(dataset, monkeypatch) -> Path:
+    """The folder with raw scans, not planned; what planning made of them is saved."""
+    found = Dataset.find(DATASET)
+    preprocess_unlabeled(Planned(found, found.plans("nnUNetPlans"), "3d_fullres"), 1)
+    found.preprocessed.rename(dataset / "saved")
+    bin_ = dataset / "bin"
+    bin_.mkdir()
+    for name in ("crossmatch", "plan_and_preprocess", "preprocess", "train", "predict"):
+        file = bin_ / f"nnUNetv2_{name}"
+        file.write_text(COMMAND.replace("{python}", sys.executable).replace("{base!r}", repr(str(dataset))))
+        file.write_text(file.read_text().replace("{dataset}", DATASET))
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", str(bin_), prepend=os.pathsep)
+    pipeline = Pipeline(found, "nnUNetPlans", "3d_fullres", [0], "cpu", 1)
+    pipeline.note_costs([Cost(STOCK, 1000, (3.6, 3.6), 0, None), Cost(OURS, 250, (3.6, 7.2), 360, None)], "cpu")
+    return dataset
+
+
+def lines(base: Path) -> list[str]:
+    return (base / "lines").read_text().splitlines()
+
+
+def test_killed_in_every_step_it_goes_on_there(fake, capsys):
+    for _ in range(30):
+        try:
+            main(RUN)
+            break
+        except SystemExit:
+            assert f"failed, as it says above: {lines(fake)[-1]}\n" in capsys.readouterr().err
+    done = [line for line in lines(fake) if "crossmatch check" not in line]
+    results = fake / "results" / DATASET
+    model = f"-d {DATASET} -c 3d_fullres -p nnUNetPlans"
+    train = f"nnUNetv2_train {DATASET} 3d_fullres 0 -tr {{}} -p nnUNetPlans {{}}-device cpu"
+    compare = f"nnUNetv2_crossmatch compare {model} -tr {STOCK} {OURS} -f 0 -o {results}/comparison__{OURS}__"
+    archive = results / f"{OURS}__nnUNetPlans__3d_fullres__fold_0.zip"
+    predict = f"nnUNetv2_predict {model} -tr {OURS} -f 0 -i {fake}/raw/{DATASET}/imagesTs -o {results}/{OURS}__"
+    assert done == [
+        "nnUNetv2_plan_and_preprocess -d 901 -c 3d_fullres -np 1 -npfp 1",
+        *["nnUNetv2_preprocess -d 901 -plans_name nnUNetPlans -c 3d_fullres -np 1"] * 2,
+        *[f"nnUNetv2_crossmatch preprocess {model} -np 1"] * 2,
+        *[train.format(name, option) for name in (STOCK, OURS) for option in ("", *["--c "] * 2, *["--val "] * 2)],
+        *[f"{compare}nnUNetPlans__3d_fullres.html -np 1"] * 2,
+        *[f"{predict}nnUNetPlans__3d_fullres/predicted_fold_0 -npp 1 -nps 1 -device cpu"] * 2,
+        *[f"nnUNetv2_crossmatch export {model} -tr {OURS} -f 0 -o {archive}"] * 2,
+    ]
+    out = capsys.readouterr().out
+    assert out.endswith(f"export the model: {archive}\n")
+    (fake / "lines").unlink()
+    main(RUN)
+    out = capsys.readouterr().out
+    assert not (fake / "lines").exists() and "to do" not in out and "--val" not in out
+
+    final = results / f"{OURS}__nnUNetPlans__3d_fullres" / "fold_0" / "checkpoint_final.pth"
+    os.utime(final, (2**32, 2**32))  # trained again
+    main([*RUN, "--dry-run"])
+    states = [line for line in capsys.readouterr().out.splitlines() if line.endswith(")")]
+    assert [line.split("(")[1] for line in states] == ["to do)", *["done)"] * 4, *["to do)"] * 3]
+
+
+def test_a_dry_run_says_what_and_how_long_and_does_nothing(fake, capsys):
+    main([*RUN, "--dry-run"])
+    out = capsys.readouterr().out.splitlines()
+    assert not (fake / "lines").exists()
+    assert out[0] == " 1 check all scans (to do)"
+    assert out[1] == f"     nnUNetv2_crossmatch check -d {DATASET} -np 1"
+    assert out[6] == f" 4 train {STOCK} fold 0 (to do, about 1 h 0 min)"
+    assert out[8] == f" 5 train {OURS} fold 0 (to do, about 21 min to 36 min)"
+    assert out[-1] == "Trainings that are not done: about 1 h 21 min to 1 h 36 min."
+
+    log = fake / "results" / DATASET / f"{STOCK}__nnUNetPlans__3d_fullres" / "fold_0"
+    log.mkdir(parents=True)
+    epoch = "2026-01-01 00:00:00.000000: Epoch 0\n2026-01-01 00:00:00.000000: Epoch time: 60.0 s\n"
+    (log / "training_log_2026_1_1_1_1_1.txt").write_text(epoch)
+    (log / "debug.json").write_text('{"num_epochs": "11"}')
+    main([*RUN, "--dry-run"])
+    assert f" 4 train {STOCK} fold 0 (to do, about 10 min)" in capsys.readouterr().out.splitlines()
+
+
+def test_without_figures_it_measures_as_soon_as_a_step_can_be_taken(fake, monkeypatch, capsys):
+    measured = []
+
+    def measure(planned, trainers, device):
+        measured.append(trainers)
+        return [Cost(name, 1, (3600.0, 3600.0), 0, None) for name in trainers]
+
+    monkeypatch.setattr("nnunetv2_crossmatch.commands.run.measure_all", measure)
+    record = Pipeline(Dataset.find(DATASET), "nnUNetPlans", "3d_fullres", [0], "cpu").record
+    record.unlink()
+    main([*RUN, "--dry-run"])
+    assert capsys.readouterr().out.endswith("is measured as soon as the scans are preprocessed.\n") and not measured
+    shutil.copytree(fake / "saved", fake / "preprocessed" / DATASET, dirs_exist_ok=True)
+    for _ in range(2):
+        main([*RUN, "--dry-run"])
+        assert capsys.readouterr().out.endswith("Trainings that are not done: about 2 h 0 min.\n")
+    assert measured == [[STOCK, OURS]], "once"
+    assert json.loads(record.read_text())["costs"].keys() == {"cpu"}
+
+
+def test_what_a_killed_run_has_started_is_not_started_twice(fake, capsys):
+    running = Pipeline(Dataset.find(DATASET), "nnUNetPlans", "3d_fullres", [0], "cpu")
+    with running._claimed(), pytest.raises(SystemExit):
+        main(RUN)
+    assert "another run is at it" in capsys.readouterr().err
+    assert not (fake / "lines").exists()
+
+
+@pytest.mark.parametrize(("cuda", "mps", "device"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_auto_is_the_best_that_is_there(monkeypatch, capsys, cuda, mps, device):
+    from nnunetv2_crossmatch.commands.shared import as_device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert as_device("auto") == torch.device(device) and as_device("cpu") == torch.device("cpu")
+    assert ("no GPU was found" in capsys.readouterr().err) == (device == "cpu")
