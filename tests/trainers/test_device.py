@@ -8,7 +8,6 @@ import math
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -17,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.trainers.conftest import EAGER, ONLINE, changed, regions
+from tests.trainers.conftest import EAGER, ONLINE, changed, noise, regions
 
 META = torch.device("meta")
 MEANT = {  # where the host waits for the device: of which trainers, and why there
@@ -94,18 +93,6 @@ def waited(monkeypatch) -> set[str]:
     return functions
 
 
-def batches(trainer) -> tuple[dict, dict]:
-    """A labeled and an unlabeled batch of noise, on the CPU as the loaders make them."""
-    plan, labels = trainer.configuration_manager, trainer.label_manager
-    count, channels = trainer.batch_size, len(labels.foreground_regions) if labels.has_regions else 1
-    image = torch.randn(count, trainer.num_input_channels, *plan.patch_size)
-    sizes = [
-        np.round(np.multiply(plan.patch_size, scale)).astype(int) for scale in trainer._get_deep_supervision_scales()
-    ]
-    target = [torch.randint(0, 2, (count, channels, *size), dtype=torch.int16) for size in sizes]
-    return {"data": image, "target": target}, {"data": image, "target": target[0][:, :1]}
-
-
 @pytest.mark.parametrize("name", ONLINE)
 @pytest.mark.parametrize("configuration", ["2d", "3d_fullres"])
 def test_a_step_stays_on_the_device(make_trainer, monkeypatch, waited, name, configuration):
@@ -123,7 +110,7 @@ def test_a_step_stays_on_the_device(make_trainer, monkeypatch, waited, name, con
         method.taught = torch.ones(len(trainer._classes), dtype=torch.bool, device=META) if ready else None
         for progress in stages:
             trainer.current_epoch, trainer._step_in_epoch = divmod(math.ceil(6 * progress), 3)
-            labeled, unlabeled = batches(trainer)
+            labeled, unlabeled = noise(trainer)
             trainer.dataloader_unlabeled = iter([unlabeled])
             with OneDevice(), NoLists():
                 trainer.train_step(labeled)
