@@ -2,8 +2,8 @@
 # Everything that needs a GPU to be seen: the tests with CUDA and NCCL, what a step costs compiled and not, then benches.
 #   scripts/gpu.sh FOLDER [--data DATA] [--minutes 25] [--wheels WHEELS] [--dry-run]
 # DATA holds ACDC and LA as gap.py wants them; without it there are no benches. WHEELS is a folder of wheels for a
-# machine without network, made by `pip wheel --wheel-dir WHEELS '.[dev]' hatchling`. Without $PYTHON, which has
-# everything installed, there will be a virtual environment in FOLDER.
+# machine without network (README.md says how they are made). $PYTHON is an interpreter that has
+# everything; without it there will be a virtual environment in FOLDER.
 # Each part leaves its log, its figures as JSON and a line in parts.jsonl (exit code, 124: out of time; seconds). The
 # same command again goes on: what has ended well is not done again. --dry-run: all of it on the CPU, toys.
 set -uo pipefail
@@ -22,9 +22,9 @@ while [ $# -gt 0 ]; do
     esac
 done
 end=$((SECONDS + 60 * minutes)) failed=0
-device=cuda benches="acdc-3 la-8" bill=8000 batches=2000 steps=(--steps 20)
+device=cuda benches="acdc-3,27,2d la-8,18,3d_fullres" bill=8000 batches=2000 steps=(--steps 20)
 if [ "$dry" ]; then
-    device=cpu benches=toy bill=300 batches=10 steps=(--steps 2 --warm-up 1) data=$folder
+    device=cpu benches=toy,99,2d bill=300 batches=10 steps=(--steps 2 --warm-up 1) data=$folder
 fi
 
 part() { # name, command: once, and no longer than there is time
@@ -69,7 +69,11 @@ for plan in "991 2d" "992 3d_fullres" "993 3d_fullres"; do
     done
 done
 for bench in ${data:+$benches}; do
+    IFS=, read -r bench dataset configuration <<<"$bench"
     part "prepare_$bench" bash -c "prepare $bench" || continue
+    nnUNet_preprocessed=$folder/$bench/preprocessed nnUNet_raw=$folder/$bench/raw part "loaders_$bench" \
+        python "$here/benchmark.py" -d "$dataset" -c "$configuration" -p nnUNetPlansSmall --device $device --epochs 1 \
+        --out "$folder/loaders_$bench.json"
     for seed in 0 1 2; do
         for arm in supervised crossmatch; do
             part "${bench}_${arm}_$seed" python "$here/gap.py" run "$folder/$bench" "$bench" $arm $seed --bill $bill --device $device

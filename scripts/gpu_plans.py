@@ -23,14 +23,14 @@ PLANS = {  # dataset: configuration, planner, spacing in mm and median shape
 }
 
 
-def write_scans(folder: Path, count: int) -> None:
-    """Noise with a bright cube, and dataset.json."""
+def write_scans(folder: Path, count: int, ending: str = "_0000.nii.gz") -> None:
+    """Noise with a bright cube, and dataset.json; ``ending`` of the images' names."""
     rng, label = np.random.default_rng(0), np.pad(np.ones((8, 8, 8), np.uint8), 4)
     for i in range(count):
         image = rng.normal(100, 20, label.shape).astype(np.float32) + 50 * label
-        for part, array, channel in (("images", image, "_0000"), ("labels", label, "")):
+        for part, array, end in (("images", image, ending), ("labels", label, ".nii.gz")):
             (folder / f"{part}Tr").mkdir(parents=True, exist_ok=True)
-            sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / f"{part}Tr" / f"scan{i}{channel}.nii.gz"))
+            sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / f"{part}Tr" / f"scan{i}{end}"))
     labels = {"background": 0, "first": 1, "second": 2, "third": 3}
     dataset = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": count, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(dataset))
@@ -77,7 +77,7 @@ def main() -> None:
     for name in PLANS:
         make_plans(base, name, toy=arguments.toy)
     if arguments.toy:
-        write_scans(base / "Toy", 6)
+        write_scans(base / "Toy", 6, ".nii.gz")  # as in the Decathlon
 
 
 if __name__ == "__main__":
