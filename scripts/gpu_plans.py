@@ -60,7 +60,7 @@ def make_plans(base: Path, name: str, *, toy: bool) -> None:
         file = preprocessed / "nnUNetPlans.json"
         plans = json.loads(file.read_text())
         patch = [16] * (2 if configuration == "2d" else 3)
-        shrink(plans["configurations"][configuration], features=[4, 8], patch=patch, batch=2)
+        shrink(plans["configurations"][configuration], features=[4, 8, 8], patch=patch, batch=2)  # with two levels nnU-Net's loss is nan
         file.write_text(json.dumps(plans))
 
 
