@@ -59,8 +59,9 @@ def make_plans(base: Path, name: str, *, toy: bool) -> None:
     if toy:
         file = preprocessed / "nnUNetPlans.json"
         plans = json.loads(file.read_text())
+        # with two levels nnU-Net's loss is nan
         patch = [16] * (2 if configuration == "2d" else 3)
-        shrink(plans["configurations"][configuration], features=[4, 8, 8], patch=patch, batch=2)  # with two levels nnU-Net's loss is nan
+        shrink(plans["configurations"][configuration], features=[4, 8, 8], patch=patch, batch=2)
         file.write_text(json.dumps(plans))
 
 
