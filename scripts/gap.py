@@ -54,6 +54,7 @@ BENCHES = {
     ),
     "isic-40": Bench(50, "2d", "ISIC2018", "isic --labeled 40", "999 2 2", "128 128", 6, "Ts"),
     "la-8": Bench(18, "3d_fullres", "LA", "la --labeled 8", "1.25 1.25 1.25", "48 64 64", 2, None),
+    "toy": Bench(99, "2d", "Toy", "nifti --labeled 2 --test 1", "1 1 1", "16 16", 2, "Ts", "4 8 8"),  # of gpu.sh
 }
 PLANS = "nnUNetPlansSmall"
 ARMS = {"supervised": "nnUNetTrainer", "all-labels": "nnUNetTrainer", "crossmatch": "nnUNetTrainerCrossMatch"}

@@ -129,8 +129,8 @@ class ACTIONPlusPlus(ACTION):
         self.running.copy_(torch.where(usable[:, None], self.running.lerp(means, rate), self.running))
 
     def after_step(self, network: nn.Module) -> None:
-        """Give each class the center that suits its mean; here, as the assignment waits for the device."""
-        super().after_step(network)
+        """Give each class the center that suits its mean; here and first, as the assignment waits for the device."""
         if "aaco" in self.weights(self.progress):
-            self.teacher_represent.update(self.represent, self.ema_decay(self.progress))
             self.centers.copy_(self.centers[assign_centers(self.running, self.centers)])
+            self.teacher_represent.update(self.represent, self.ema_decay(self.progress))
+        super().after_step(network)

@@ -231,11 +231,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
 
         if self.grad_scaler is not None:
             self.grad_scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
-        own_norm = nn.utils.clip_grad_norm_(
-            self._own_parameters, GRADIENT_CLIP
-        )  # apart: it takes nothing from the network
-        finite = norm.isfinite() & own_norm.isfinite()
+        groups = filter(None, (parameters, self._own_parameters))  # the norm of none would be on the CPU
+        norms = [nn.utils.clip_grad_norm_(group, GRADIENT_CLIP) for group in groups]  # neither takes from the other
+        norm, finite = norms[0], torch.stack(norms).isfinite().all()
         # a step that is skipped is not clipped: nan is not counted
         ratios["clipped_share"] = (torch.where(finite, (norm > GRADIENT_CLIP).float(), torch.nan), 1)
         ratios["skipped_share"] = ((~finite).float(), 1)

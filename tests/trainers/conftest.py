@@ -65,6 +65,18 @@ def weights(trainer) -> list[torch.Tensor]:
     return [p.detach().clone() for p in trainer.network.parameters()]
 
 
+def noise(trainer) -> tuple[dict, dict]:
+    """A labeled and an unlabeled batch for an initialized trainer, on the CPU as the loaders make them."""
+    plan, labels = trainer.configuration_manager, trainer.label_manager
+    count, channels = trainer.batch_size, len(labels.foreground_regions) if labels.has_regions else 1
+    image = torch.randn(2, count, trainer.num_input_channels, *plan.patch_size)
+    sizes = [
+        np.round(np.multiply(plan.patch_size, scale)).astype(int) for scale in trainer._get_deep_supervision_scales()
+    ]
+    target = [torch.randint(0, 2, (count, channels, *size), dtype=torch.int16) for size in sizes]
+    return {"data": image[0], "target": target}, {"data": image[1], "target": target[0][:, :1]}
+
+
 def residual(plans, dataset_json):
     for configuration in ("2d", "3d_fullres"):
         architecture = plans["configurations"][configuration]["architecture"]

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import traceback
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,8 +12,6 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import run_training_entry
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten
 
 from nnunetv2_crossmatch.methods import SUPERVISED
 from nnunetv2_crossmatch.networks.ema import EMATeacher
@@ -112,50 +109,6 @@ def test_with_all_weights_0_a_step_is_the_supervised_one(make_trainer, configura
         copy = {"data": batch["data"].clone(), "target": [t.clone() for t in batch["target"]]}
         assert stock.train_step(batch)["loss"] == ours.train_step(copy)["loss"]
     assert all(map(torch.equal, weights(stock), weights(ours)))
-
-
-ASKING = {  # for a value, or for a number of rows
-    "cpu", "numpy", "tolist", "item", "__bool__", "__int__", "__float__", "__index__", "__contains__", "equal",
-    "allclose", "nonzero", "argwhere", "masked_select", "unique", "bincount",
-}  # fmt: skip
-ALLOWED = {
-    "mixing.draw": "drawn on the CPU",
-    "crossmatch._draw_students": "drawn on the CPU",
-    "semi_supervised.train_step": "the loss, at the end, as nnU-Net",
-    "action.after_step": "after the optimizer's step",
-    "adaptive_contrast.assign_centers": "after the optimizer's step",
-    "components.keep_largest_components": "BCP's, on the CPU as in its paper's code",
-}
-
-
-class Waits(TorchFunctionMode):
-    """In which functions of the package the host would wait for a GPU."""
-
-    def __init__(self):
-        super().__init__()
-        self.functions: set[str] = set()
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        name = getattr(function, "__name__", "")
-        indices = tree_flatten(args[1:2])[0] if name in ("__getitem__", "__setitem__") else []
-        by_mask = any(torch.is_tensor(index) and index.dtype == torch.bool for index in indices)
-        ours = [f for f in traceback.extract_stack() if "nnunetv2_crossmatch/" in f.filename]
-        if ours and (name in ASKING or by_mask):
-            self.functions.add(f"{Path(ours[-1].filename).stem}.{ours[-1].name}")
-        return function(*args, **(kwargs or {}))
-
-
-def test_a_step_waits_for_the_gpu_where_it_is_allowed_to(make_trainer, cls):
-    """Seen on the CPU: asking a tensor for a number."""
-    trainer = start(make_trainer(cls, "2d"))
-    trainer.train_step(next(trainer.dataloader_train))  # banks are filled
-    trainer.current_epoch = 1  # in ACTION's last stage
-    batch = next(trainer.dataloader_train)
-    trainer.dataloader_unlabeled = iter([next(trainer.dataloader_unlabeled)])
-    with Waits() as waits:
-        trainer.train_step(batch)
-    assert "semi_supervised.train_step" in waits.functions
-    assert waits.functions <= ALLOWED.keys()
 
 
 def test_odd_batches_are_survived(make_trainer, cls):

@@ -1,4 +1,4 @@
-"""One process with NCCL, set up as ``nnUNetv2_train ... -num_gpus`` does; nothing is put right by hand."""
+"""One process with NCCL, or two, set up as ``nnUNetv2_train ... -num_gpus`` does; nothing is put right by hand."""
 
 import gc
 import os
@@ -14,8 +14,9 @@ from tests.trainers.conftest import ONLINE, start
 from tests.trainers.processes import build, eager, finish, join, ten_steps
 
 
-def train_every(rank: int, folder: str, port: int) -> None:
-    join(rank, port, "nccl", processes=1)
+def train_every(rank: int, folder: str, port: int, processes: int) -> None:
+    join(rank, port, "nccl", processes)
+    torch.cuda.set_device(rank)
     for name in ONLINE:
         trainer = start(build(folder, eager(name)))
         assert trainer.device.type == "cuda" and isinstance(trainer.network, DistributedDataParallel)
@@ -29,6 +30,9 @@ def train_every(rank: int, folder: str, port: int) -> None:
 
 
 @pytest.mark.gpu
-def test_every_trainer_takes_steps_with_nccl(dataset):
-    port = 20000 + (os.getpid() + 5) % 20000
-    mp.spawn(train_every, args=(str(dataset / "preprocessed" / DATASET), port), nprocs=1)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_trainer_takes_steps_with_nccl(dataset, processes):
+    if torch.cuda.device_count() < processes:
+        pytest.skip("needs a card for each process")
+    port = 20000 + (os.getpid() + 5 + processes) % 20000
+    mp.spawn(train_every, args=(str(dataset / "preprocessed" / DATASET), port, processes), nprocs=processes)

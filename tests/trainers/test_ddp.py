@@ -140,6 +140,26 @@ def turn_back(rank: int, folder: str, port: int) -> None:
     finish()
 
 
+class FromTheSecondEpoch(SmokeHalves):
+    ready_at = 1
+
+
+def switch(rank: int, folder: str, port: int) -> None:
+    """What the first process decides by its own curves begins on both with the same step."""
+    trainer = start(rank, folder, port, FromTheSecondEpoch)
+    for epoch in range(2):
+        if epoch:
+            trainer.on_epoch_start()
+            trainer.on_train_epoch_start()
+        assert trainer.method.started == (None, 0.5)[epoch]
+        trainer.on_train_epoch_end([trainer.train_step(next(trainer.dataloader_train)) for _ in range(3)])
+        trainer.logger.log("dice_per_class_or_region", [0.8 - 0.8 * rank] * 2, epoch)
+        assert_same_on_both([*trainer.network.parameters(), *trainer.method.state_dict().values()])
+        trainer.current_epoch += 1
+    del trainer
+    finish()
+
+
 def choose(trainer) -> None:
     """By the batches of both: the second process alone would keep the network."""
     network, average = trainer.network.module, trainer.method.teacher.network
@@ -154,7 +174,7 @@ def choose(trainer) -> None:
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch was built without gloo")
-@pytest.mark.parametrize("work", [train, train_every, train_action, turn_back])
+@pytest.mark.parametrize("work", [train, train_every, train_action, turn_back, switch])
 def test_both_processes_hold_the_same_parameters_after_unlabeled_steps(dataset, work):
     port = 20000 + (os.getpid() + 7 * len(work.__name__)) % 20000
     mp.spawn(work, args=(str(dataset / "preprocessed" / DATASET), port), nprocs=2)
