@@ -104,7 +104,7 @@ def test_a_step_stays_on_the_device(make_trainer, monkeypatch, waited, name, con
     # torch has none for this device
     monkeypatch.setattr(torch.distributions.Beta, "sample", lambda beta: torch.empty_like(beta.concentration1))
     method = trainer.method
-    stages = [start for start, _ in method.stages] or [0.0]
+    stages = sorted({0.0, *(start for start, _ in method.stages), 0.5})  # BCP's second begins when it is ready
     for ready in (False, True) if method.waits else (True,):
         method.started = 0.0 if ready else None
         method.taught = torch.ones(len(trainer._classes), dtype=torch.bool, device=META) if ready else None
