@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from nnunetv2_crossmatch.comparison import figures
 from nnunetv2_crossmatch.comparison.compare import Comparison
 from nnunetv2_crossmatch.comparison.paired import Difference, by_unit, class_columns, format_p, scores
-from nnunetv2_crossmatch.comparison.runs import made_with, teacher_folders
+from nnunetv2_crossmatch.comparison.runs import began_with, made_with, teacher_folders
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.summary import Evaluation
 from nnunetv2_crossmatch.nnunet.images import find_reader
@@ -136,13 +136,13 @@ def costs(comparison: Comparison) -> list[dict[str, str]]:
     """Hours (times devices) and peak memory of each model, as its runs recorded them."""
     rows = []
     for model in comparison.models:
-        teachers = sorted({run.made_by["trainer"] for run in model.runs if run.made_by})
+        others = sorted({trainer for run in model.runs for trainer in run.counts})
         peak = model.peak_memory
         rows.append(
             {
                 "trainer": model.trainer,
                 "epochs": str(max(len(run.log.epochs) for run in model.runs)),
-                "hours": f"{model.hours:.2f}" + (f" (with {', '.join(teachers)})" if teachers else ""),
+                "hours": f"{model.hours:.2f}" + (f" (with {', '.join(others)})" if others else ""),
                 "memory": "not recorded" if peak is None else f"{peak / 2**30:.1f} GiB",
                 "device": ", ".join(sorted({run.device for run in model.runs})),
             }
@@ -277,7 +277,7 @@ def _counts(comparison: Comparison) -> dict[str, str]:
 
 
 def _commands(comparison: Comparison) -> list[str]:
-    """That train the models; those of pseudo-labels come before the training that uses them."""
+    """That train the models; what a training needs comes before it."""
     commands = []
     for model in comparison.models:
         for run in model.runs:
@@ -288,7 +288,8 @@ def _commands(comparison: Comparison) -> list[str]:
 def _training_commands(run: RunFolder) -> list[str]:
     made_by, round_ = made_with(run), Round.parse(run.trainer)
     if not made_by:
-        return [run.train_command()]
+        stock = began_with(run)
+        return [*([stock.train_command()] if stock else []), run.train_command()]
     teachers = [teacher for teacher in teacher_folders(run, made_by) if teacher != run]
     commands = [command for teacher in teachers for command in _training_commands(teacher)]
     what = f"-d {run.dataset} -c {made_by['configuration']} -p {made_by['plans']} -f {made_by['fold']}"
