@@ -5,11 +5,13 @@ import random
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunetv2_crossmatch.dataset_conversion.common import new_dataset, require
+from nnunetv2_crossmatch.dataset_conversion.common import new_dataset, require, require_free
 from nnunetv2_crossmatch.nnunet.images import files_beside
 from nnunetv2_crossmatch.preprocessing.content import LABELED
 from nnunetv2_crossmatch.preprocessing.listing import labeled_and_held_out, left_out, list_unlabeled
@@ -20,26 +22,29 @@ from nnunetv2_crossmatch.utilities.errors import DatasetError, printable
 from nnunetv2_crossmatch.utilities.files import write_json
 
 
-def hide_labels(source: Path, dataset_id: int, labeled: str, seed: int = 0, group_by: str | None = None) -> Path:
-    """Write a dataset in which ``labeled`` training cases of ``source`` have labels and the others do not.
+def hide_labels(
+    source: Path, dataset_id: int, numbers: Sequence[str], seed: int = 0, group_by: str | None = None
+) -> list[Path]:
+    """Write datasets in which so many training cases of ``source`` have labels and the others do not.
 
     No image is copied: dataset.json and unlabeled.json name the source's files, held-out folders
     (imagesTs, labelsTs, ...) and the hidden labels in labelsUn are links. Unlabeled scans of the source stay so.
 
     Args:
         source: a raw dataset folder.
-        labeled: a number or, with %, a share; of patients where they are known, of cases otherwise.
+        dataset_id: of the first new dataset; the others' follow.
+        numbers: rising, for a dataset each; with %, a share; of patients where they are known, of cases otherwise.
         seed: of the draw; the same order for any number, so 4 labeled ones are among 10.
         group_by: regular expression; cases with the same match (its first group, if it has one) are one patient.
             Without it the source's patients.json counts.
 
     Returns:
-        The new raw dataset folder.
+        The new raw dataset folders.
 
     Raises:
-        DatasetError: a number out of range; typing errors in patients.json; an expression that does not match a
-            training case; missing files.
-        FileExistsError: a dataset with this id is there already.
+        DatasetError: a number out of range, or not above the one before; typing errors in patients.json; an expression
+            that does not match a training case; missing files.
+        FileExistsError: a dataset with one of these ids is there already. Nothing is written then.
     """
     source = source.resolve()
     dataset_json = read_dataset_json(source / "dataset.json")
@@ -64,8 +69,27 @@ def hide_labels(source: Path, dataset_id: int, labeled: str, seed: int = 0, grou
             print(f"warning: {printable(line)}", file=sys.stderr)
         if problems:
             raise DatasetError(problems)
-    chosen = _draw(sorted(cases), patients, labeled, seed)
+    draws = [_draw(sorted(cases), patients, number, seed) for number in numbers]
+    if any(len(fewer) >= len(more) for fewer, more in pairwise(draws)):
+        raise DatasetError([f"{' '.join(numbers)}: each number must be larger than the one before."])
+    for target in range(dataset_id, dataset_id + len(draws)):
+        require_free(target)
+    return [
+        _write(source, target, dataset_json, cases, unlabeled, patients, chosen)
+        for target, chosen in enumerate(draws, dataset_id)
+    ]
 
+
+def _write(
+    source: Path,
+    dataset_id: int,
+    dataset_json: dict,
+    cases: dict[str, dict],
+    unlabeled: dict[str, list[Path]],
+    patients: dict[str, str],
+    chosen: set[str],
+) -> Path:
+    unlabeled = dict(unlabeled)
     with new_dataset(dataset_id, source.name.split("_", 1)[1]) as folder:
         for case in sorted(set(cases) - chosen):
             unlabeled[case] = [Path(image) for image in cases[case]["images"]]
@@ -106,10 +130,10 @@ def _draw(cases: list[str], patients: dict[str, str], labeled: str, seed: int) -
     try:
         number = math.ceil(float(labeled[:-1]) / 100 * len(names)) if labeled.endswith("%") else int(labeled)
     except (ValueError, OverflowError):
-        raise DatasetError([f"--labeled {labeled}: give a number, or a share such as 10%."]) from None
+        raise DatasetError([f"{labeled}: give a number, or a share such as 10%."]) from None
     if not 0 < number < len(names):
         what = "patients" if patients else "cases"
-        raise DatasetError([f"--labeled {labeled}: there are {len(names)} labeled {what}, and some must be left over."])
+        raise DatasetError([f"{labeled}: there are {len(names)} labeled {what}, and some must be left over."])
     random.Random(seed).shuffle(names)
     return {case for name in names[:number] for case in by_patient[name]}
 

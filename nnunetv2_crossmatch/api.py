@@ -4,8 +4,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from nnunetv2_crossmatch.comparison.compare import Comparison, compare_models
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
 from nnunetv2_crossmatch.evaluation.summary import Evaluation
@@ -13,6 +11,8 @@ from nnunetv2_crossmatch.preprocessing.check import Findings, check_dataset
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
+from nnunetv2_crossmatch.trainers import catalog
+from nnunetv2_crossmatch.utilities.devices import as_device
 
 
 def check(dataset: int | str, num_processes: int = 8) -> Findings:
@@ -32,6 +32,8 @@ def preprocess(
     dataset: int | str, configurations: str | Sequence[str], plans: str = "nnUNetPlans", num_processes: int = 8
 ) -> dict[str, list[str]]:
     """Preprocess the unlabeled scans with the plans of the labeled ones, e.g. for "3d_fullres".
+
+    Looks for no leaks, which the command does afterwards: that is :func:`check`.
 
     Returns:
         For each configuration the unlabeled cases that are ready.
@@ -54,7 +56,7 @@ def compare(
     folds: Sequence[int | str] | None = None,
     plans: str = "nnUNetPlans",
     test: bool = False,
-    device: str = "cuda",
+    device: str = "auto",
     num_processes: int = 8,
 ) -> Comparison:
     """Compare trained models with the first of ``trainers``, on the same cases; the command writes a page, too.
@@ -62,6 +64,7 @@ def compare(
     Args:
         folds: all by default.
         test: on imagesTs and labelsTs, predicted on ``device`` by all folds, not on the validation cases.
+        device: cuda, cpu or mps; auto: CUDA, or else MPS, or else the CPU.
 
     Returns:
         ``verdicts`` has a sentence for each trainer, ``differences`` the figures of each class and metric.
@@ -71,7 +74,7 @@ def compare(
         DatasetError: runs that are not finished or cannot be compared.
     """
     what = _find(dataset), plans, configuration, trainers, folds, test
-    return compare_models(*what, torch.device(device), num_processes)
+    return compare_models(*what, as_device(device if test else "cpu"), num_processes)  # else nothing is predicted
 
 
 def evaluate(
@@ -95,6 +98,11 @@ def evaluate(
     """
     labels = Path(dataset_json) if dataset_json is not None else None
     return evaluate_folders(Path(reference), Path(prediction), labels, num_processes)
+
+
+def list_trainers() -> list[catalog.Entry]:
+    """Every trainer: idea, cost of a step, epochs, measured Dice."""
+    return catalog.entries()
 
 
 def _find(dataset: int | str) -> Dataset:

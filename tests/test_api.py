@@ -16,16 +16,16 @@ from tests.conftest import make_raw_dataset, use_folders, write_image
 
 def test_the_package_is_imported_at_once_and_says_what_it_has():
     code = "import sys, nnunetv2_crossmatch as cm; assert not {'torch', 'numpy', 'nnunetv2'} & sys.modules.keys()\n"
-    code += "print(*dir(cm)); assert callable(cm.trainers)"
+    code += "print(*dir(cm))"
     names = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
-    assert names == ["__version__", "check", "compare", "evaluate", "preprocess", "trainers"]
+    assert names == ["__version__", "check", "compare", "evaluate", "list_trainers", "preprocess"]
     assert all(inspect.getdoc(getattr(cm, name)) for name in names[1:])
     with pytest.raises(AttributeError, match="no attribute 'chekc'"):
         cm.chekc  # noqa: B018
 
 
 def test_the_trainers_are_listed():
-    assert [entry.name for entry in cm.trainers()] == list(METHODS)
+    assert [entry.name for entry in cm.list_trainers()] == list(METHODS)
 
 
 def test_a_dataset_is_checked_by_its_id_and_errors_are_exceptions(tmp_path, monkeypatch):
@@ -36,6 +36,14 @@ def test_a_dataset_is_checked_by_its_id_and_errors_are_exceptions(tmp_path, monk
     assert not found.bad and cm.check("Dataset903_Toy", num_processes=1).content == found.content
     with pytest.raises(ValueError, match="There is no dataset 904"):
         cm.check(904)
+
+
+@pytest.mark.parametrize(("test", "asked"), [(True, "auto"), (False, "cpu")])
+def test_a_comparison_takes_the_device_that_there_is(monkeypatch, test, asked):
+    monkeypatch.setattr("nnunetv2_crossmatch.api._find", str)
+    monkeypatch.setattr("nnunetv2_crossmatch.api.as_device", str)
+    monkeypatch.setattr("nnunetv2_crossmatch.api.compare_models", lambda *what: what[-2])
+    assert cm.compare(1, "2d", ["a", "b"], test=test) == asked
 
 
 def test_folders_are_evaluated(tmp_path):

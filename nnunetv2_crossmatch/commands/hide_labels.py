@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
         "--curve",
         nargs="+",
         metavar="N",
-        help="several such numbers for a learning curve: datasets DST, DST + 1, ..., each with the labels of the fewer",
+        help="several such numbers, rising: datasets DST, DST + 1, ..., each with the labels of those before",
     )
     command.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
     command.add_argument(
@@ -43,13 +43,15 @@ def run(arguments: argparse.Namespace) -> None:
 
     source = find_dataset(arguments.d).require_raw()
     numbers = arguments.curve or [arguments.labeled]
-    for target, labeled in enumerate(numbers, arguments.o):
-        folder = hide_labels(source, target, labeled, arguments.seed, arguments.group_by)
+    for folder in hide_labels(source, arguments.o, numbers, arguments.seed, arguments.group_by):
         report(find_dataset(folder.name), default_num_processes)
     if arguments.curve:
         made = " ".join(str(arguments.o + i) for i in range(len(numbers)))
+        what = "-c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch"
         print(
             f"Next: nnUNetv2_plan_and_preprocess -d {made}\n"
-            f"Then for each: nnUNetv2_crossmatch sweep -d {arguments.o} -c 3d_fullres -tr nnUNetTrainer "
-            "nnUNetTrainerCrossMatch -f 0 1 2 3 4 --cluster local"
+            f"Then for each: nnUNetv2_crossmatch sweep -d {arguments.o} {what}\n"
+            f"Then for each: nnUNetv2_crossmatch compare -d {arguments.o} {what} --test\n"
+            "The datasets have other folds and share the test scans (imagesTs, labelsTs): only there are their scores "
+            "those of the same cases."
         )

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nnunetv2_crossmatch.trainers import METHODS
 from nnunetv2_crossmatch.trainers.names import meant_trainer
+from nnunetv2_crossmatch.utilities.devices import as_device as as_device  # every command's
 from nnunetv2_crossmatch.utilities.near import did_you_mean
 
 if TYPE_CHECKING:
-    import torch
-
     from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 
 
@@ -107,17 +106,3 @@ def find_dataset(name_or_id: str) -> Dataset:
     from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 
     return Dataset.find(name_or_id)
-
-
-def as_device(name: str) -> torch.device:
-    """What ``-device`` means on this machine."""
-    import torch
-
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    print("warning: no GPU was found, so this runs on the CPU: hours where a GPU takes minutes.", file=sys.stderr)
-    return torch.device("cpu")

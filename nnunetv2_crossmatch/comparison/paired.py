@@ -30,8 +30,9 @@ class Difference:
         mean: with ``low`` and ``high``, the ends of the 95 % percentile bootstrap interval over units.
         p: Wilcoxon's two-sided signed-rank test over units. NaN, as the interval, for fewer than ``FEWEST`` units.
         median: over units.
-        detectable: the smallest difference that so many units, spread as these are, show in ``POWER`` of all studies:
-            (t(0.975) + t(0.8)) * standard deviation / sqrt(units), of a paired t-test. NaN for one.
+        detectable: about the smallest difference that so many units, spread as these are, show in ``POWER`` of all
+            studies: (t(0.975) + t(0.8)) * standard deviation / sqrt(units). An estimate: it is a paired t-test's, and
+            :func:`verdict` asks other tests. NaN for one unit.
         wins, ties, losses: units in which the other is better, as good (within ``TIE``; distances: equal), or worse.
     """
 
@@ -130,7 +131,8 @@ def verdict(difference: Difference, noun: str) -> Verdict:
         return Verdict("helps", f"Helps: {figures}.")
     if high < 0 and difference.p < 0.05:
         return Verdict("harms", f"Does not help, it harms: {figures}.")
-    enough = (
-        f"{difference.units} {noun} like these can show a difference from {100 * difference.detectable:.1f} points on"
-    )
-    return Verdict("cannot-tell", f"The data cannot tell: {figures}. {enough}.")
+    enough = ""
+    if max(abs(difference.mean), TIE) < difference.detectable:  # else what was found contradicts the estimate
+        points = f"{100 * difference.detectable:.1f} points"
+        enough = f" {difference.units} {noun} like these can show a difference from about {points} on."
+    return Verdict("cannot-tell", f"The data cannot tell: {figures}.{enough}")

@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
@@ -11,8 +12,8 @@ from scipy.stats import rankdata
 
 from nnunetv2_crossmatch.comparison import figures
 from nnunetv2_crossmatch.comparison.compare import Comparison
-from nnunetv2_crossmatch.comparison.paired import Difference, by_unit, class_columns, format_p, scores
-from nnunetv2_crossmatch.comparison.runs import made_with, teacher_folders
+from nnunetv2_crossmatch.comparison.paired import TIE, Difference, by_unit, class_columns, format_p, scores
+from nnunetv2_crossmatch.comparison.runs import began_with, made_with, teacher_folders
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.summary import Evaluation
 from nnunetv2_crossmatch.nnunet.images import find_reader
@@ -56,10 +57,13 @@ def format_text(comparison: Comparison) -> str:
                 f"{row['interval']:>18}{row['p']:>8}{row['counts']:>20}"
             )
         lines.append("")
-    if missing := missing_objects(comparison):
-        lines += [*missing, ""]
-    if len(models) > 2:
-        ranks = ", ".join(f"{row['trainer']} {row['rank']}" for row in ranking(comparison))
+    if missing := [_sentence(odd) for odd in missing_objects(comparison)]:
+        lines += missing[:UNFOLDED]
+        if len(missing) > UNFOLDED:
+            lines.append(f"and {len(missing) - UNFOLDED} more such lines, on the page")
+        lines.append("")
+    if rows := ranking(comparison):
+        ranks = ", ".join(f"{row['trainer']} {row['rank']}" for row in rows)
         lines += [f"mean rank over {comparison.noun}, 1 is best: {ranks}", ""]
     for row in costs(comparison):
         lines.append(f"{row['trainer']:{width}}{row['hours']} hours on {row['device']}, peak memory {row['memory']}")
@@ -99,12 +103,17 @@ def table(comparison: Comparison, name: str) -> list[dict[str, str]]:
 
 
 def ranking(comparison: Comparison) -> list[dict[str, str]]:
-    """The models by their mean rank over cases or patients in the mean Dice of the classes; ties share their ranks."""
+    """The models by their mean rank over cases or patients in the mean Dice of the classes, rounded to ``TIE``.
+
+    Ties share their ranks. [] for two models, and where units are too few.
+    """
+    if len(comparison.models) < 3 or comparison.few:
+        return []
     dices = [
         by_unit(scores(model.evaluation)[:, :, METRICS.index("dice")].mean(1), comparison.units)
         for model in comparison.models
     ]
-    ranks = rankdata(np.negative(dices), axis=0)  # (models, units)
+    ranks = rankdata(-np.round(np.divide(dices, TIE)), axis=0)  # (models, units)
     best = ranks == ranks.min(0)
     return [
         {
@@ -118,31 +127,36 @@ def ranking(comparison: Comparison) -> list[dict[str, str]]:
     ]
 
 
-def missing_objects(comparison: Comparison) -> list[str]:
-    """A line for each class and model with scans where the class was missed, or seen where there is none."""
-    lines = []
+def missing_objects(comparison: Comparison) -> list[dict[str, Any]]:
+    """The cases in which a class was missed or invented, ``of`` so many that have or lack it, per class and model."""
+    rows: list[dict[str, Any]] = []
     for i, name in enumerate(comparison.models[0].evaluation.classes):
         for model in comparison.models:
             there, missed = (of[:, i] for of in (model.evaluation.in_reference, model.evaluation.missed))
-            for what, scans in (("missing in", there), ("invented in", ~there)):
+            for what, scans in (("missed", there), ("invented", ~there)):
                 if found := [case for case, odd in zip(model.evaluation.cases, missed & scans, strict=True) if odd]:
-                    without = "" if what == "missing in" else " without it"
-                    of = f"{len(found)} of {scans.sum()} scans{without}"
-                    lines.append(f"{name} {what} {of} of {model.trainer}: {some(found)}.")
-    return lines
+                    row = {"trainer": model.trainer, "class": name, "what": what, "of": int(scans.sum())}
+                    rows.append({**row, "cases": found})
+    return rows
+
+
+def _sentence(odd: dict[str, Any]) -> str:
+    verb, have = ("misses", "have") if odd["what"] == "missed" else ("invents", "lack")
+    of = f"{len(odd['cases'])} of the {odd['of']} scans that {have} it"
+    return f"{odd['trainer']} {verb} {odd['class']} in {of}: {some(odd['cases'])}."
 
 
 def costs(comparison: Comparison) -> list[dict[str, str]]:
     """Hours (times devices) and peak memory of each model, as its runs recorded them."""
     rows = []
     for model in comparison.models:
-        teachers = sorted({run.made_by["trainer"] for run in model.runs if run.made_by})
+        others = sorted({trainer for run in model.runs for trainer in run.counts})
         peak = model.peak_memory
         rows.append(
             {
                 "trainer": model.trainer,
                 "epochs": str(max(len(run.log.epochs) for run in model.runs)),
-                "hours": f"{model.hours:.2f}" + (f" (with {', '.join(teachers)})" if teachers else ""),
+                "hours": f"{model.hours:.2f}" + (f" (with {', '.join(others)})" if others else ""),
                 "memory": "not recorded" if peak is None else f"{peak / 2**30:.1f} GiB",
                 "device": ", ".join(sorted({run.device for run in model.runs})),
             }
@@ -209,8 +223,9 @@ def write_html(comparison: Comparison, raw_folder: Path, command: str, file: Pat
         caveat=CAVEAT,
         tables=tables[:unfolded],
         folded_tables=tables[unfolded:],
-        missing=missing_objects(comparison),
-        ranking=ranking(comparison) if len(comparison.models) > 2 else [],
+        missing=[_sentence(odd) for odd in missing_objects(comparison)],
+        unfolded=UNFOLDED,
+        ranking=ranking(comparison),
         costs=costs(comparison),
         differences=figures.plot_differences(comparison),
         distributions=figures.plot_distributions(comparison),
@@ -277,7 +292,7 @@ def _counts(comparison: Comparison) -> dict[str, str]:
 
 
 def _commands(comparison: Comparison) -> list[str]:
-    """That train the models; those of pseudo-labels come before the training that uses them."""
+    """That train the models; what a training needs comes before it."""
     commands = []
     for model in comparison.models:
         for run in model.runs:
@@ -288,7 +303,8 @@ def _commands(comparison: Comparison) -> list[str]:
 def _training_commands(run: RunFolder) -> list[str]:
     made_by, round_ = made_with(run), Round.parse(run.trainer)
     if not made_by:
-        return [run.train_command()]
+        stock = began_with(run)
+        return [*([stock.train_command()] if stock else []), run.train_command()]
     teachers = [teacher for teacher in teacher_folders(run, made_by) if teacher != run]
     commands = [command for teacher in teachers for command in _training_commands(teacher)]
     what = f"-d {run.dataset} -c {made_by['configuration']} -p {made_by['plans']} -f {made_by['fold']}"

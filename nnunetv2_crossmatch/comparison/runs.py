@@ -10,6 +10,7 @@ from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.nnunet.training_log import TrainingLog
 from nnunetv2_crossmatch.preprocessing.splits import SPLITS, read_splits
 from nnunetv2_crossmatch.self_training.record import RECORD, model_hash
+from nnunetv2_crossmatch.trainers import METHODS
 from nnunetv2_crossmatch.trainers.records import read_method, read_resources, read_training
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 
@@ -19,7 +20,9 @@ class TrainedRun:
     """What a finished training left behind.
 
     Attributes:
-        hours: of the training's epochs, times its processes, and of the runs that made its pseudo-labels.
+        hours: of the training's epochs, times its processes, and of the runs that it could not do without: those that
+            made its pseudo-labels, the stock one that it went on from.
+        counts: the trainers of these runs.
         made_by: the record of its pseudo-labels, if it has any.
         peak_memory: bytes; None where it was not recorded (nnU-Net alone records none).
         device: on which it was trained.
@@ -31,6 +34,7 @@ class TrainedRun:
     folder: RunFolder
     log: TrainingLog
     hours: float
+    counts: tuple[str, ...]
     made_by: dict
     peak_memory: int | None
     device: str
@@ -54,19 +58,26 @@ def read_run(folder: RunFolder) -> TrainedRun:
     if "processes" not in resources and debug.get("is_ddp") == "True":
         warnings.append(f"{path} was trained on several GPUs; how many is not recorded, so its hours count one.")
     hours = log.hours * resources.get("processes", 1)
+    before = []
     if made_by := made_with(folder):
-        teachers = _teachers(folder, made_by)
-        if not teachers:
+        before = _teachers(folder, made_by)
+        if not before:
             warnings.append(
                 f"The model that made the pseudo-labels of {path} no longer exists; its hours are not counted."
             )
-        for teacher in teachers:
-            hours += teacher.hours
-            warnings += teacher.warnings
+    if stock := began_with(folder):
+        if stock.is_trained:
+            before.append(read_run(stock))
+        else:
+            warnings.append(f"{stock.path}, with which {path} began, no longer exists; its hours are not counted.")
+    for run in before:
+        hours += run.hours
+        warnings += run.warnings
     return TrainedRun(
         folder=folder,
         log=log,
         hours=hours,
+        counts=tuple(sorted({trainer for run in before for trainer in (run.folder.trainer, *run.counts)})),
         made_by=made_by,
         peak_memory=resources.get("peak_memory_bytes"),
         device=resources.get("device") or debug.get("gpu_name") or debug.get("device") or "not recorded",
@@ -74,6 +85,14 @@ def read_run(folder: RunFolder) -> TrainedRun:
         constants=read_method(path) or ({"threshold": made_by["threshold"]} if made_by else {}),
         warnings=tuple(warnings),
     )
+
+
+def began_with(run: RunFolder) -> RunFolder | None:
+    """The stock run whose network a training went on from."""
+    if METHODS.get(run.trainer.partition("_")[0]) != "from_stock":
+        return None
+    what = run.dataset, "nnUNetTrainer", run.plans, run.configuration, run.fold
+    return RunFolder.of(*what, run.model_folder.parent.parent)
 
 
 def made_with(student: RunFolder) -> dict:

@@ -82,20 +82,19 @@ def measure_case(
         reference, prediction, spacing = reference[0], prediction[0], spacing[1:]
 
     counted = ~np.isin(reference, ignored)
-    present = np.unique(reference)
     measured = [
         measure(np.isin(prediction, values) & counted, np.isin(reference, values), spacing)
         for values in labels.classes.values()
     ]
     return Measured(
-        np.array([values for values, _ in measured]),
-        np.array([missed for _, missed in measured]),
-        np.array([np.isin(values, present).any() for values in labels.classes.values()]),
+        np.array([values for values, _, _ in measured]),
+        np.array([found != there_is for _, found, there_is in measured]),
+        np.array([there_is for _, _, there_is in measured]),
         odd,
     )
 
 
-def measure(prediction: metrics.Mask, reference: metrics.Mask, spacing: NDArray) -> tuple[list[float], bool]:
+def measure(prediction: metrics.Mask, reference: metrics.Mask, spacing: NDArray) -> tuple[list[float], bool, bool]:
     """The metrics of two masks, empty ones included.
 
     Where both are empty nothing is defined: all NaN. Where one is, the class was missed (or invented): overlap
@@ -105,21 +104,21 @@ def measure(prediction: metrics.Mask, reference: metrics.Mask, spacing: NDArray)
         spacing: size of a voxel in mm, (axes,).
 
     Returns:
-        Values in the order of ``METRICS``, and whether exactly one of the masks is empty.
+        Values in the order of ``METRICS``, and whether the prediction and the reference have the class.
     """
-    found, there_is = prediction.any(), reference.any()
+    found, there_is = bool(prediction.any()), bool(reference.any())
     if not (found or there_is):
-        return [float("nan")] * len(METRICS), False
+        return [float("nan")] * len(METRICS), found, there_is
     units = (np.ones(prediction.ndim), spacing)
     if not (found and there_is):
         diagonals = [float(np.linalg.norm(np.multiply(prediction.shape, unit))) for unit in units]
-        return [0.0, 0.0, *np.repeat(diagonals, 2).tolist()], True
+        return [0.0, 0.0, *np.repeat(diagonals, 2).tolist()], found, there_is
     values = [metrics.dice(prediction, reference), metrics.jaccard(prediction, reference)]
     surfaces = metrics.surface(prediction), metrics.surface(reference)
     for unit in units:
         there, back = metrics.surface_distances(*surfaces, unit)
         values += [metrics.hd95(there, back), metrics.asd(there)]
-    return values, False
+    return values, found, there_is
 
 
 def _read(file: Path, reader: BaseReaderWriter, known: tuple[int, ...]) -> tuple[NDArray, dict | None]:

@@ -44,8 +44,8 @@ class Findings:
     stale: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def raise_errors(self, dataset: str) -> None:
-        """Raises DatasetError if there is anything bad, or a leak."""
+    def raise_errors(self, dataset: int | str) -> None:
+        """Raises DatasetError if there is anything bad, or a leak; ``dataset`` is for the command that it names."""
         accept = [f"To train in spite of the leaks: nnUNetv2_crossmatch check -d {dataset} --accept"]
         if self.bad or self.leaks:
             raise DatasetError([*self.bad, *self.leaks, *(accept if self.leaks else [])])

@@ -7,15 +7,10 @@ import importlib
 import re
 import sys
 from functools import cache
-from types import ModuleType
-from typing import TYPE_CHECKING
 
 from nnunetv2_crossmatch.self_training.names import Round
 from nnunetv2_crossmatch.trainers.names import PREFIX, meant_trainer
 from nnunetv2_crossmatch.utilities.near import did_you_mean
-
-if TYPE_CHECKING:
-    from nnunetv2_crossmatch.trainers.catalog import Entry
 
 METHODS = {  # trainer: module
     "nnUNetTrainerCrossMatch": "crossmatch",
@@ -59,17 +54,6 @@ def __getattr__(name: str) -> type:
         cls = type(name, (cls,), {"__module__": __name__, "__doc__": f"{trainer}, another length.", **length})
     globals()[name] = cls  # the same class at the next look-up, as pickling wants
     return cls
-
-
-class _Callable(ModuleType):
-    """A function ``nnunetv2_crossmatch.trainers`` would be hidden by this room as soon as that is imported."""
-
-    def __call__(self) -> "list[Entry]":
-        """Every trainer: idea, cost of a step, epochs, measured Dice."""
-        return importlib.import_module(f"{__name__}.catalog").entries()
-
-
-sys.modules[__name__].__class__ = _Callable
 
 
 @cache

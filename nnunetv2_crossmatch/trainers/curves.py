@@ -105,6 +105,8 @@ def epoch_line(curves: Mapping[str, float | list[float]], classes: Sequence[str]
             known = {label: of for label, of in zip(classes, value, strict=True) if isfinite(of)}
             lowest = sorted(known, key=lambda label: known[label])[:SHOWN]
             parts.append(f"{title}: {', '.join(f'{label} {known[label]:.0%}' for label in lowest) or 'no voxel'}")
+        elif name in scalars:
+            parts.append(f"{title}: {scalars[name]:.0%}")
     if "pseudo_label_dice" in scalars:
         parts.append(f"Dice of its labels by hidden labels {scalars['pseudo_label_dice']:.3f}")
     if scalars.get("skipped_share"):
@@ -181,7 +183,7 @@ def plot_curves(
                 for limit in (limits or {}).get(name, ()):
                     axis.axhline(limit, color="black", linestyle=":", linewidth=1)
             if names == ["share"]:
-                axis.set_yscale("log", base=2)
+                axis.set_yscale("symlog", base=2, linthresh=2**-5)  # a class that is not predicted has 0
                 axis.yaxis.set_major_formatter("{x:g}")
             decides = limits and any(name in limits for name in names)
             axis.set_title(title + ("; dotted: what self-training asks for" if decides else ""), loc="left")

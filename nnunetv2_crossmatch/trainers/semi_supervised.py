@@ -44,7 +44,6 @@ from nnunetv2_crossmatch.trainers.hidden_labels import HiddenLabelsCurve
 from nnunetv2_crossmatch.trainers.phases import Phases
 from nnunetv2_crossmatch.trainers.records import write_method
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
-from nnunetv2_crossmatch.utilities.errors import some
 
 GRADIENT_CLIP = 12  # nnU-Net's, a literal in its train_step
 
@@ -313,7 +312,8 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
                 curves |= self._hidden_labels.measure(self._plain_network)
         curves |= self.phases.measure()
         log_curves(self.logger, curves, self.current_epoch, self._classes)
-        self.print_to_log_file(epoch_line(curves, self._classes))
+        if line := epoch_line(curves, self._classes):
+            self.print_to_log_file(line)
         if missing := not_labeled(curves.get("kept_share"), self._classes, self.method.taught):
             waits = self.method.waits
             self.print_to_log_file(
@@ -336,15 +336,9 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
                 self.logger,
                 folder / "progress_unlabeled.png",
                 self._classes,
-                self._stages(),
-                limits if self.phases.exist else {},
+                self.phases.stages(),
+                limits if self.phases.exist and self.phases.readiness.at is None else {},
             )
-
-    def _stages(self) -> list[tuple[float, str]]:
-        """Each stage's first epoch and name; of self-training also why it began."""
-        levels = [f"{name} {level:.2f}" for name, level in self.phases.readiness.levels.items()]
-        why = {"self-training": f", known by Dice: {some(levels)}"} if levels else {}
-        return [(start, name + why.get(name, "")) for start, name in self.phases.stages()]
 
     def training_state(self) -> dict[str, Any]:
         method = {"method": type(self.method).__name__, "constants": asdict(self.method.constants)}

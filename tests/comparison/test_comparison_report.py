@@ -1,9 +1,10 @@
+import json
 from types import SimpleNamespace
 
 import numpy as np
 
 from nnunetv2_crossmatch.comparison.page import _pair
-from nnunetv2_crossmatch.comparison.report import missing_objects, ranking
+from nnunetv2_crossmatch.comparison.report import _sentence, format_text, missing_objects, ranking
 from nnunetv2_crossmatch.evaluation.summary import Evaluation
 
 
@@ -18,10 +19,25 @@ def test_missed_and_invented_objects_are_counted_with_their_scans():
         )
         for name, missed in of.items()
     ]
-    assert missing_objects(SimpleNamespace(models=models)) == [
-        "tail missing in 2 of 3 scans of stock: a, c.",
-        "tail invented in 1 of 1 scans without it of ours: d.",
+    found = missing_objects(SimpleNamespace(models=models))
+    assert found == [
+        {"trainer": "stock", "class": "tail", "what": "missed", "of": 3, "cases": ["a", "c"]},
+        {"trainer": "ours", "class": "tail", "what": "invented", "of": 1, "cases": ["d"]},
     ]
+    assert json.loads(json.dumps(found)) == found
+    assert [_sentence(odd) for odd in found] == [
+        "stock misses tail in 2 of the 3 scans that have it: a, c.",
+        "ours invents tail in 1 of the 1 scans that lack it: d.",
+    ]
+
+
+def test_many_missed_objects_are_cut_in_the_terminal(monkeypatch):
+    row = {"trainer": "stock", "class": "tail", "what": "missed", "of": 3, "cases": ["a"]}
+    monkeypatch.setattr("nnunetv2_crossmatch.comparison.report.missing_objects", lambda comparison: [row] * 25)
+    model = SimpleNamespace(trainer="stock")
+    monkeypatch.setattr("nnunetv2_crossmatch.comparison.report.costs", lambda comparison: [])
+    text = format_text(SimpleNamespace(models=[model], titles={}, warnings=[], verdicts={}))
+    assert text.count("stock misses tail") == 20 and "and 5 more such lines, on the page" in text
 
 
 def test_the_models_are_ranked_case_by_case():
@@ -31,8 +47,10 @@ def test_the_models_are_ranked_case_by_case():
         nothing = np.zeros((len(dices), 1), bool)
         return SimpleNamespace(trainer=name, hours=2, evaluation=Evaluation(["a"], ["c"], values, nothing, nothing, []))
 
-    models = [model("never", 0.1, 0.1, 0.9), model("often", 0.2, 0.5, 1.0), model("once", 0.8, 0.5, 0.2)]
-    rows = ranking(SimpleNamespace(models=models, units=["p", "q", "r"]))
+    models = [model("never", 0.1, 0.1, 0.9), model("often", 0.2, 0.5, 1.0), model("once", 0.8, 0.5002, 0.2)]
+    of = {"models": models, "units": ["p", "q", "r"]}
+    assert ranking(SimpleNamespace(**of, few=True)) == []
+    rows = ranking(SimpleNamespace(**of, few=False))
     assert [(row["trainer"], row["rank"], row["best"]) for row in rows] == [
         ("often", "1.50", "2 of 3"),  # 2, 1.5, 1
         ("once", "1.83", "2 of 3"),  # 1, 1.5, 3

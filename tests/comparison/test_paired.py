@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -95,12 +96,12 @@ def test_equal_models_tie_with_p_1():
 def test_the_verdict_says_what_the_interval_says(low, high, p, units, begins):
     wins = min(34, units)
     mean = (low + high) / 2
-    difference = Difference(mean, mean, low, high, p, 0.0123, wins, 0, units - wins)
+    difference = Difference(mean, mean, low, high, p, 0.0223, wins, 0, units - wins)
     found = verdict(difference, "cases")
     kinds = {"Helps": "helps", "The data cannot tell": "cannot-tell", "Does not help, it harms": "harms"}
     kind = next((kind for beginning, kind in kinds.items() if begins.startswith(beginning)), "no-help")
     assert found.sentence.startswith(begins) and found.kind == kind
-    could_show = f"{units} cases like these can show a difference from 1.2 points on."
+    could_show = f"{units} cases like these can show a difference from about 2.2 points on."
     assert found.sentence.endswith(could_show) == (kind == "cannot-tell" and units >= 6)
 
 
@@ -111,6 +112,14 @@ def test_the_detectable_difference_is_found_by_four_of_five_studies():
     d = compare(evaluation(before[:, None]), evaluation((before + change)[:, None]), list("abcdefgh"))["class0"]["dice"]
     studies = rng.normal(d.detectable, change.std(ddof=1), (5000, 8))
     assert (ttest_1samp(studies, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.02)
+
+
+@pytest.mark.parametrize("change", [[0.05] * 5 + [-0.002], [0.0] * 6, [0.0004] * 6])
+def test_what_can_be_shown_is_not_said_where_it_contradicts_what_was_found(change):
+    after = 0.5 + np.array(change)[:, None]
+    found = compare(evaluation([[0.5]] * 6), evaluation(after), list("abcdef"))[FOREGROUND]["dice"]
+    found = replace(found, p=0.0625)
+    assert verdict(found, "cases").kind == "cannot-tell" and "can show" not in verdict(found, "cases").sentence
 
 
 def test_few_units_have_a_mean_and_no_interval():

@@ -1,9 +1,11 @@
 import hashlib
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 
-from nnunetv2_crossmatch.comparison.report import _training_commands
+from nnunetv2_crossmatch.comparison.report import _training_commands, costs
 from nnunetv2_crossmatch.comparison.runs import TrainedRun, read_run, validation_cases
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.self_training.names import Round
@@ -52,6 +54,20 @@ def test_hours_count_all_folds_that_labeled_together_and_all_rounds_before(tmp_p
             for number in (1, 2)
         ),
     ]
+
+
+def test_hours_count_the_stock_training_that_was_gone_on_from(tmp_path):
+    stock = finished(tmp_path / "D" / "nnUNetTrainer__P__2d", 0, *epoch(0, 0.5, 3600))
+    name = "nnUNetTrainerCrossMatchFromStock_250epochs"
+    folder = RunFolder(finished(tmp_path / "D" / f"{name}__P__2d", 0, *epoch(0, 0.5, 1800)))
+    run = read_run(folder)
+    assert (run.hours, run.counts, run.warnings) == (1.5, ("nnUNetTrainer",), ())
+    model = SimpleNamespace(trainer=name, runs=[run], hours=run.hours, peak_memory=None)
+    assert costs(SimpleNamespace(models=[model]))[0]["hours"] == "1.50 (with nnUNetTrainer)"
+    assert _training_commands(folder) == [f"nnUNetv2_train D 2d 0 -tr {tr} -p P" for tr in ("nnUNetTrainer", name)]
+    shutil.rmtree(stock)
+    run = read_run(folder)
+    assert (run.hours, run.counts) == (0.5, ()) and "its hours are not counted" in run.warnings[0]
 
 
 def test_the_device_of_stock_nnunet_is_that_of_its_debug_json(tmp_path):

@@ -169,9 +169,28 @@ def test_a_curve_is_a_dataset_for_each_number_with_the_labels_of_the_fewer(base,
         set(load_json(str(base / "raw" / f"Dataset{i:03d}_Balls" / "dataset.json"))["dataset"]) for i in (5, 6, 7)
     ]
     assert [len(cases) for cases in labeled] == [2, 4, 8] and labeled[0] < labeled[1] < labeled[2]
-    assert "nnUNetv2_plan_and_preprocess -d 5 6 7" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "nnUNetv2_plan_and_preprocess -d 5 6 7" in printed and "compare -d 5 " in printed and " --test" in printed
     with pytest.raises(SystemExit):
         main(["hide-labels", "-d", "4", "-o", "8", "--curve", "2", "--labeled", "2"])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "taken", "message"),
+    [
+        (["2", "4", "400"], None, "400: there are 10 labeled cases"),
+        (["4", "2"], None, "4 2: each number must be larger than the one before"),
+        (["2", "20%"], None, "2 20%: each number must be larger"),
+        (["2", "4"], 6, "Dataset id 6 is taken"),
+    ],
+)
+def test_a_curve_that_cannot_be_made_leaves_no_dataset(base, capsys, numbers, taken, message):
+    if taken:
+        (base / "raw" / f"Dataset{taken:03d}_Other").mkdir()
+    before = sorted(base.joinpath("raw").glob("Dataset*"))
+    with pytest.raises(SystemExit):
+        main(["hide-labels", "-d", "4", "-o", "5", "--curve", *numbers])
+    assert message in capsys.readouterr().err and sorted(base.joinpath("raw").glob("Dataset*")) == before
 
 
 def test_what_a_mac_leaves_beside_the_scans_is_no_case(base):

@@ -61,17 +61,17 @@ def by_hand(prediction: np.ndarray, reference: np.ndarray, spacing: np.ndarray) 
 def test_a_pair_of_masks_is_measured_as_by_hand_empty_or_not(found, there_is):
     rng = np.random.default_rng(1)
     prediction, reference = (rng.random((3, 6, 5)) < share for share in (found, there_is))
-    values, missed = measure(prediction, reference, np.array(SPACING))
+    values, *seen = measure(prediction, reference, np.array(SPACING))
     expected, expected_missed = by_hand(prediction, reference, np.array(SPACING))
     np.testing.assert_allclose(values, expected, rtol=1e-12)
-    assert missed == expected_missed == (prediction.any() != reference.any())
+    assert seen == [prediction.any(), reference.any()] and expected_missed == (seen[0] != seen[1])
 
 
 def test_a_missed_organ_is_farther_off_than_any_found_one():
     corners = np.zeros((2, 4, 5, 6), dtype=bool)
     corners[0, 0, 0, 0] = corners[1, -1, -1, -1] = True
-    worst, _ = measure(*corners, np.array(SPACING))
-    missed, _ = measure(np.zeros_like(corners[0]), corners[1], np.array(SPACING))
+    worst, *_ = measure(*corners, np.array(SPACING))
+    missed, *_ = measure(np.zeros_like(corners[0]), corners[1], np.array(SPACING))
     assert all(np.array(worst[2:]) < missed[2:])
 
 

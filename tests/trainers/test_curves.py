@@ -91,6 +91,18 @@ def test_an_epoch_is_one_line_with_the_names_of_classes_and_losses():
         "Dice of its labels by hidden labels 0.500"
     )
     assert epoch_line({"kept_share": [float("nan")]}, ["background"]) == "sure enough to count: no voxel"
+    assert epoch_line({"kept_share": 0.25}, ["background"]) == "sure enough to count: 25%"  # UAMT's, of all classes
+    assert epoch_line({"kept_share": float("nan")}, ["background"]) == ""
+
+
+def test_a_class_that_is_not_predicted_is_seen_among_the_sizes(tmp_path, figures):
+    logger = MetaLogger(str(tmp_path), False)
+    for epoch in range(2):
+        log_curves(logger, {"share": [1.0, 0.0, 4.0]}, epoch, NAMES)
+    plot_curves(logger, tmp_path / "curves.png", NAMES)
+    (axis,) = figures[0].axes
+    heights = [axis.transAxes.inverted().transform(axis.transData.transform((0, y)))[1] for y in (0, 1, 4)]
+    assert 0 < heights[0] < heights[1] < heights[2] < 1
 
 
 def test_nnunets_loss_has_its_own_axis_and_limits_are_lines_beside_the_validation_dice(tmp_path, figures):
