@@ -3,11 +3,13 @@
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +18,31 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.preprocessing.content import LABELED
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
-from nnunetv2_crossmatch.preprocessing.listing import unlabeled_ids
+from nnunetv2_crossmatch.preprocessing.listing import labeled_scans, survey_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest, source_stamp
-from nnunetv2_crossmatch.preprocessing.reconcile import known_cases
+from nnunetv2_crossmatch.preprocessing.masks import mask_files
+from nnunetv2_crossmatch.trainers.claims import claimed, lock, lock_file
 from nnunetv2_crossmatch.trainers.estimate import Cost
-from nnunetv2_crossmatch.utilities.files import write_json
+from nnunetv2_crossmatch.utilities.files import sha256_of, write_json
 
 STOCK, OURS = "nnUNetTrainer", "nnUNetTrainerCrossMatchFromStock"
+PLAN = "plan, and preprocess the labeled scans"
+BUSY = "another run or a sweep is at it, or what one that was killed has started."
 
 
 @dataclass(frozen=True)
 class Step:
-    """``command`` is what does it; ``training`` is what it trains, ``result`` what it leaves for the user."""
+    """``command`` is what does it; ``training`` is what it trains, ``result`` what it leaves for the user.
+
+    stale: an earlier one's folder or file, which is set aside before.
+    """
 
     what: str
     command: str
     done: bool
     training: RunFolder | None = None
     result: Path | None = None
+    stale: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,14 +72,18 @@ class Pipeline:
         return self._runs(OURS)[0].model_folder.parent / f"run__{self.plans}__{self.configuration}.json"
 
     def costs(self, device_name: str) -> list[Cost]:
-        """As noted by :meth:`note_costs`; none for another device."""
-        known = self._noted()["costs"].get(device_name, [])
+        """As noted by :meth:`note_costs`; none for another device or machine, or other plans."""
+        known = self._noted()["costs"].get(self._measured_on(device_name), [])
         return [Cost(**{**cost, "epoch_seconds": tuple(cost["epoch_seconds"])}) for cost in known]
 
     def note_costs(self, costs: list[Cost], device_name: str) -> None:
         content = self._noted()
-        of_device = {device_name: [asdict(cost) for cost in costs]}
+        of_device = {self._measured_on(device_name): [asdict(cost) for cost in costs]}
         write_json({**content, "costs": {**content["costs"], **of_device}}, self.record)
+
+    def _measured_on(self, device_name: str) -> str:
+        plans = self.dataset.preprocessed / f"{self.plans}.json"
+        return f"{device_name}, {socket.gethostname()}, {sha256_of(plans)[:16] if plans.exists() else 'not planned'}"
 
     def planned(self) -> Planned | None:
         """None before the labeled scans are planned and preprocessed."""
@@ -85,8 +98,19 @@ class Pipeline:
         files = [run.checkpoint() for trainer in (STOCK, OURS) for run in self._runs(trainer)]
         return source_stamp([file for file in (*files, *self._test_images) if file.exists()])
 
+    def _labeled(self) -> dict[str, list[Path]]:
+        """Files of each labeled case, its mask with them."""
+        masks = mask_files(self.dataset.require_raw(), self.dataset.json, [LABELED])[LABELED]
+        scans = labeled_scans(self.dataset.require_raw(), self.dataset.json)
+        return {case: [*files, *([masks[case]] if case in masks else [])] for case, files in scans.items()}
+
+    def _preprocessed_from(self) -> list:
+        planned = Planned(self.dataset, self.dataset.plans(self.plans), self.configuration)
+        files = [file for files in self._labeled().values() for file in files]
+        return [planned.stamp, *source_stamp([file for file in files if file.exists()])]
+
     def _result(self, what: str, command: str, file: Path) -> Step:
-        done = file.exists() and self._noted()["done"].get(command) == self._made_of()
+        done = file.exists() and self._noted()["done"].get(file.name) == self._made_of()
         return Step(what, command, done, result=file)
 
     def _runs(self, trainer: str) -> list[RunFolder]:
@@ -118,24 +142,40 @@ class Pipeline:
             ending = self.dataset.json["file_ending"]
             # what nnU-Net writes last of a case, and of all
             labeled_done = all(
-                (folder / f"{case}.pkl").exists() and (masks / f"{case}{ending}").exists()
-                for case in known_cases(self.dataset)[LABELED]
+                (folder / f"{case}.pkl").exists() and (masks / f"{case}{ending}").exists() for case in self._labeled()
             )
+            # nothing is noted of what somebody preprocessed without this command
+            noted = self._noted()["done"].get(LABELED)
+            labeled_done = labeled_done and noted in (None, self._preprocessed_from())
             manifest = Manifest.read(planned.unlabeled_folder)
-            listed = unlabeled_ids(raw, self.dataset.json)
-            current = (manifest.plans, manifest.complete) == (planned.stamp, True)
-            unlabeled_done = current and manifest.cases.keys() == listed and all(map(manifest.is_whole, listed))
+            listed, problems = survey_unlabeled(raw, self.dataset.json, manifest.cases.__contains__)
+            listed = listed or {}
+            current = (manifest.plans, manifest.complete) == (planned.stamp, True) and not problems
+            unlabeled_done = current and manifest.cases.keys() == listed.keys()
+            unlabeled_done = unlabeled_done and all(manifest.is_current(*case) for case in listed.items())
         return [
-            Step("plan, and preprocess the labeled scans", plan, labeled_done),
+            Step(PLAN, plan, labeled_done),
             Step("preprocess the unlabeled scans", ours, labeled_done and unlabeled_done),
         ]
 
     def _trainings(self) -> list[Step]:
-        return [
+        stocks, ours = self._runs(STOCK), self._runs(OURS)
+        for run in (*stocks, *ours):
+            latest = run.checkpoint("checkpoint_latest.pth")
+            if run.is_trained and latest.exists() and _time(latest) > _time(run.checkpoint()):
+                raise RuntimeError(
+                    f"{run} was trained again, but not to the end, and nnU-Net would take the earlier training's "
+                    f"{run.checkpoint()}. Move that file away to go on with the new training."
+                )
+        steps = [
             Step(f"train {run}", f"{run.go_on_command()}{self._on_device}", run.is_done, run)
-            for trainer in (STOCK, OURS)
-            for run in self._runs(trainer)
+            for run in (*stocks, *ours)
         ]
+        for number, (stock, run) in enumerate(zip(stocks, ours, strict=True), len(stocks)):
+            if stock.is_trained and run.checkpoints and max(map(_time, run.checkpoints)) < _time(stock.checkpoint()):
+                what = f"train {run} again, as {STOCK} was trained after it"
+                steps[number] = Step(what, f"{run.train_command()}{self._on_device}", False, run, stale=run.path)
+        return steps
 
     def _results(self) -> list[Step]:
         folds, of_folds = (separator.join(map(str, self.folds)) for separator in (" ", "_"))
@@ -145,7 +185,8 @@ class Pipeline:
         steps = []
         test = "all" in self.folds
         if not test or (self._test_images and (raw / "labelsTs").is_dir()):
-            page = model.parent / f"comparison__{OURS}__{self.plans}__{self.configuration}.html"
+            which = f"{of_folds}{'__test' if test else ''}"
+            page = model.parent / f"comparison__{OURS}__{self.plans}__{self.configuration}__folds_{which}.html"
             command = f"nnUNetv2_crossmatch compare {of_model} -tr {STOCK} {OURS} -f {folds}{' --test' if test else ''}"
             command += f" -o {shlex.quote(str(page))}{self._workers('-np')}{f' -device {self.device}' if test else ''}"
             steps.append(self._result("compare both", command, page))
@@ -157,9 +198,9 @@ class Pipeline:
         archive = model.parent / f"{model.name}__fold_{of_folds}.zip"
         command = f"nnUNetv2_crossmatch export {ours} -o {shlex.quote(str(archive))}"
         # it is written whole or not at all
-        written = archive.stat().st_mtime_ns if archive.exists() else 0
-        done = all(run.is_trained and run.checkpoint().stat().st_mtime_ns < written for run in self._runs(OURS))
-        return [*steps, Step("export the model", command, done, result=archive)]
+        stale = archive if archive.exists() else None
+        done = all(stale and run.is_trained and _time(run.checkpoint()) < _time(stale) for run in self._runs(OURS))
+        return [*steps, Step("export the model", command, done, result=archive, stale=stale)]
 
     def do(self, step: Step) -> None:
         """Run its command, with its output as it comes.
@@ -168,44 +209,86 @@ class Pipeline:
             RuntimeError: it failed, or another process is at it: the training of a run that was killed goes on.
             KeyboardInterrupt: by SIGINT or SIGTERM; the command is ended.
         """
-        path = os.pathsep.join((os.environ.get("PATH", ""), str(Path(sys.executable).parent)))
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
         environment = {**os.environ, "PATH": path}
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if step.stale is not None:
+            with self.claimed(), claimed(step.training) if step.training else nullcontext():
+                names = (step.stale.with_name(f"earlier_{number}_{step.stale.name}") for number in count(1))
+                step.stale.rename(next(name for name in names if not name.exists()))
+        endings = [signal.SIGTERM, *([] if os.name == "nt" else [signal.SIGHUP])]
+        endings = [number for number in endings if signal.getsignal(number) != signal.SIG_IGN]  # nohup
+        before = [signal.signal(number, signal.default_int_handler) for number in endings]
         try:
-            with (
-                self._claimed() as lock,
-                subprocess.Popen(shlex.split(step.command), env=environment, pass_fds=lock) as process,
-            ):
-                try:
-                    failed = process.wait()
-                except KeyboardInterrupt:
-                    process.send_signal(signal.SIGINT)  # a terminal's Ctrl-C has reached it, too
-                    with suppress(subprocess.TimeoutExpired):
-                        process.wait(10)
-                    process.kill()
-                    raise
+            failed = self._call(step, environment)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in zip(endings, before, strict=True):
+                signal.signal(number, handler)
         if failed:
             raise RuntimeError(
                 f"failed, as it says above: {step.command}\nWhen that is mended, the same run goes on with this step."
             )
+        if step.what == PLAN:
+            self._note(LABELED, self._preprocessed_from())
         if step.result is not None:
-            content = self._noted()
-            write_json({**content, "done": {**content["done"], step.command: self._made_of()}}, self.record)
+            self._note(step.result.name, self._made_of())
+
+    def _call(self, step: Step, environment: dict[str, str]) -> int:
+        """Exit status. The command holds the locks, and with it all that it starts ends."""
+        command = shlex.split(step.command)
+        if os.name == "nt":
+            return subprocess.run(command, env=environment, check=False).returncode
+        with ExitStack() as stack:
+            files = [self._lock_file, *([lock_file(step.training)] if step.training else [])]
+            for file in files:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            descriptors = [stack.enter_context(open(file, "w")).fileno() for file in files]
+
+            def claim() -> None:
+                for descriptor in descriptors:
+                    lock(descriptor)
+
+            try:
+                process = subprocess.Popen(
+                    command, env=environment, pass_fds=descriptors, preexec_fn=claim, start_new_session=True
+                )
+            except subprocess.SubprocessError:
+                raise RuntimeError(BUSY) from None
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            raise
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # loaders outlive a training that was killed
+            process.wait()
+
+    def _note(self, what: str, made_of: list) -> None:
+        content = self._noted()
+        write_json({**content, "done": {**content["done"], what: made_of}}, self.record)
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.record.with_suffix(".lock")
 
     @contextmanager
-    def _claimed(self) -> Iterator[tuple[int, ...]]:
-        """A lock, for the command as well: one whose parent was killed goes on."""
-        if os.name == "nt":
-            yield ()
-            return
-        import fcntl  # Windows has none
+    def claimed(self) -> Iterator[None]:
+        """Hold the lock in this process.
 
-        self.record.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.record.with_suffix(".lock"), "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RuntimeError("another run is at it, or what a run that was killed has started.") from None
-            yield (lock.fileno(),)
+        Raises:
+            RuntimeError: another run has it, or what that has started.
+        """
+        self._lock_file.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._lock_file, "w") as stream:
+            if os.name != "nt":
+                try:
+                    lock(stream.fileno())
+                except (BlockingIOError, PermissionError):
+                    raise RuntimeError(BUSY) from None
+            yield
+
+
+def _time(file: Path) -> int:
+    return file.stat().st_mtime_ns

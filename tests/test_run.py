@@ -2,17 +2,25 @@
 
 import json
 import os
+import shlex
 import shutil
+import socket
+import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nnunetv2_crossmatch.cli import main
-from nnunetv2_crossmatch.pipeline import OURS, STOCK, Pipeline
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.pipeline import OURS, STOCK, Pipeline, Step
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
+from nnunetv2_crossmatch.trainers.claims import is_claimed
 from nnunetv2_crossmatch.trainers.estimate import Cost
 from tests.conftest import DATASET
 
@@ -65,6 +73,8 @@ elif arguments[0] == "preprocess":
     half()
     copy("nnUNetPlans_3d_fullres_unlabeled/*")
 else:
+    if arguments[0] == "export" and Path(option("-o")).exists():
+        sys.exit("it exists")
     if arguments[0] != "export" and "-o" in arguments:
         Path(option("-o")).touch()
     half()
@@ -78,6 +88,8 @@ def fake(dataset, monkeypatch) -> Path:
     """The folder with raw scans, not planned; what planning made of them is saved."""
     found = Dataset.find(DATASET)
     preprocess_unlabeled(Planned(found, found.plans("nnUNetPlans"), "3d_fullres"), 1)
+    pipeline = Pipeline(found, "nnUNetPlans", "3d_fullres", [0], "cpu", 1)
+    pipeline.note_costs([Cost(STOCK, 1000, (3.6, 3.6), 0, None), Cost(OURS, 250, (3.6, 7.2), 360, None)], "cpu")
     found.preprocessed.rename(dataset / "saved")
     bin_ = dataset / "bin"
     bin_.mkdir()
@@ -86,23 +98,32 @@ def fake(dataset, monkeypatch) -> Path:
         file.write_text(COMMAND.replace("{python}", sys.executable).replace("{base!r}", repr(str(dataset))))
         file.write_text(file.read_text().replace("{dataset}", DATASET))
         file.chmod(0o755)
-    monkeypatch.setenv("PATH", str(bin_), prepend=os.pathsep)
-    pipeline = Pipeline(found, "nnUNetPlans", "3d_fullres", [0], "cpu", 1)
-    pipeline.note_costs([Cost(STOCK, 1000, (3.6, 3.6), 0, None), Cost(OURS, 250, (3.6, 7.2), 360, None)], "cpu")
+        (dataset / "other").mkdir(exist_ok=True)
+        (dataset / "other" / file.name).symlink_to("/bin/false")  # of another environment
+    monkeypatch.setenv("PATH", str(dataset / "other"), prepend=os.pathsep)
+    monkeypatch.setattr("nnunetv2_crossmatch.pipeline.sys", SimpleNamespace(executable=str(bin_ / "python")))
     return dataset
+
+
+def of_fake() -> Pipeline:
+    return Pipeline(Dataset.find(DATASET), "nnUNetPlans", "3d_fullres", [0], "cpu", 1)
 
 
 def lines(base: Path) -> list[str]:
     return (base / "lines").read_text().splitlines()
 
 
-def test_killed_in_every_step_it_goes_on_there(fake, capsys):
+def until_done(base: Path, capsys: pytest.CaptureFixture) -> None:
     for _ in range(30):
         try:
-            main(RUN)
-            break
+            return main(RUN)
         except SystemExit:
-            assert f"failed, as it says above: {lines(fake)[-1]}\n" in capsys.readouterr().err
+            assert f"failed, as it says above: {lines(base)[-1]}\n" in capsys.readouterr().err
+    raise AssertionError("it does not come to an end")
+
+
+def test_killed_in_every_step_it_goes_on_there(fake, capsys):
+    until_done(fake, capsys)
     done = [line for line in lines(fake) if "crossmatch check" not in line]
     results = fake / "results" / DATASET
     model = f"-d {DATASET} -c 3d_fullres -p nnUNetPlans"
@@ -115,7 +136,7 @@ def test_killed_in_every_step_it_goes_on_there(fake, capsys):
         *["nnUNetv2_preprocess -d 901 -plans_name nnUNetPlans -c 3d_fullres -np 1"] * 2,
         *[f"nnUNetv2_crossmatch preprocess {model} -np 1"] * 2,
         *[train.format(name, option) for name in (STOCK, OURS) for option in ("", *["--c "] * 2, *["--val "] * 2)],
-        *[f"{compare}nnUNetPlans__3d_fullres.html -np 1"] * 2,
+        *[f"{compare}nnUNetPlans__3d_fullres__folds_0.html -np 1"] * 2,
         *[f"{predict}nnUNetPlans__3d_fullres/predicted_fold_0 -npp 1 -nps 1 -device cpu"] * 2,
         *[f"nnUNetv2_crossmatch export {model} -tr {OURS} -f 0 -o {archive}"] * 2,
     ]
@@ -132,11 +153,45 @@ def test_killed_in_every_step_it_goes_on_there(fake, capsys):
     states = [line for line in capsys.readouterr().out.splitlines() if line.endswith(")")]
     assert [line.split("(")[1] for line in states] == ["to do)", *["done)"] * 4, *["to do)"] * 3]
 
+    os.utime(final)
+    until_done(fake, capsys)  # export refuses a zip that is there
+    assert list(dict.fromkeys(line.split()[1] for line in lines(fake))) == ["check", "compare", "-d", "export"]
+    (fake / "lines").unlink()
+    main([*RUN, "-np", "2"])
+    assert not (fake / "lines").exists(), "another number of workers is no other result"
+
+    stock = results / f"{STOCK}__nnUNetPlans__3d_fullres" / "fold_0" / "checkpoint_final.pth"
+    os.utime(stock, (2**32, 2**32))
+    main([*RUN, "--dry-run"])
+    assert f"train {OURS} fold 0 again, as {STOCK} was trained after it (to do" in capsys.readouterr().out
+    latest = stock.with_name("checkpoint_latest.pth")
+    latest.touch()
+    os.utime(latest, (2**33, 2**33))
+    with pytest.raises(SystemExit):
+        main(RUN)
+    assert f"{stock}. Move that file away" in capsys.readouterr().err
+    latest.unlink()
+    os.utime(stock)
+    for _ in ("check", "train"):  # killed half-way
+        with pytest.raises(SystemExit):
+            main(RUN)
+    assert (final.parents[1] / "earlier_1_fold_0" / final.name).exists() and not final.exists()
+
+    scan = fake / "raw" / DATASET / "imagesUn" / "scan0_0000.nii.gz"
+    mask = fake / "raw" / DATASET / "labelsTr" / "case0.nii.gz"
+    for file, numbers in ((scan, [2]), (mask, [1, 2])):
+        os.utime(file)
+        todo = [number for number, step in enumerate(of_fake().steps()) if not step.done]
+        assert [number for number in todo if number in (1, 2)] == numbers
+
 
 def test_a_dry_run_says_what_and_how_long_and_does_nothing(fake, capsys):
+    shutil.copytree(fake / "saved", fake / "preprocessed" / DATASET)
+    (fake / "preprocessed" / DATASET / "splits_final.json").unlink(missing_ok=True)
+    before = set(fake.rglob("*"))
     main([*RUN, "--dry-run"])
     out = capsys.readouterr().out.splitlines()
-    assert not (fake / "lines").exists()
+    assert not (fake / "lines").exists() and set(fake.rglob("*")) == before
     assert out[0] == " 1 check all scans (to do)"
     assert out[1] == f"     nnUNetv2_crossmatch check -d {DATASET} -np 1"
     assert out[6] == f" 4 train {STOCK} fold 0 (to do, about 1 h 0 min)"
@@ -150,6 +205,17 @@ def test_a_dry_run_says_what_and_how_long_and_does_nothing(fake, capsys):
     (log / "debug.json").write_text('{"num_epochs": "11"}')
     main([*RUN, "--dry-run"])
     assert f" 4 train {STOCK} fold 0 (to do, about 10 min)" in capsys.readouterr().out.splitlines()
+
+    (log / "checkpoint_final.pth").touch()
+    main([*RUN, "--dry-run"])
+    assert f" 4 train {STOCK} fold 0 (to do, only its validation)" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("folds", [["7"], ["all", "0"]])
+def test_folds_that_are_none_are_refused(fake, capsys, folds):
+    with pytest.raises(SystemExit):
+        main([*RUN, "-f", *folds])
+    assert f"-f {folds[0]}: " in capsys.readouterr().err and not (fake / "lines").exists()
 
 
 def test_without_figures_it_measures_as_soon_as_a_step_can_be_taken(fake, monkeypatch, capsys):
@@ -169,14 +235,13 @@ def test_without_figures_it_measures_as_soon_as_a_step_can_be_taken(fake, monkey
         main([*RUN, "--dry-run"])
         assert capsys.readouterr().out.endswith("Trainings that are not done: about 2 h 0 min.\n")
     assert measured == [[STOCK, OURS]], "once"
-    assert json.loads(record.read_text())["costs"].keys() == {"cpu"}
+    assert json.loads(record.read_text())["costs"].popitem()[0].startswith(f"cpu, {socket.gethostname()}, ")
 
 
 def test_what_a_killed_run_has_started_is_not_started_twice(fake, capsys):
-    running = Pipeline(Dataset.find(DATASET), "nnUNetPlans", "3d_fullres", [0], "cpu")
-    with running._claimed(), pytest.raises(SystemExit):
+    with of_fake().claimed(), pytest.raises(SystemExit):
         main(RUN)
-    assert "another run is at it" in capsys.readouterr().err
+    assert "another run or a sweep is at it" in capsys.readouterr().err
     assert not (fake / "lines").exists()
 
 
@@ -188,3 +253,38 @@ def test_auto_is_the_best_that_is_there(monkeypatch, capsys, cuda, mps, device):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert as_device("auto") == torch.device(device) and as_device("cpu") == torch.device("cpu")
     assert ("no GPU was found" in capsys.readouterr().err) == (device == "cpu")
+
+
+def test_a_command_holds_its_training_and_all_that_it_starts_ends_with_it(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path / "Dataset901_A" / f"{STOCK}__nnUNetPlans__3d_fullres" / "fold_0")
+    pipeline = Pipeline(Dataset(None, tmp_path / "Dataset901_A", {}), "nnUNetPlans", "3d_fullres", [0], "cpu")
+    monkeypatch.setattr(Pipeline, "record", tmp_path / "record.json")
+    script = f"""
+import fcntl, os, signal, time
+if os.fork() == 0:
+    open({str(tmp_path / "loader")!r}, "w").write(str(os.getpid()))
+    time.sleep(100)
+while not (os.path.exists({str(tmp_path / "loader")!r}) and os.path.getsize({str(tmp_path / "loader")!r})):
+    time.sleep(0.01)
+while not os.path.exists({str(tmp_path / "seen")!r}):
+    time.sleep(0.01)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    command = f"{sys.executable} -c {shlex.quote(script)}"
+    held = []
+
+    def look():
+        while not (tmp_path / "loader").exists():
+            time.sleep(0.01)
+        held.append(is_claimed(run))
+        (tmp_path / "seen").touch()
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    with pytest.raises(RuntimeError, match="failed, as it says above"):
+        pipeline.do(Step("train", command, False, run))
+    looking.join()
+    assert held == [True] and not is_claimed(run)
+    loader = int((tmp_path / "loader").read_text())
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(loader)], capture_output=True, text=True).stdout
+    assert state.strip()[:1] in ("", "Z")

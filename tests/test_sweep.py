@@ -21,9 +21,10 @@ from nnunetv2_crossmatch.comparison import page
 from nnunetv2_crossmatch.nnunet.run_folder import Progress, RunFolder
 from nnunetv2_crossmatch.sweep import clusters, matrix
 from nnunetv2_crossmatch.sweep.clusters import Local
-from nnunetv2_crossmatch.sweep.runs import Training, claimed, job_folder
+from nnunetv2_crossmatch.sweep.runs import Training
 from nnunetv2_crossmatch.sweep.table import Table, format_table
 from nnunetv2_crossmatch.trainers import launch
+from nnunetv2_crossmatch.trainers.claims import claimed, job_folder
 from tests.conftest import DATASET
 
 SMOKE = "nnUNetTrainerCrossMatch_smoke"

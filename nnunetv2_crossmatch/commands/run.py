@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
 
     from nnunetv2_crossmatch.pipeline import Pipeline, Step
+    from nnunetv2_crossmatch.preprocessing.dataset import Dataset
     from nnunetv2_crossmatch.trainers.estimate import Cost
 
 
@@ -29,27 +30,44 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from nnunetv2_crossmatch.pipeline import Pipeline
     from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
-    from nnunetv2_crossmatch.preprocessing.splits import every_fold
 
     dataset = find_dataset(arguments.d)
     device = as_device(arguments.device)
-    prepare_splits(dataset)
-    folds = list(dict.fromkeys(arguments.f or every_fold(dataset.preprocessed)))
-    pipeline = Pipeline(dataset, arguments.p, arguments.c, folds, device.type, arguments.np)
+    pipeline = Pipeline(dataset, arguments.p, arguments.c, folds_of(dataset, arguments.f), device.type, arguments.np)
     costs = known_costs(pipeline, device)
     steps = pipeline.steps()
     print(*plan_of(steps, costs), sep="\n", flush=True)
     if arguments.dry_run:
         return
-    for number in range(len(steps)):
-        step = pipeline.steps()[number]  # as the steps before have left it
-        if step.done:
-            continue
+    begun: set[str] = set()
+    while step := next((step for step in steps if not step.done and step.what not in begun), None):
+        begun.add(step.what)
+        if step.training:
+            prepare_splits(dataset)
         if step.training and not costs and (costs := known_costs(pipeline, device)):
-            print(*plan_of(pipeline.steps(), costs), sep="\n")
-        print(f"\n[{number + 1} of {len(steps)}] {step.command}", flush=True)
+            print(*plan_of(steps, costs), sep="\n")
+        print(f"\n[{steps.index(step) + 1} of {len(steps)}] {step.command}", flush=True)
         pipeline.do(step)
+        steps = pipeline.steps()  # as this one has left them; imagesTs may have come
     print("\nDone.", *(f"{step.what}: {step.result}" for step in steps if step.result), sep="\n")
+
+
+def folds_of(dataset: "Dataset", folds: "list[int | str] | None") -> "list[int | str]":
+    """Those asked for, or all of the split that is there or will be; nothing is written.
+
+    Raises ValueError: see :func:`require_folds`.
+    """
+    from nnunetv2_crossmatch.preprocessing.content import LABELED
+    from nnunetv2_crossmatch.preprocessing.reconcile import known_cases
+    from nnunetv2_crossmatch.preprocessing.splits import draw_splits, read_patients, read_splits, require_folds
+
+    splits = read_splits(dataset.preprocessed)
+    if not splits:
+        patients = read_patients(dataset.require_raw()) or read_patients(dataset.preprocessed)
+        splits = draw_splits(known_cases(dataset)[LABELED], patients)
+    chosen = list(dict.fromkeys(folds or [*range(len(splits))] or ["all"]))
+    require_folds(dataset.name, chosen, len(splits))
+    return chosen
 
 
 def known_costs(pipeline: "Pipeline", device: "torch.device") -> "list[Cost]":
@@ -63,9 +81,10 @@ def known_costs(pipeline: "Pipeline", device: "torch.device") -> "list[Cost]":
     begun = all(step.training.checkpoints for step in pipeline.steps() if step.training)
     if planned is None or costs or begun:
         return costs
-    costs = measure_all(planned, [STOCK, OURS], device)
+    with pipeline.claimed():
+        costs = measure_all(planned, [STOCK, OURS], device)
+        pipeline.note_costs(costs, name)
     print(*as_text(costs, device), "", sep="\n")
-    pipeline.note_costs(costs, name)
     return costs
 
 
@@ -74,15 +93,19 @@ def plan_of(steps: "list[Step]", costs: "list[Cost]") -> list[str]:
     from nnunetv2_crossmatch.utilities.durations import duration
 
     lines, total, unknown = [], [0.0, 0.0], False
-    hours = {cost.trainer: cost.hours for cost in costs}
+    of_trainer = {cost.trainer: cost for cost in costs}
     for number, step in enumerate(steps, 1):
         state = "done" if step.done else "to do"
         if step.training and not step.done:
-            left = step.training.progress().left
+            cost = of_trainer.get(step.training.trainer)
+            left = None if step.stale else step.training.progress().left
+            if step.training.is_trained and not step.stale:
+                left, state = 0.0, f"{state}, only its validation"
             if left is not None:
-                times = [left, left]
-            elif step.training.trainer in hours:
-                times = sorted(3600 * h for h in hours[step.training.trainer])
+                seconds = left + (cost.validation_seconds if cost else 0)
+                times = [seconds, seconds] if seconds else []
+            elif cost:
+                times = sorted(3600 * h for h in cost.hours)
             else:
                 times, unknown = [], True
             total = [sum(both) for both in zip(total, times, strict=True)] if times else total

@@ -74,6 +74,15 @@ def every_fold(preprocessed_folder: Path) -> list[int | str]:
     return [*range(len(read_splits(preprocessed_folder)))] or ["all"]
 
 
+def require_folds(dataset: str, folds: Iterable[int | str], count: int) -> None:
+    """Raises ValueError: a fold that is none of ``count``, or ``all`` beside others."""
+    folds = list(folds)
+    if "all" in folds and len(set(folds)) > 1:
+        raise ValueError("-f all: it holds no case out and cannot be compared with other folds. Train it alone.")
+    if wrong := [str(fold) for fold in folds if isinstance(fold, int) and fold >= count]:
+        raise ValueError(f"-f {' '.join(wrong)}: {dataset} has {count} folds, counted from 0.")
+
+
 def _why_no_fold(fold: object) -> str | None:
     if not isinstance(fold, dict):
         return 'is not of the form {"train": ["case id", ...], "val": ["case id", ...]}'
@@ -99,23 +108,30 @@ def new_splits(preprocessed_folder: Path) -> str:
 
 
 def ensure_splits(preprocessed_folder: Path, cases: list[str], patients: dict[str, str]) -> None:
-    """Write ``splits_final.json`` unless there is one: min(5, patients) folds, none with one patient only.
+    """Write ``splits_final.json`` with :func:`draw_splits` unless there is one, or no fold to write."""
+    splits = [] if (preprocessed_folder / SPLITS).exists() else draw_splits(cases, patients)
+    if not splits:
+        return
+    with locked(preprocessed_folder / f".{SPLITS}.lock"):  # a second process must not replace what the first reads
+        if not (preprocessed_folder / SPLITS).exists():
+            write_json(splits, preprocessed_folder / SPLITS)
+
+
+def draw_splits(cases: Iterable[str], patients: dict[str, str]) -> list[dict[str, list[str]]]:
+    """min(5, patients) folds, none with one patient only.
 
     A case without a known patient is its own patient, and then the folds are nnU-Net's own.
     """
     by_patient: dict[str, list[str]] = defaultdict(list)
     for case in sorted(cases):
         by_patient[patients.get(case, case)].append(case)
-    if (preprocessed_folder / SPLITS).exists() or len(by_patient) < 2:
-        return
+    if len(by_patient) < 2:
+        return []
     splits = generate_crossval_split(sorted(by_patient), seed=12345, n_splits=min(5, len(by_patient)))
-    expanded = [
+    return [
         {part: [case for patient in split[part] for case in by_patient[patient]] for part in ("train", "val")}
         for split in splits
     ]
-    with locked(preprocessed_folder / f".{SPLITS}.lock"):  # a second process must not replace what the first reads
-        if not (preprocessed_folder / SPLITS).exists():
-            write_json(expanded, preprocessed_folder / SPLITS)
 
 
 def validation_patients(preprocessed_folder: Path, fold: int | str, patients: dict[str, str]) -> set[str]:

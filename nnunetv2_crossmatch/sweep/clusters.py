@@ -17,7 +17,8 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
-from nnunetv2_crossmatch.sweep.runs import Training, is_claimed, job_folder
+from nnunetv2_crossmatch.sweep.runs import Training
+from nnunetv2_crossmatch.trainers.claims import is_claimed, job_folder
 from nnunetv2_crossmatch.utilities.files import write_json
 
 YEAR = 365 * 24 * 60  # minutes; submitit wants a limit

@@ -10,7 +10,7 @@ from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.nnunet.trainer_class import find_trainer_class
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
-from nnunetv2_crossmatch.preprocessing.splits import every_fold, read_splits
+from nnunetv2_crossmatch.preprocessing.splits import every_fold, read_splits, require_folds
 from nnunetv2_crossmatch.sweep.clusters import Cluster
 from nnunetv2_crossmatch.sweep.table import Table
 
@@ -37,15 +37,11 @@ def make_runs(
     if folds is None:
         prepare_splits(found, preprocessed_cases(cases))
         folds = every_fold(found.preprocessed)
-    if "all" in folds and len(set(folds)) > 1:
-        raise ValueError("-f all: it holds no case out and cannot be compared with other folds. Sweep it alone.")
     for trainer in trainers:
         find_trainer_class(trainer)
-    if numbers := [fold for fold in folds if isinstance(fold, int)]:
+    if set(folds) != {"all"}:
         prepare_splits(found, preprocessed_cases(cases))
-        count = len(read_splits(found.preprocessed))
-        if wrong := [str(fold) for fold in numbers if fold >= count]:
-            raise ValueError(f"-f {' '.join(wrong)}: {found.name} has {count} folds, counted from 0.")
+    require_folds(found.name, folds, len(read_splits(found.preprocessed)))
     return [
         RunFolder.of(found.name, trainer, plans, configuration, fold)
         for fold in dict.fromkeys(folds)

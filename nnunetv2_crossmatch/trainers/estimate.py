@@ -147,25 +147,36 @@ def _epoch_seconds(trainer: nnUNetTrainer, seconds: float) -> tuple[float, float
     trainer.on_epoch_start()
     trainer.on_train_epoch_start()
     count, count_val = trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch
-    outputs, times = _take(lambda: trainer.train_step(next(trainer.dataloader_train)), count, seconds)
+    queued, queued_val = (
+        2 * getattr(some, "num_cached", 0) for some in (trainer.dataloader_train, trainer.dataloader_val)
+    )
+    outputs, times = _take(lambda: trainer.train_step(next(trainer.dataloader_train)), count, seconds, queued)
     trainer.on_train_epoch_end(outputs)
     with torch.no_grad():
         trainer.on_validation_epoch_start()
         outputs, times_val = _take(
-            lambda: trainer.validation_step(next(trainer.dataloader_val)), count_val, seconds / 3
+            lambda: trainer.validation_step(next(trainer.dataloader_val)), count_val, seconds / 3, queued_val
         )
         trainer.on_validation_epoch_end(outputs)
     trainer.on_epoch_end()
     rest = time.perf_counter() - start - sum(times) - sum(times_val)
-    step, step_val = (float(np.mean(some[len(some) // 3 :])) for some in (times, times_val))
+    step = float(np.mean(times[queued + 1 :] or times[len(times) // 3 :]))
+    step_val = float(np.mean(times_val[queued_val + 1 :] or times_val[len(times_val) // 3 :]))
     return count * step + count_val * step_val + rest, step_val
 
 
-def _take(step: Callable[[], dict], count: int, seconds: float) -> tuple[list[dict], list[float]]:
-    """Results and seconds of steps: ``count`` at most."""
+def _take(step: Callable[[], dict], count: int, seconds: float, queued: int) -> tuple[list[dict], list[float]]:
+    """Results and seconds of steps: ``count`` at most.
+
+    The clock starts after the first, which may compile, and the ``queued`` batches that loaders have made before; where
+    these take twice as long as asked for, no loader is waited for.
+    """
+    first = queued + 1
     results: list[dict] = []
     times: list[float] = []
-    while len(times) < count and (len(times) < FEWEST or sum(times) < seconds):
+    while len(times) < count and (
+        len(times) < FEWEST or (sum(times[first:]) < seconds and sum(times[1:]) < 2 * seconds)
+    ):
         start = time.perf_counter()
         results.append(step())  # gives numbers, so a GPU has finished it
         times.append(time.perf_counter() - start)

@@ -46,8 +46,8 @@ def test_an_epoch_is_that_many_steps_and_the_first_ones_do_not_count(monkeypatch
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(estimate, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     trainer = FakeTrainer(clock)
-    assert estimate._epoch_seconds(trainer, 110.0) == (250 * 2 + 50 * 1 + 5, 1)
-    assert trainer.steps == 6
+    assert estimate._epoch_seconds(trainer, 10.0) == (250 * 2 + 50 * 1 + 5, 1)
+    assert trainer.steps == 1 + 10 / 2
     monkeypatch.setattr(trainer, "num_iterations_per_epoch", 2)
     assert estimate._epoch_seconds(trainer, 1000.0)[0] == 2 * 2 + 50 * 1 + 5
 
