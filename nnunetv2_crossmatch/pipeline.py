@@ -60,7 +60,7 @@ class Pipeline:
     num_processes: int | None = None
 
     def steps(self) -> list[Step]:
-        """As they stand now; their number stays the same."""
+        """As they stand now."""
         steps = [*self._preparation(), *self._trainings(), *self._results()]
         check = f"nnUNetv2_crossmatch check -d {self.dataset.name}{self._workers('-np')}"
         # done anew each time: seconds, where nothing has changed

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, as_device, as_trainer
+from nnunetv2_crossmatch.utilities.tables import aligned
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +66,7 @@ def as_text(costs: "list[Cost]", device: "torch.device") -> list[str]:
         shares = cost.hours[0] / stock, cost.hours[1] / stock
         row = (_range(cost.epoch_seconds), str(cost.epochs), _range(cost.hours), _range(shares), memory)
         rows.append((cost.trainer, *row))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = aligned(rows)
     if any(cost.epoch_seconds[0] != cost.epoch_seconds[1] for cost in costs):
         lines.append("from ... to: self-training never begins, or begins with the first epochs")
     whose = "torch's tensors on the GPU" if device.type == "cuda" else "the process, data loaders apart"

@@ -49,6 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"\n[{steps.index(step) + 1} of {len(steps)}] {step.command}", flush=True)
         pipeline.do(step)
         steps = pipeline.steps()  # as this one has left them; imagesTs may have come
+    if left := [step.command for step in steps if not step.done]:
+        raise RuntimeError("\n".join(["these ended without an error, and yet something is left to do:", *left]))
     print("\nDone.", *(f"{step.what}: {step.result}" for step in steps if step.result), sep="\n")
 
 

@@ -12,6 +12,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2_crossmatch.comparison.runs import read_run
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.self_training.rounds import Figures
+from nnunetv2_crossmatch.utilities.tables import aligned
 
 Row = dict[str, Any]
 _OF_ROUND = {"round": "round", "scans": "scans", "left_out": "left out", "changed": "changed"}
@@ -111,8 +112,7 @@ def as_text(rows: list[Row]) -> list[str]:
             once = [*map(_cell, (summed[key] for key in _OF_ROUND))] if i == 0 else [""] * len(_OF_ROUND)
             last = [_cell(summed[key]) if i == 0 else "" for key in _LAST]
             lines.append([*once, *(_cell(means[key]) for key in _OF_CLASS), *last])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return aligned(lines)
 
 
 def _cell(value: float | str | None) -> str:

@@ -5,6 +5,7 @@ import sys
 
 from nnunetv2_crossmatch.nnunet.run_folder import Progress, RunFolder
 from nnunetv2_crossmatch.utilities.durations import duration
+from nnunetv2_crossmatch.utilities.tables import aligned
 
 TITLES = ("trainer", "fold", "state", "epoch", "s/epoch", "trained", "left", "")
 UP, CLEAR = "\x1b[{}F", "\x1b[J"
@@ -44,9 +45,7 @@ def format_table(
         left = progress[run].left if state in ("waiting", "running") else None
         times = (duration(elapsed) if elapsed else "", "" if left is None else duration(left))
         rows.append((run.trainer, str(run.fold), state, reached, per_epoch, *times, errors.get(run, "")))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [*lines, _done(states)]
+    return [*aligned(rows), _done(states)]
 
 
 def _done(states: dict[RunFolder, str]) -> str:
