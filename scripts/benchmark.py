@@ -9,12 +9,16 @@ method that draws what it computes.
 E and D are one encoder and one decoder pass; CrossMatchPaper needs (12E + 22D)/(3E + 3D) of a supervised step at least:
 4 encoder and 7 decoder passes with gradient, and a teacher decoding without.
 
+With --device meta everything is on paper: no data, no GPU, and what a step would need on one, in mixed precision as
+nnU-Net trains there.
+
 With --epochs every trainer runs whole epochs by itself instead, with its data loaders: how long they take, how long
 a step waits for data, and what a labeled and an unlabeled batch cost a worker.
 
 example: python scripts/benchmark.py -d 4 -tr nnUNetTrainerCrossMatch nnUNetTrainerCrossMatchPaper
          python scripts/benchmark.py -d 4 -tr nnUNetTrainerACTION --at 0.5 --set lambda_anco=0 --steps 0
          python scripts/benchmark.py -d 4 -tr nnUNetTrainerCrossMatch --device cuda --synthetic --out gpu.json
+         python scripts/benchmark.py -d 4 -tr nnUNetTrainerCrossMatchPaper --device meta
 """
 
 import argparse
@@ -43,6 +47,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
@@ -52,6 +57,14 @@ from nnunetv2_crossmatch.nnunet.loaders import labeled_loader
 
 STOCK = "nnUNetTrainer"
 LOADERS = {"dataloader_train", "dataloader_unlabeled"}
+AUTOCAST = {  # the functions of a step that CUDA's autocast runs in another precision, of those that hold memory
+    torch.float16: ((functional, "conv2d conv3d conv_transpose2d conv_transpose3d linear"),),
+    torch.float32: (
+        (functional, "softmax log_softmax cross_entropy binary_cross_entropy_with_logits normalize"),
+        (torch, "softmax"),
+        (torch.Tensor, "softmax"),
+    ),
+}
 ON_DEVICE_AUGMENTATION = ("strong_view", "strong_mix", "draw_boxes", "paste", "draw_channel_masks")
 
 
@@ -122,6 +135,33 @@ class TimedLoader:
         return batch
 
 
+@contextlib.contextmanager
+def on_paper() -> Iterator[None]:
+    """Steps on torch's device ``meta``, whose tensors have shapes and no values, as they would be on CUDA.
+
+    Where the host asks for numbers it gets ones. Autocast does not know the device.
+    """
+
+    def in_precision(function: Callable, dtype: torch.dtype) -> Callable:
+        def cast(*args, **kwargs):
+            of_dtype = lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor  # noqa: E731
+            args, kwargs = tree_map_only(torch.Tensor, of_dtype, (args, kwargs))
+            return function(*args, **kwargs)
+
+        return cast
+
+    with contextlib.ExitStack() as patches:
+        for dtype, rooms in AUTOCAST.items():
+            for room, names in rooms:
+                for name in names.split():
+                    patches.enter_context(patch.object(room, name, in_precision(getattr(room, name), dtype)))
+        patches.enter_context(patch.object(torch.Tensor, "cpu", lambda t: torch.ones(tuple(t.shape), dtype=t.dtype)))
+        patches.enter_context(patch.object(torch.Tensor, "__bool__", lambda t: True))
+        beta = torch.distributions.Beta
+        patches.enter_context(patch.object(beta, "sample", lambda drawn: torch.empty_like(drawn.concentration1)))
+        yield
+
+
 def trainer_class(name: str, constants: dict) -> type:
     cls = recursive_find_trainer_class_by_name(name)
     if constants and hasattr(cls, "constants"):
@@ -138,7 +178,7 @@ def build(name: str, arguments: argparse.Namespace, *, compiled: bool = True):
         cls = trainer_class(name, arguments.set)
         device = torch.device(arguments.device)
         trainer = cls(plans, arguments.c, "all", load_json(str(folder / "dataset.json")), device)
-        if arguments.synthetic:
+        if arguments.synthetic or arguments.device == "meta":
             trainer.initialize()
             labeled, unlabeled = made_up(trainer)
             trainer.dataloader_train, trainer.dataloader_unlabeled = repeat(labeled), repeat(unlabeled)
@@ -341,6 +381,9 @@ def run(arguments: argparse.Namespace) -> dict[str, dict]:
     names = [STOCK, *(name for name in arguments.tr if name != STOCK)]
     if arguments.epochs:
         return {name: epoch_times(name, arguments) for name in names}
+    if arguments.device == "meta":
+        with on_paper():
+            return {name: cost(name, arguments) for name in names}
     results = {name: cost(name, arguments) for name in names}
     if arguments.steps:
         trainers = {name: build(name, arguments) for name in names}
@@ -392,7 +435,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-c", default="3d_fullres", help="configuration")
     parser.add_argument("-p", default="nnUNetPlans", help="plans")
     parser.add_argument("-tr", nargs="+", default=["nnUNetTrainerCrossMatch"], help=f"trainers, beside {STOCK}")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or meta (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="steps to time; 0 for FLOPs and memory alone")
     parser.add_argument("--warm-up", type=int, default=3, help="steps before that, which compile and choose algorithms")
     parser.add_argument("--epochs", type=int, default=0, help="time so many whole epochs instead")

@@ -25,6 +25,7 @@ end=$((SECONDS + 60 * minutes)) failed=0
 device=cuda benches="acdc-3,27,2d la-8,18,3d_fullres" bill=8000 batches=2000 steps=(--steps 20)
 if [ "$dry" ]; then
     device=cpu benches=toy,99,2d bill=300 batches=10 steps=(--steps 2 --warm-up 1) data=$folder
+    export nnUNet_n_proc_DA=1
 fi
 
 part() { # name, command: once, and no longer than there is time

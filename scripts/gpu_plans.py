@@ -1,7 +1,7 @@
 """Plans of networks as users train them, by nnU-Net's own planners, for benchmark.py --synthetic; needs no data.
 
-991: 2d of ACDC. 992: 3d_fullres of 128x128x128 voxels and six levels. 993: the same scans, ResEnc L. With --toy
-they are tiny, and FOLDER/Toy holds scans for gap.py's bench of that name.
+991: 2d of ACDC. 992: 3d_fullres of 128x128x128 voxels and six levels. 993: the same scans, ResEnc L. 994: for a GPU of
+11 GB. 995: ResEnc XL. With --toy they are tiny, and FOLDER/Toy holds scans for gap.py's bench of that name.
 
 example: python scripts/gpu_plans.py FOLDER
 """
@@ -16,10 +16,12 @@ import SimpleITK as sitk
 
 SCANS = 200  # nnU-Net limits the batch by their number
 ISOTROPIC = ((1.0, 1.0, 1.0), (150, 150, 150))
-PLANS = {  # dataset: configuration, planner, spacing in mm and median shape
-    "Dataset991_ACDC": ("2d", "ExperimentPlanner", ((10.0, 1.5625, 1.5625), (9, 256, 216))),
-    "Dataset992_Isotropic": ("3d_fullres", "ExperimentPlanner", ISOTROPIC),
-    "Dataset993_ResEncL": ("3d_fullres", "nnUNetPlannerResEncL", ISOTROPIC),
+PLANS = {  # dataset: configuration, planner, GB of the GPU planned for, spacing in mm and median shape
+    "Dataset991_ACDC": ("2d", "ExperimentPlanner", 8, ((10.0, 1.5625, 1.5625), (9, 256, 216))),
+    "Dataset992_Isotropic": ("3d_fullres", "ExperimentPlanner", 8, ISOTROPIC),
+    "Dataset993_ResEncL": ("3d_fullres", "nnUNetPlannerResEncL", 24, ISOTROPIC),
+    "Dataset994_11GB": ("3d_fullres", "ExperimentPlanner", 11, ISOTROPIC),
+    "Dataset995_ResEncXL": ("3d_fullres", "nnUNetPlannerResEncXL", 40, ISOTROPIC),
 }
 
 
@@ -40,7 +42,7 @@ def make_plans(base: Path, name: str, *, toy: bool) -> None:
     from nnunetv2.experiment_planning.plan_and_preprocess_api import plan_experiments
     from small_plans import shrink
 
-    configuration, planner, (spacing, shape) = PLANS[name]
+    configuration, planner, gigabytes, (spacing, shape) = PLANS[name]
     raw, preprocessed = base / "raw" / name, base / "preprocessed" / name
     write_scans(raw, 1)
     dataset = json.loads((raw / "dataset.json").read_text())
@@ -55,7 +57,7 @@ def make_plans(base: Path, name: str, *, toy: bool) -> None:
         "foreground_intensity_properties_per_channel": {},
     }
     (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(fingerprint))
-    plan_experiments([int(name[7:10])], planner, overwrite_plans_name="nnUNetPlans")
+    plan_experiments([int(name[7:10])], planner, gigabytes, overwrite_plans_name="nnUNetPlans")
     if toy:
         file = preprocessed / "nnUNetPlans.json"
         plans = json.loads(file.read_text())

@@ -7,11 +7,15 @@ its arguments are pickled, and it has the environment and the folder of the proc
 import multiprocessing
 import os
 import runpy
+import subprocess
 import sys
+import tempfile
 from importlib.metadata import entry_points
 from multiprocessing import context, resource_tracker, spawn
+from multiprocessing.connection import Connection, Listener
 from multiprocessing.forkserver import _forkserver
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -45,14 +49,32 @@ multiprocessing.set_forkserver_preload(
 )
 
 
-def call(command: list[str], environment: dict[str, str], output: Path, timeout: float) -> int:
-    """Run an installed command, or a script if it ends with .py; returns its exit status.
+# Python without its packages starts in a moment; what is neither a script of ours nor a command is Python's own affair
+ASK = """#!{python} -IS
+import os, sys
+from multiprocessing.connection import Client
+name, arguments = os.path.basename(sys.argv[0]), sys.argv[1:]
+if name == "python":
+    if not arguments[0].endswith(".py"):
+        os.execv("{python}", ["{python}", *arguments])
+    name = arguments.pop(0)
+with Client("{address}", authkey=b"warm") as connection:
+    connection.send(([name, *arguments], dict(os.environ), os.getcwd()))
+    status, output = connection.recv()
+print(output, end="")
+sys.exit(status)
+"""
+
+
+def call(command: list[str], environment: dict[str, str], output: Path, timeout: float, folder: str = ".") -> int:
+    """Run an installed command, or a script if it ends with .py, in ``folder``; returns its exit status.
 
     Args:
         output: file for what it prints.
         timeout: in seconds.
     """
-    process = multiprocessing.get_context("forkserver").Process(target=_run, args=(command, environment, output))
+    arguments = (command, environment, output, folder)
+    process = multiprocessing.get_context("forkserver").Process(target=_run, args=arguments)
     process.start()
     process.join(timeout)
     if process.exitcode is None:
@@ -61,8 +83,38 @@ def call(command: list[str], environment: dict[str, str], output: Path, timeout:
     return process.exitcode
 
 
-def _run(command: list[str], environment: dict[str, str], output: Path) -> None:
+def run_shell(*command: str, folder: Path, timeout: float) -> subprocess.CompletedProcess:
+    """Run a script of the shell, for which ``folder`` gets a ``$PYTHON`` and installed commands that are warm."""
+    with Listener(str(folder / "socket"), authkey=b"warm") as listener:
+        names = ["python", *(entry.name for entry in entry_points(group="console_scripts") if "nnUNet" in entry.name)]
+        for name in names:
+            (folder / name).write_text(ASK.format(python=sys.executable, address=listener.address))
+            (folder / name).chmod(0o755)
+        Thread(target=_serve, args=(listener, timeout), daemon=True).start()
+        environment = {**os.environ, "PYTHON": str(folder / "python"), "PATH": f"{folder}:{os.environ['PATH']}"}
+        return subprocess.run(["bash", *command], env=environment, timeout=timeout)
+
+
+def _serve(listener: Listener, timeout: float) -> None:
+    while True:
+        try:
+            connection = listener.accept()
+        except OSError:  # closed
+            return
+        Thread(target=_answer, args=(connection, timeout), daemon=True).start()
+
+
+def _answer(connection: Connection, timeout: float) -> None:
+    command, environment, folder = connection.recv()
+    with tempfile.NamedTemporaryFile("r") as output:
+        status = call(command, environment, Path(output.name), timeout, folder)
+        connection.send((status, output.read()))
+
+
+def _run(command: list[str], environment: dict[str, str], output: Path, folder: str) -> None:
     os.environ.update(environment)
+    os.chdir(folder)
+    sys.executable = environment.get("PYTHON", sys.executable)
     with output.open("w") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)

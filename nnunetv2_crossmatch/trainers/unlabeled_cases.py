@@ -92,7 +92,24 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
 
     def run_training(self) -> None:
         require_main_guard()  # or it would fail after the last epoch, when nnU-Net starts processes to validate
-        super().run_training()
+        try:
+            super().run_training()
+        except torch.OutOfMemoryError as e:
+            raise RuntimeError(self._does_not_fit()) from e
+
+    def _does_not_fit(self) -> str:
+        """What to do when the GPU's memory is not enough."""
+        planned, less = self.planned, f"{self.plans_manager.plans_name}Smaller"
+        dataset, configuration = planned.dataset.name, planned.configuration_name
+        return (
+            f"{type(self).__name__} does not fit into the memory of the GPU. Look with nvidia-smi whether another "
+            "program holds some of it; what was trained is kept, and the same command with --c goes on. If the GPU is "
+            f"too small, plan for less of it and train with -p {less}:\n"
+            f"nnUNetv2_plan_experiment -d {dataset} -gpu_memory_target GB -overwrite_plans_name {less}\n"
+            f"nnUNetv2_preprocess -d {dataset} -plans_name {less} -c {configuration}\n"
+            f"nnUNetv2_crossmatch preprocess -d {dataset} -p {less} -c {configuration}\n"
+            "What each trainer needs: scripts/README.md (nnUNetTrainerCrossMatch hardly more than nnUNetTrainer)."
+        )
 
     def on_train_start(self) -> None:
         super().on_train_start()

@@ -85,6 +85,24 @@ def test_steps_stay_near_the_floor_and_within_their_limits(plans, configuration)
     assert default["peak_bytes"] / stock["peak_bytes"] <= 1.3  # the moving average is an eighth of so small a batch
 
 
+def test_on_paper_a_step_is_as_in_mixed_precision(plans, monkeypatch):
+    """What holds memory here the CPU's autocast runs in the same precision as CUDA's."""
+    name = "nnUNetTrainerMeanTeacher"
+    arguments = parse(name, configuration="3d_fullres", plans=plans, options="--steps 0 --device meta")
+    on_paper = benchmark.run(arguments)
+    arguments.device, arguments.synthetic = "cpu", True
+    full = benchmark.run(arguments)
+    half = lambda *_: torch.autocast("cpu", torch.float16)  # noqa: E731
+    monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.dummy_context", half)
+    monkeypatch.setattr("nnunetv2_crossmatch.trainers.semi_supervised.nullcontext", half)
+    in_half = benchmark.run(arguments)
+    for trainer in ("nnUNetTrainer", name):
+        assert on_paper[trainer]["flops"] == full[trainer]["flops"]
+        assert on_paper[trainer]["step_bytes"] == pytest.approx(in_half[trainer]["step_bytes"], rel=0.05)
+        assert on_paper[trainer]["step_bytes"] < 0.7 * full[trainer]["step_bytes"]
+    assert torch.ones(1).cpu().item() == 1, "everything is as before"
+
+
 def test_times_waits_and_shares_are_measured_and_written(dataset, tmp_path, monkeypatch, capsys):
     out = tmp_path / "benchmark.json"
     line = f"-d 901 -p nnUNetPlansSmall --steps 3 --warm-up 1 --synthetic --out {out} -tr nnUNetTrainerFixMatch"

@@ -41,6 +41,18 @@ def test_lambda_zero_is_the_supervised_step_exactly(make_trainer, configuration)
     assert all(torch.equal(a, b) for a, b in zip(weights(stock), weights(ours), strict=True))
 
 
+def test_a_network_that_does_not_fit_is_told_how_to_plan_a_smaller_one(make_trainer, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    trainer = make_trainer(Smoke)
+    monkeypatch.setattr(type(trainer), "train_step", full)
+    with pytest.raises(RuntimeError, match="does not fit") as e:
+        trainer.run_training()
+    assert isinstance(e.value.__cause__, torch.OutOfMemoryError)
+    assert "-gpu_memory_target" in str(e.value) and trainer.plans_manager.dataset_name in str(e.value)
+
+
 def test_unlabeled_gradients_are_added_to_the_supervised_ones(make_trainer):
     ours, supervised = (start(make_trainer(cls)) for cls in (Smoke, Supervised))
     supervised.network.load_state_dict(ours.network.state_dict())
