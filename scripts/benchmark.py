@@ -312,6 +312,7 @@ def epoch_times(name: str, arguments: argparse.Namespace) -> dict:
             super().__init__(plans, configuration, fold, dataset_json, device)
             self.num_epochs = arguments.epochs + 1
             self.disable_checkpointing = True
+            self.ready_at = 0  # of a trainer that waits: its epochs are of self-training
 
         def on_train_start(self):
             super().on_train_start()
@@ -366,7 +367,7 @@ def machine(arguments: argparse.Namespace) -> dict:
     cuda = arguments.device.startswith("cuda")
     return {
         "date": date.today().isoformat(),
-        "device": torch.cuda.get_device_name(arguments.device) if cuda else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(arguments.device) if cuda else f"{arguments.device}, {platform.machine()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -392,6 +393,8 @@ def run(arguments: argparse.Namespace) -> dict[str, dict]:
             ratios = [own / stock for own, stock in zip(times[name], times[STOCK], strict=True)]
             results[name] |= {"step_seconds": spread(times[name]), "time_ratio": spread(ratios)}
             results[name]["shares"] = shares(trainer, max(2, arguments.steps // 4))
+            if arguments.device.startswith("cuda"):  # compiled, if the others were
+                results[name]["timed_step_bytes"] = peak_memory(trainer)
     return results
 
 
@@ -444,6 +447,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="constants of the methods")
     parser.add_argument("--out", type=Path, help="write everything as JSON, with hardware and versions")
     parsed = parser.parse_args(arguments)
+    if parsed.device == "meta" and parsed.epochs:
+        parser.error("on paper nothing takes time: without --epochs")
     parsed.set = {key: ast.literal_eval(value) for key, value in (item.split("=") for item in parsed.set)}
     return parsed
 

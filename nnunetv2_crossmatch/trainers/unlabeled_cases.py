@@ -94,21 +94,23 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         require_main_guard()  # or it would fail after the last epoch, when nnU-Net starts processes to validate
         try:
             super().run_training()
-        except torch.OutOfMemoryError as e:
+        except torch.cuda.OutOfMemoryError as e:
             raise RuntimeError(self._does_not_fit()) from e
 
     def _does_not_fit(self) -> str:
         """What to do when the GPU's memory is not enough."""
-        planned, less = self.planned, f"{self.plans_manager.plans_name}Smaller"
-        dataset, configuration = planned.dataset.name, planned.configuration_name
+        plans, less = self.plans_manager, f"{self.plans_manager.plans_name}Smaller"
+        of = f"-d {plans.dataset_name} -c {self.configuration_name}"
+        total = torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else 2**33
         return (
             f"{type(self).__name__} does not fit into the memory of the GPU. Look with nvidia-smi whether another "
-            "program holds some of it; what was trained is kept, and the same command with --c goes on. If the GPU is "
-            f"too small, plan for less of it and train with -p {less}:\n"
-            f"nnUNetv2_plan_experiment -d {dataset} -gpu_memory_target GB -overwrite_plans_name {less}\n"
-            f"nnUNetv2_preprocess -d {dataset} -plans_name {less} -c {configuration}\n"
-            f"nnUNetv2_crossmatch preprocess -d {dataset} -p {less} -c {configuration}\n"
-            "What each trainer needs: scripts/README.md (nnUNetTrainerCrossMatch hardly more than nnUNetTrainer)."
+            "program holds some of it. What was trained until the last checkpoint is kept; the same command with --c "
+            f"goes on from there. If the GPU is too small, plan for two thirds of it and train with -p {less}:\n"
+            f"nnUNetv2_plan_experiment -d {plans.dataset_name} -pl {plans.plans['experiment_planner_used']} "
+            f"-gpu_memory_target {total / 2**30 * 2 / 3:.0f} -overwrite_plans_name {less}\n"
+            f"nnUNetv2_preprocess {of} -plans_name {less}\n"
+            f"nnUNetv2_crossmatch preprocess {of} -p {less}\n"
+            "Or train nnUNetTrainerCrossMatch, whose steps need hardly more memory than stock nnU-Net's."
         )
 
     def on_train_start(self) -> None:

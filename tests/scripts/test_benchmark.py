@@ -127,3 +127,12 @@ def test_whole_epochs_are_timed_with_their_waits(dataset, monkeypatch):
     assert results[smoke]["epoch_seconds"]["median"] == pytest.approx(3 * results[smoke]["step_seconds"]["median"])
     assert results[smoke]["batch_seconds"].keys() == {"dataloader_train", "dataloader_unlabeled"}
     assert len(list(benchmark.rows(results))) == 2
+
+
+def test_epochs_of_a_trainer_that_waits_are_of_its_self_training(dataset, monkeypatch):
+    waited = []
+    wait = benchmark.TimedLoader.__next__
+    monkeypatch.setattr(benchmark.TimedLoader, "__next__", lambda self: waited.append(self) or wait(self))
+    monkeypatch.setattr(benchmark, "STOCK", "nnUNetTrainerCrossMatch_smoke")
+    benchmark.run(parse(benchmark.STOCK, configuration="2d", plans="nnUNetPlansSmall", options="--epochs 1"))
+    assert len(set(waited)) == 2, "labeled and unlabeled batches"

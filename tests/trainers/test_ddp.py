@@ -147,6 +147,8 @@ class FromTheSecondEpoch(SmokeHalves):
 def switch(rank: int, folder: str, port: int) -> None:
     """What the first process decides by its own curves begins on both with the same step."""
     trainer = start(rank, folder, port, FromTheSecondEpoch)
+    if rank:
+        trainer.phases.readiness.at = None  # alone it would not begin
     for epoch in range(2):
         if epoch:
             trainer.on_epoch_start()

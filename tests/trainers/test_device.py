@@ -26,7 +26,11 @@ MEANT = {  # where the host waits for the device: of which trainers, and why the
     "adaptive_contrast.assign_centers": ("ACTIONPlusPlus", "the same"),
     "curves.pop": ("", "once an epoch"),
 }
-FROM_THE_CPU = {"semi_supervised._labeled_batch", "semi_supervised._method_backward", *MEANT}  # copied: the batches
+COPIES = {
+    torch.ops.aten._to_copy.default,
+    torch.ops.aten.copy_.default,
+}  # between devices: of batches, and what is meant
+FROM_THE_CPU = {"semi_supervised._labeled_batch", "semi_supervised._method_backward", *MEANT}
 
 
 def where() -> str:
@@ -46,7 +50,8 @@ class OneDevice(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         devices = {x.device.type for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)}
-        assert len(devices) < 2 or where() in FROM_THE_CPU, f"{where()}: {function} of {devices}"
+        copied = function in COPIES and where() in FROM_THE_CPU
+        assert len(devices) < 2 or copied, f"{where()}: {function} of {devices}"
         return result
 
 

@@ -43,13 +43,13 @@ def test_lambda_zero_is_the_supervised_step_exactly(make_trainer, configuration)
 
 def test_a_network_that_does_not_fit_is_told_how_to_plan_a_smaller_one(make_trainer, monkeypatch):
     def full(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
     trainer = make_trainer(Smoke)
     monkeypatch.setattr(type(trainer), "train_step", full)
     with pytest.raises(RuntimeError, match="does not fit") as e:
         trainer.run_training()
-    assert isinstance(e.value.__cause__, torch.OutOfMemoryError)
+    assert isinstance(e.value.__cause__, torch.cuda.OutOfMemoryError)
     assert "-gpu_memory_target" in str(e.value) and trainer.plans_manager.dataset_name in str(e.value)
 
 
