@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunetv2_crossmatch import cli
 from nnunetv2_crossmatch.comparison import page
@@ -423,6 +424,19 @@ def test_split_is_made_before_the_jobs_and_by_patient(dataset, main, capsys):
     assert "-f 2: Dataset901_Balls has 2 folds" in capsys.readouterr().err
     runs = matrix.make_runs("901", "3d_fullres", "nnUNetPlansSmall", ["nnUNetTrainer"], None)
     assert [run.fold for run in runs] == [0, 1]
+
+
+def test_a_seed_has_a_folder_of_its_own_and_the_same_preprocessed_scans_for_nnunet_too(dataset):
+    what = "901", "3d_fullres", "nnUNetPlansSmall", ["nnUNetTrainer", SMOKE], [0, 1]
+    runs = matrix.make_runs(*what, 2)
+    assert runs[:4] == matrix.make_runs(*what) and len(set(runs)) == 8
+    assert str(runs[4]) == "nnUNetTrainer fold 0 (seed 2)" and runs[4].plans == "nnUNetPlansSmall_seed2"
+    first, second = (
+        get_trainer_from_args("901", "3d_fullres", 0, "nnUNetTrainer", run.plans, False, torch.device("cpu"))
+        for run in (runs[0], runs[4])
+    )
+    assert (Path(first.output_folder), Path(second.output_folder)) == (runs[0].path, runs[4].path)
+    assert first.preprocessed_dataset_folder == second.preprocessed_dataset_folder
 
 
 def test_what_is_trained_is_validating(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
         "train several trainers on several folds, on this machine's GPUs or on SLURM, and compare them",
         "-d 4 -c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch --cluster slurm --hours 24",
     )
-    add_arguments(command, "-d", "-c", "-p", "-f", "-device")
+    add_arguments(command, "-d", "-c", "-p", "-f", "--seeds", "-device")
     command.add_argument("-tr", required=True, nargs="+", type=as_trainer, metavar="TRAINER", help="trainers")
     command.add_argument(
         "--cluster", choices=["local", "slurm"], default="local", help="where to train (default: %(default)s)"
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--hours {arguments.hours}: more than 0.")
     if not slurm and (arguments.partition or arguments.hours):
         raise ValueError("--partition and --hours: local has no such options.")
-    runs = make_runs(arguments.d, arguments.c, arguments.p, arguments.tr, arguments.f)
+    runs = make_runs(arguments.d, arguments.c, arguments.p, arguments.tr, arguments.f, arguments.seeds)
     folds = list(dict.fromkeys(run.fold for run in runs))
     where = runs, device.type, arguments.gpus_per_job
     cluster: Cluster = Slurm(*where, arguments.partition, arguments.hours or 24) if slurm else Local(*where)
@@ -75,4 +75,4 @@ def run(arguments: argparse.Namespace) -> None:
     train_all(runs, cluster)
     if compared:
         what = find_dataset(arguments.d), arguments.p, arguments.c, trainers, folds, "all" in folds
-        print(compare_to_page(*what, device, ARGUMENTS["-np"]["default"]))
+        print(compare_to_page(*what, device, ARGUMENTS["-np"]["default"], arguments.seeds))

@@ -98,6 +98,22 @@ def _difference(values: NDArray[np.float64], metric: str) -> Difference:
     return Difference(*center, low, high, p, detectable, *counts)
 
 
+def beside_repeats(before: NDArray[np.float64], after: NDArray[np.float64]) -> str:
+    """Whether a difference is larger than what another training of the same trainer changes; "" for one seed.
+
+    Args:
+        before, after: mean Dice of every seed, of the reference and of the other.
+    """
+    if len(before) < 2:
+        return ""
+    spread, difference = max(np.ptp(before), np.ptp(after)), abs(after.mean() - before.mean())
+    larger = "is larger than that" if difference > spread else "is not larger than that, so it may be chance"
+    return (
+        f" Over {len(before)} seeds, trainings of the same trainer differ by up to {100 * spread:.1f} points: the "
+        f"difference {larger}."
+    )
+
+
 def format_p(p: float) -> str:
     if np.isnan(p):
         return "-"

@@ -25,6 +25,7 @@ from nnunetv2_crossmatch.self_training.names import Round
 from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
 from nnunetv2_crossmatch.utilities.errors import some
 from nnunetv2_crossmatch.utilities.files import write_json as write_whole
+from nnunetv2_crossmatch.utilities.tables import aligned
 from nnunetv2_crossmatch.utilities.versions import versions
 
 UNFOLDED = 20  # rows of a table; the others are folded away
@@ -62,6 +63,10 @@ def format_text(comparison: Comparison) -> str:
         if len(missing) > UNFOLDED:
             lines.append(f"and {len(missing) - UNFOLDED} more such lines, on the page")
         lines.append("")
+    if rows := seeds(comparison):
+        numbers = [f"seed {number}" for number in range(1, len(rows[0]["means"]) + 1)]
+        table_of_seeds = [("mean Dice [%]", *numbers, "largest difference")]
+        lines += [*aligned([*table_of_seeds, *((row["trainer"], *row["means"], row["spread"]) for row in rows)]), ""]
     if rows := ranking(comparison):
         ranks = ", ".join(f"{row['trainer']} {row['rank']}" for row in rows)
         lines += [f"mean rank over {comparison.noun}, 1 is best: {ranks}", ""]
@@ -70,7 +75,7 @@ def format_text(comparison: Comparison) -> str:
     lines.append("")
     lines += [f"warning: {warning}" for warning in comparison.warnings]
     lines += [f"{trainer}: {verdict.sentence}" for trainer, verdict in comparison.verdicts.items()]
-    lines.append(CAVEAT)
+    lines.append(caveat(comparison))
     return "\n".join(lines)
 
 
@@ -100,6 +105,26 @@ def table(comparison: Comparison, name: str) -> list[dict[str, str]]:
             }
         rows.append(row)
     return rows
+
+
+def seeds(comparison: Comparison) -> list[dict[str, Any]]:
+    """Each model's mean Dice in every seed, and how far they lie apart; [] with one seed."""
+    dices = {model.trainer: 100 * comparison.dice_of_seeds(model) for model in comparison.models}
+    return [
+        {"trainer": trainer, "means": [_number(dice) for dice in of_seeds], "spread": _number(np.ptp(of_seeds))}
+        for trainer, of_seeds in dices.items()
+        if len(of_seeds) > 1
+    ]
+
+
+def caveat(comparison: Comparison) -> str:
+    """What the figures are of, and what they do not show."""
+    if (count := len(comparison.models[0].seeds)) == 1:
+        return CAVEAT
+    return (
+        f"Scores and hours are means over {count} seeds; the intervals are over cases. An object is missed, or "
+        "invented, if one seed does so."
+    )
 
 
 def ranking(comparison: Comparison) -> list[dict[str, str]]:
@@ -176,11 +201,12 @@ def write_json(comparison: Comparison, file: Path) -> None:
         "cases": "test scans" if comparison.test else "validation cases",
         "reference": models[0].trainer,
         "verdicts": {trainer: asdict(verdict) for trainer, verdict in comparison.verdicts.items()},
-        "caveat": CAVEAT,
+        "caveat": caveat(comparison),
         "warnings": comparison.warnings,
         "differences": {trainer: _differences(classes) for trainer, classes in comparison.differences.items()},
         "missing_objects": missing_objects(comparison),
         "costs": costs,
+        "dice_of_seeds": {model.trainer: comparison.dice_of_seeds(model).tolist() for model in models},
         "dice": {model.trainer: _dice(model.evaluation) for model in models},
         "versions": _versions(comparison),
     }
@@ -220,7 +246,8 @@ def write_html(comparison: Comparison, raw_folder: Path, command: str, file: Pat
     commands = [*_commands(comparison), command]
     page = environment.get_template("report.html").render(
         comparison=comparison,
-        caveat=CAVEAT,
+        caveat=caveat(comparison),
+        seeds=seeds(comparison),
         tables=tables[:unfolded],
         folded_tables=tables[unfolded:],
         missing=[_sentence(odd) for odd in missing_objects(comparison)],

@@ -16,6 +16,14 @@ from nnunetv2_crossmatch.nnunet.training_log import TrainingLog
 FINAL = "checkpoint_final.pth"
 
 
+def plans_of_seeds(plans: str, seeds: int) -> list[str]:
+    """Identifier of the plans that each of so many repeats of a training uses: the same plans under another name.
+
+    nnU-Net names its folders by trainer, plans and configuration, so its commands know a repeat by ``-p``.
+    """
+    return [plans, *(f"{plans}_seed{number}" for number in range(2, seeds + 1))]
+
+
 class Progress(NamedTuple):
     """Epochs begun, epochs in all, mean seconds of an epoch; None where nnU-Net has not written it yet.
 
@@ -42,7 +50,7 @@ class RunFolder:
     path: Path
 
     def __str__(self) -> str:
-        return f"{self.trainer} fold {self.fold}"
+        return f"{self.trainer} fold {self.fold_and_seed}"
 
     @classmethod
     def of(
@@ -77,6 +85,12 @@ class RunFolder:
     def fold(self) -> int | str:
         fold = self.path.name.removeprefix("fold_")
         return int(fold) if fold.isdecimal() else fold
+
+    @property
+    def fold_and_seed(self) -> str:
+        """``0``, of a repeat ``0 (seed 2)``; see :func:`plans_of_seeds`."""
+        seed = re.search(r"_seed(\d+)$", self.plans)
+        return f"{self.fold} (seed {seed[1]})" if seed else str(self.fold)
 
     def train_command(self, option: str = "") -> str:
         """nnU-Net's command that trains it."""

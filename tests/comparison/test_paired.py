@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from nnunetv2_crossmatch.comparison.paired import Difference, by_unit, compare, format_p, scores, verdict
+from nnunetv2_crossmatch.comparison.compare import mean_of_seeds
+from nnunetv2_crossmatch.comparison.paired import (
+    Difference,
+    beside_repeats,
+    by_unit,
+    compare,
+    format_p,
+    scores,
+    verdict,
+)
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
 
@@ -120,6 +129,26 @@ def test_what_can_be_shown_is_not_said_where_it_contradicts_what_was_found(chang
     found = compare(evaluation([[0.5]] * 6), evaluation(after), list("abcdef"))[FOREGROUND]["dice"]
     found = replace(found, p=0.0625)
     assert verdict(found, "cases").kind == "cannot-tell" and "can show" not in verdict(found, "cases").sentence
+
+
+def test_a_seed_that_invents_a_class_lowers_the_mean_of_seeds_and_none_leaves_it_undefined():
+    nan = np.nan
+    mean = mean_of_seeds([evaluation([[nan, 0.5], [nan, 0.0]]), evaluation([[0.0, 0.7], [nan, 0.6]])])
+    np.testing.assert_allclose(mean.values[:, :, 0], [[0.5, 0.6], [nan, 0.3]])
+    assert mean.missed.tolist() == [[True, False], [False, True]]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ([0.800, 0.812], [0.83, 0.831], "by up to 1.2 points: the difference is larger than that."),
+        ([0.800, 0.801], [0.78, 0.830], "by up to 5.0 points: the difference is not larger than that"),
+        ([0.800, 0.801], [0.75, 0.745], "by up to 0.5 points: the difference is larger than that."),
+    ],
+)
+def test_a_difference_stands_beside_what_a_repeat_changes(before, after, says):
+    assert says in beside_repeats(np.array(before), np.array(after))
+    assert beside_repeats(np.array(before[:1]), np.array(after[:1])) == ""
 
 
 def test_few_units_have_a_mean_and_no_interval():
