@@ -17,7 +17,7 @@ from nnunetv2_crossmatch.comparison import paired
 from nnunetv2_crossmatch.comparison.runs import TrainedRun, read_run, validation_cases
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders, header_warnings
-from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
+from nnunetv2_crossmatch.evaluation.summary import MEAN_OF_CLASSES, Evaluation
 from nnunetv2_crossmatch.nnunet.run_folder import FINAL, RunFolder, plans_of_seeds
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.preprocessing.image_folder import group_channels, left_out_of
@@ -100,7 +100,7 @@ class Comparison:
     def titles(self) -> dict[str, str]:
         """What is shown: every class, and first their mean unless there is one class only."""
         classes = {name: name for name in self.models[0].evaluation.classes}
-        return {FOREGROUND: "mean of classes", **classes} if len(classes) > 1 else classes
+        return {MEAN_OF_CLASSES: MEAN_OF_CLASSES, **classes} if len(classes) > 1 else classes
 
     def dice_change(self, model: Model) -> NDArray[np.float64]:
         """A model's Dice minus the reference's, (cases, classes)."""
@@ -110,7 +110,7 @@ class Comparison:
     @property
     def verdicts(self) -> dict[str, paired.Verdict]:
         return {
-            model.trainer: self._verdict(model, self.differences[model.trainer][FOREGROUND]["dice"])
+            model.trainer: self._verdict(model, self.differences[model.trainer][MEAN_OF_CLASSES]["dice"])
             for model in self.models[1:]
         }
 

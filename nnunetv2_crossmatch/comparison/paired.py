@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import t, wilcoxon
 
 from nnunetv2_crossmatch.evaluation.case import METRICS
-from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation, statistic
+from nnunetv2_crossmatch.evaluation.summary import MEAN_OF_CLASSES, Evaluation, statistic
 
 POWER = 0.8
 TIE = 0.001  # Dice: a tenth of a point, the last digit that is printed
@@ -65,7 +65,7 @@ def by_unit(values: NDArray[np.float64], units: list[str]) -> NDArray[np.float64
 
 def class_columns(evaluation: Evaluation) -> dict[str, slice]:
     """Every class, and first the mean of the classes."""
-    return {FOREGROUND: slice(None)} | {name: slice(i, i + 1) for i, name in enumerate(evaluation.classes)}
+    return {MEAN_OF_CLASSES: slice(None)} | {name: slice(i, i + 1) for i, name in enumerate(evaluation.classes)}
 
 
 def compare(reference: Evaluation, other: Evaluation, units: list[str]) -> dict[str, dict[str, Difference]]:

@@ -129,7 +129,7 @@ def test_the_verdict_and_the_numbers_are_those_of_the_masks(trained, capsys):
         scores = [[dice(mask == c, masks[0] == c) for c in (1, 2)] for mask in masks[1:]]
         assert list(found["dice"][OURS][f"case{i}"].values()) == pytest.approx(scores[1])
         changes.append(np.mean(scores[1]) - np.mean(scores[0]))
-    difference = found["differences"][OURS]["foreground_mean"]["dice"]
+    difference = found["differences"][OURS]["mean of classes"]["dice"]
     assert difference["mean"] == pytest.approx(np.mean(changes))
     assert (
         (difference["wins"], difference["losses"])

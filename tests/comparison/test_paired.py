@@ -16,7 +16,7 @@ from nnunetv2_crossmatch.comparison.paired import (
     verdict,
 )
 from nnunetv2_crossmatch.evaluation.case import METRICS
-from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
+from nnunetv2_crossmatch.evaluation.summary import MEAN_OF_CLASSES, Evaluation
 
 HD95_MM = METRICS.index("hd95_mm")
 
@@ -45,7 +45,7 @@ def test_differences_means_counts_and_p_are_those_of_a_slow_oracle():
     after = before + rng.normal(0.03, 0.05, (9, 2))
     after[3] = before[3] + 0.0004  # a tie
     result = compare(evaluation(before, 5.0), evaluation(after, 4.0), [f"case{i}" for i in range(9)])
-    for name, change in ((FOREGROUND, (after - before).mean(1)), ("class1", (after - before)[:, 1])):
+    for name, change in ((MEAN_OF_CLASSES, (after - before).mean(1)), ("class1", (after - before)[:, 1])):
         d = result[name]["dice"]
         assert (d.mean, d.median) == pytest.approx((change.mean(), sorted(change)[4]))
         assert (d.wins, d.ties, d.losses) == (
@@ -73,11 +73,11 @@ def test_scans_of_one_patient_are_one_unit():
     values = np.array([[1.0, 4.0], [3.0, 0.0], [5.0, 2.0], [7.0, 1.0]])
     np.testing.assert_array_equal(by_unit(values, ["p", "q", "p", "q"]), [[3.0, 3.0], [5.0, 0.5]])
     same = evaluation([[0.5]] * 8)
-    assert compare(same, same, ["p", "q"] * 4)[FOREGROUND]["dice"].units == 2
+    assert compare(same, same, ["p", "q"] * 4)[MEAN_OF_CLASSES]["dice"].units == 2
 
 
 def test_equal_models_tie_with_p_1():
-    d = compare(evaluation([[0.5]] * 7), evaluation([[0.5]] * 7), list("abcdefg"))[FOREGROUND]["dice"]
+    d = compare(evaluation([[0.5]] * 7), evaluation([[0.5]] * 7), list("abcdefg"))[MEAN_OF_CLASSES]["dice"]
     assert d == Difference(0, 0, 0, 0, 1, 0, 0, 7, 0)
 
 
@@ -126,7 +126,7 @@ def test_the_detectable_difference_is_found_by_four_of_five_studies():
 @pytest.mark.parametrize("change", [[0.05] * 5 + [-0.002], [0.0] * 6, [0.0004] * 6])
 def test_what_can_be_shown_is_not_said_where_it_contradicts_what_was_found(change):
     after = 0.5 + np.array(change)[:, None]
-    found = compare(evaluation([[0.5]] * 6), evaluation(after), list("abcdef"))[FOREGROUND]["dice"]
+    found = compare(evaluation([[0.5]] * 6), evaluation(after), list("abcdef"))[MEAN_OF_CLASSES]["dice"]
     found = replace(found, p=0.0625)
     assert verdict(found, "cases").kind == "cannot-tell" and "can show" not in verdict(found, "cases").sentence
 
