@@ -13,7 +13,7 @@ from nnunetv2.utilities.file_path_utilities import (
 
 from nnunetv2_crossmatch.nnunet.training_log import TrainingLog
 
-FINAL = "checkpoint_final.pth"
+FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
 
 
 def plans_of_seeds(plans: str, seeds: int) -> list[str]:
@@ -96,6 +96,11 @@ class RunFolder:
         """nnU-Net's command that trains it."""
         what = f"{self.dataset} {self.configuration} {self.fold} -tr {self.trainer} -p {self.plans}"
         return f"nnUNetv2_train {what} {option}".rstrip()
+
+    def predict_command(self, checkpoint: str) -> str:
+        """nnU-Net's command that predicts with this fold."""
+        what = f"-d {self.dataset} -c {self.configuration} -f {self.fold} -tr {self.trainer} -p {self.plans}"
+        return f"nnUNetv2_predict -i IN -o OUT {what} -chk {checkpoint}"
 
     def checkpoint(self, name: str = FINAL) -> Path:
         return self.path / name

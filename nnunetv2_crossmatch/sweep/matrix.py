@@ -15,6 +15,9 @@ from nnunetv2_crossmatch.sweep.clusters import Cluster
 from nnunetv2_crossmatch.sweep.table import Table
 from nnunetv2_crossmatch.utilities.files import read_json, write_json
 
+OVER = "out of time"
+_ENDED = ("done", "failed", OVER)
+
 
 def make_runs(
     dataset: str, configuration: str, plans: str, trainers: list[str], folds: list[int | str] | None, seeds: int = 1
@@ -92,8 +95,10 @@ def follow(runs: list[RunFolder], cluster: Cluster) -> list[RunFolder]:
     errors: dict[RunFolder, str] = {}
     while True:
         alive = cluster.states()
-        for run in [run for run in runs if states[run] not in ("done", "failed")]:
-            if run in alive:
+        for run in [run for run in runs if states[run] not in _ENDED]:
+            if cluster.is_over(run):
+                states[run] = OVER
+            elif run in alive:
                 states[run] = "validating" if alive[run] == "running" and run.is_trained else alive[run]
             elif run.is_done:
                 states[run] = "done"
@@ -104,6 +109,6 @@ def follow(runs: list[RunFolder], cluster: Cluster) -> list[RunFolder]:
                 cluster.start(run)
             epochs[run] = run.progress()
         table.show(states, epochs, errors)
-        if all(state in ("done", "failed") for state in states.values()):
+        if all(state in _ENDED for state in states.values()):
             return list(errors)
         time.sleep(cluster.interval)
