@@ -249,7 +249,7 @@ def test_a_training_stops_after_the_epoch_before_its_time_is_over_and_goes_on_la
     run = run_of(SMOKE)
     assert Training(run, "cpu", 1, "", until=time.time())() is False
     assert [file.name for file in run.checkpoints if "best" not in file.name] == [LATEST]
-    assert Training(run, "cpu", 1, "")() is True
+    assert Training(run, "cpu", 1, "", until=time.time())() is True, "its last epoch is no reason to stop"
     assert run.is_done and epochs(run) == [["0"], ["1"]]
 
 

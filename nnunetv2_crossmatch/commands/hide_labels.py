@@ -26,7 +26,7 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="several such numbers, rising: datasets ID, ID + 1, ..., each with the labels of those before",
     )
-    command.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw (default: %(default)s)")
     command.add_argument(
         "--group-by",
         metavar="REGEX",

@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--gpus-per-job", type=int, default=1, metavar="N", help="of each training (default: %(default)s)"
     )
-    command.add_argument("--partition", help="slurm: partition (default: the cluster's)")
+    command.add_argument("--partition", metavar="NAME", help="slurm: partition (default: the cluster's)")
     command.add_argument(
         "--hours",
         type=float,
