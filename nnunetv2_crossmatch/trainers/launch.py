@@ -13,7 +13,7 @@ from nnunetv2_crossmatch.trainers.records import record_resources
 
 
 class _OutOfTime(Exception):
-    pass
+    """Ends nnU-Net's loop of epochs."""
 
 
 def train(
@@ -46,8 +46,10 @@ def train(
 
     def end_epoch(trainer: nnUNetTrainer) -> None:
         on_epoch_end(trainer)
+        if until is None or trainer.current_epoch == trainer.num_epochs:
+            return
         begun, ended = (trainer.logger.get_value(f"epoch_{what}_timestamps", step=-1) for what in ("start", "end"))
-        if until is None or trainer.current_epoch == trainer.num_epochs or time.time() + ended - begun <= until:
+        if time.time() + ended - begun <= until:
             return
         record_resources(run.path, device)
         trainer.current_epoch -= 1  # as nnU-Net's on_train_end: a checkpoint is of the epoch that is over
