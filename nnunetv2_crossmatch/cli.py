@@ -1,6 +1,7 @@
 """What nnU-Net has no command of its own for."""
 
 import argparse
+import os
 import sys
 import warnings
 from importlib.metadata import version
@@ -28,6 +29,7 @@ from nnunetv2_crossmatch.commands import (
     sweep,
     trainers,
 )
+from nnunetv2_crossmatch.commands.completion import from_disk
 from nnunetv2_crossmatch.utilities.near import did_you_mean, nearest
 
 COMMANDS = (
@@ -62,14 +64,27 @@ def main(argv: list[str] | None = None) -> None:
     warnings.simplefilter("ignore", FutureWarning)  # of libraries among themselves
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as e:
+        if isinstance(e, BrokenPipeError) and _is_unread():
+            sys.exit(141)  # as the shell says of what SIGPIPE ends
         if "debug" in arguments:
             raise
         message = explain(e).strip()
         print("nnUNetv2_crossmatch:", message, sep="\n" if "\n" in message else " ", file=sys.stderr)
         sys.exit(2)
+
+
+def _is_unread() -> bool:
+    """Whether who reads the output, such as head, has had enough; Python is kept from writing the rest at its end."""
+    try:
+        print(flush=True)  # or else another pipe broke
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -93,6 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
             for action in command._actions:
                 if action.type is Path:
                     action.complete = shtab.FILE  # type: ignore[attr-defined]
+                elif action.dest in ("d", "c", "p", "f", "tr") and action.type is not int:  # the id of a new dataset
+                    action.complete = from_disk(action.dest)  # type: ignore[attr-defined]
     for one in (parser, *commands.choices.values()):
         # before the command or after it, so the latter's default must not overwrite the former
         one.add_argument(

@@ -208,9 +208,9 @@ def main() -> None:
         )
         scores[trainer] = json.loads((target / trainer / "summary.json").read_text())["foreground_mean"]["Dice"]
     draw(target, list(reversed(scores)), base / "scan.png")  # plain nnU-Net first
-    print(f"\nmean foreground Dice of {len(list((target / 'labels').iterdir()))} held-out scans, one run each:")
+    print(f"\nmean Dice of the classes [%], {len(list((target / 'labels').iterdir()))} held-out scans, one run each:")
     for trainer, score in scores.items():
-        print(f"  {trainer:35} {score:.4f}")
+        print(f"  {trainer:35} {100 * score:.1f}")
     print(f"picture: {base / 'scan.png'}")
 
 

@@ -38,7 +38,7 @@ from nnunetv2_crossmatch.dataset_conversion import CONVERTERS
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
 from nnunetv2_crossmatch.evaluation.report import format_benchmark, write_csv, write_json
-from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, summarize
+from nnunetv2_crossmatch.evaluation.summary import MEAN_OF_CLASSES, summarize
 from nnunetv2_crossmatch.methods.crossmatch_paper import CrossMatchPaperConstants
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.preprocessing.image_folder import group_channels
@@ -158,7 +158,7 @@ def _carry_out(run: Run, folder: Path, deadline: float) -> dict:
     start, end = (trainer.logger.get_value(f"epoch_{t}_timestamps", step=None) for t in ("start", "end"))
     result = {
         **asdict(run),
-        "test": {metric: summaries[FOREGROUND].statistics[metric].mean for metric in METRICS},
+        "test": {metric: summaries[MEAN_OF_CLASSES].statistics[metric].mean for metric in METRICS},
         "cases": len(evaluation.cases),
         "training_hours": sum(np.subtract(end, start)) / 3600,
         "hardware": torch.cuda.get_device_name() if run.device == "cuda" else "CPU",

@@ -158,14 +158,30 @@ def test_help_does_not_wait_for_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_bash_completes_commands_options_and_files(tmp_path):
+def test_a_reader_that_has_had_enough_is_no_error():
+    code = "import sys; from nnunetv2_crossmatch.cli import main; main(['trainers', '--json'])"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_bash_completes_commands_options_files_and_what_is_on_the_disk(tmp_path, monkeypatch):
     (tmp_path / "predicted").mkdir()
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+        (tmp_path / name / "Dataset004_Liver").mkdir(parents=True)
+    (tmp_path / "raw" / "Dataset104_Other").mkdir()
+    preprocessed = tmp_path / "preprocessed" / "Dataset004_Liver"
+    (preprocessed / "nnUNetPlansSmall.json").write_text('{"configurations": {"2d": {}, "3d_fullres": {}}}')
+    (preprocessed / "splits_final.json").write_text("[{}, {}]")
+    (tmp_path / "results" / "Dataset004_Liver" / "nnUNetTrainerMine__nnUNetPlansSmall__2d").mkdir()
     completion = run("nnUNetv2_crossmatch", "--print-completion", "bash").stdout
     (tmp_path / "completion.sh").write_text(completion)
 
     def complete(*words: str) -> list[str]:
         script = (
-            'source ./completion.sh; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
+            'source ./completion.sh; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; '
             'function=$(complete -p nnUNetv2_crossmatch | sed "s/.*-F \\([^ ]*\\).*/\\1/"); '
             '"$function" "$1" "${COMP_WORDS[COMP_CWORD]}"; printf "%s\\n" "${COMPREPLY[@]}"'
         )
@@ -176,6 +192,13 @@ def test_bash_completes_commands_options_and_files(tmp_path):
     assert complete("hide") == ["hide-labels"]
     assert "--accept" in complete("check", "-")
     assert "predicted" in complete("evaluate", "pre")
+    assert complete("check", "-d", "") == ["Dataset004_Liver", "Dataset104_Other"]
+    assert complete("sweep", "-d", "4", "-p", "") == ["nnUNetPlansSmall"]
+    assert complete("sweep", "-d", "Dataset004_Liver", "-p", "nnUNetPlansSmall", "-c", "3") == ["3d_fullres"]
+    assert complete("sweep", "-d", "4", "-f", "0", "") == ["0", "1", "all"]
+    assert complete("sweep", "-d", "4", "-tr", "nnUNetTrainerM") == ["nnUNetTrainerMeanTeacher", "nnUNetTrainerMine"]
+    assert "nnUNetTrainer_250epochs" in complete("compare", "-tr", "nnUNetTrainer_")
+    assert complete("convert", "acdc", "folder", "-d", "") == [], "the id of a new dataset"
 
 
 def test_what_an_extra_brings_is_named_where_it_is_missing(monkeypatch, capsys):

@@ -15,10 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from nnunetv2.run.run_training import get_trainer_from_args
 
 from nnunetv2_crossmatch import cli
 from nnunetv2_crossmatch.comparison import page
-from nnunetv2_crossmatch.nnunet.run_folder import Progress, RunFolder
+from nnunetv2_crossmatch.nnunet.run_folder import LATEST, Progress, RunFolder
 from nnunetv2_crossmatch.sweep import clusters, matrix
 from nnunetv2_crossmatch.sweep.clusters import Local
 from nnunetv2_crossmatch.sweep.runs import Training
@@ -244,6 +245,29 @@ def test_ended_local_sweep_ends_its_training(dataset, trainers, main, monkeypatc
     assert not run.is_trained and (run.path / "checkpoint_latest.pth").exists()
 
 
+def test_a_training_stops_after_the_epoch_before_its_time_is_over_and_goes_on_later(dataset):
+    run = run_of(SMOKE)
+    assert Training(run, "cpu", 1, "", until=time.time())() is False
+    assert [file.name for file in run.checkpoints if "best" not in file.name] == [LATEST]
+    assert Training(run, "cpu", 1, "", until=time.time())() is True, "its last epoch is no reason to stop"
+    assert run.is_done and epochs(run) == [["0"], ["1"]]
+
+
+def test_what_is_stopped_is_out_of_time_and_what_waits_is_not_begun(dataset, main, capsys):
+    local = Local(runs := [run_of(SMOKE, fold) for fold in (0, 1)], "cpu", 1, until=time.time())
+    local.jobs[runs[0]] = SimpleNamespace(done=lambda: True, exception=lambda: None, result=lambda: False)
+    assert matrix.follow(runs, local) == []
+    assert capsys.readouterr().out.splitlines() == [f"{run}: out of time" for run in runs]
+
+    runs[1].path.mkdir(parents=True)
+    runs[1].checkpoint(LATEST).touch()
+    line = [*LOCAL, "-tr", SMOKE, "nnUNetTrainer", "-f", "0", "1", "--hours", "1e-9"]
+    assert main(line) is None, "nothing to compare"
+    predict = f"-d {DATASET} -c 3d_fullres -f 1 -tr {SMOKE} -p nnUNetPlansSmall -chk {LATEST}"
+    end = capsys.readouterr().out.splitlines()[-2:]
+    assert end[0].startswith("The time is over. 4 of 4 are not done") and end[1].endswith(predict)
+
+
 def test_what_another_process_trains_is_neither_started_nor_trained_twice(dataset, main, ctrl_c, capsys):
     run = run_of(SMOKE)
     fork = multiprocessing.get_context("fork")
@@ -385,7 +409,8 @@ def test_slurm_job_near_its_time_limit_is_queued_again_and_goes_on(dataset, trai
         (["-device", "cuda", "--gpus-per-job", "3"], "--gpus-per-job 3: this machine shows 2 GPUs"),
         (["--gpus-per-job", "2"], "--gpus-per-job 2: at least 1, and no more with -device cpu"),
         (["--gpus-per-job", "0"], "--gpus-per-job 0: at least 1"),
-        (["--partition", "gpu"], "local has no such options"),
+        (["--partition", "gpu"], "local has no such option"),
+        (["-device", "cuda", "--gpus-per-job", "2", "--hours", "1"], "on several GPUs cannot be stopped"),
         (["--cluster", "slurm"], "there is no sbatch, srun, squeue here"),
         (["--cluster", "slurm", "--hours", "-1"], "--hours -1.0: more than 0"),
     ],
@@ -423,6 +448,19 @@ def test_split_is_made_before_the_jobs_and_by_patient(dataset, main, capsys):
     assert "-f 2: Dataset901_Balls has 2 folds" in capsys.readouterr().err
     runs = matrix.make_runs("901", "3d_fullres", "nnUNetPlansSmall", ["nnUNetTrainer"], None)
     assert [run.fold for run in runs] == [0, 1]
+
+
+def test_a_seed_has_a_folder_of_its_own_and_the_same_preprocessed_scans_for_nnunet_too(dataset):
+    what = "901", "3d_fullres", "nnUNetPlansSmall", ["nnUNetTrainer", SMOKE], [0, 1]
+    runs = matrix.make_runs(*what, 2)
+    assert runs[:4] == matrix.make_runs(*what) and len(set(runs)) == 8
+    assert str(runs[4]) == "nnUNetTrainer fold 0 (seed 2)" and runs[4].plans == "nnUNetPlansSmall_seed2"
+    first, second = (
+        get_trainer_from_args("901", "3d_fullres", 0, "nnUNetTrainer", run.plans, False, torch.device("cpu"))
+        for run in (runs[0], runs[4])
+    )
+    assert (Path(first.output_folder), Path(second.output_folder)) == (runs[0].path, runs[4].path)
+    assert first.preprocessed_dataset_folder == second.preprocessed_dataset_folder
 
 
 def test_what_is_trained_is_validating(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
         "did the unlabeled scans help? trained models on the same cases, with a page to show",
         "-d 4 -c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch",
     )
-    add_arguments(command, "-d", "-c", "-p", "-f", "-np", "-device")
+    add_arguments(command, "-d", "-c", "-p", "-f", "--seeds", "-np", "-device")
     command.add_argument(
         "-tr",
         required=True,
@@ -45,4 +45,4 @@ def run(arguments: argparse.Namespace) -> None:
 
     device = as_device(arguments.device if arguments.test else "cpu")  # else nothing is predicted
     what = find_dataset(arguments.d), arguments.p, arguments.c, arguments.tr, arguments.f, arguments.test
-    print(compare_to_page(*what, device, arguments.np, arguments.o))
+    print(compare_to_page(*what, device, arguments.np, arguments.seeds, arguments.o))

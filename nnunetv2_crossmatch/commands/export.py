@@ -19,7 +19,7 @@ def add(commands: Commands) -> None:
         "overwrites the one of the same dataset, plans and configuration; to keep that, set another nnUNet_results."
     )
     add_arguments(command, "-d", "-c", "-tr", "-p", "-f", "-chk")
-    command.add_argument("-o", type=Path, required=True, metavar="FILE", help="the zip; it must not exist yet")
+    command.add_argument("-o", type=Path, required=True, metavar="FILE.zip", help="the zip; it must not exist yet")
     command.set_defaults(run=run)
 
 

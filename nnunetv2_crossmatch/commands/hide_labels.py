@@ -10,10 +10,10 @@ def add(commands: Commands) -> None:
         commands,
         "hide-labels",
         "make a semi-supervised dataset of a labeled one: what if only some of the labels were there?",
-        "-d 4 -o 104 --labeled 10%",
+        "-d 4 -t 104 --labeled 10%",
     )
-    command.add_argument("-d", required=True, metavar="SRC", help="id or name of the labeled dataset")
-    command.add_argument("-o", type=int, required=True, metavar="DST", help="dataset id of the new dataset")
+    command.add_argument("-d", required=True, metavar="DATASET", help="id or name of the labeled dataset")
+    command.add_argument("-t", type=int, required=True, metavar="ID", help="dataset id of the new dataset")
     how_many = command.add_mutually_exclusive_group(required=True)
     how_many.add_argument(
         "--labeled",
@@ -24,9 +24,9 @@ def add(commands: Commands) -> None:
         "--curve",
         nargs="+",
         metavar="N",
-        help="several such numbers, rising: datasets DST, DST + 1, ..., each with the labels of those before",
+        help="several such numbers, rising: datasets ID, ID + 1, ..., each with the labels of those before",
     )
-    command.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw (default: %(default)s)")
     command.add_argument(
         "--group-by",
         metavar="REGEX",
@@ -43,15 +43,15 @@ def run(arguments: argparse.Namespace) -> None:
 
     source = find_dataset(arguments.d).require_raw()
     numbers = arguments.curve or [arguments.labeled]
-    for folder in hide_labels(source, arguments.o, numbers, arguments.seed, arguments.group_by):
+    for folder in hide_labels(source, arguments.t, numbers, arguments.seed, arguments.group_by):
         report(find_dataset(folder.name), default_num_processes)
     if arguments.curve:
-        made = " ".join(str(arguments.o + i) for i in range(len(numbers)))
+        made = " ".join(str(arguments.t + i) for i in range(len(numbers)))
         what = "-c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch"
         print(
             f"Next: nnUNetv2_plan_and_preprocess -d {made}\n"
-            f"Then for each: nnUNetv2_crossmatch sweep -d {arguments.o} {what}\n"
-            f"Then for each: nnUNetv2_crossmatch compare -d {arguments.o} {what} --test\n"
+            f"Then for each: nnUNetv2_crossmatch sweep -d {arguments.t} {what}\n"
+            f"Then for each: nnUNetv2_crossmatch compare -d {arguments.t} {what} --test\n"
             "The datasets have other folds and share the test scans (imagesTs, labelsTs): only there are their scores "
             "those of the same cases."
         )

@@ -37,6 +37,13 @@ def as_trainer(value: str) -> str:
     return value
 
 
+def as_count(value: str) -> int:
+    """At least one."""
+    if not value.isdecimal() or int(value) < 1:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number of at least 1")
+    return int(value)
+
+
 ARGUMENTS: dict[str, dict[str, Any]] = {  # named and meant as in nnU-Net's commands
     "-d": {"required": True, "metavar": "DATASET", "help": "dataset id or name"},
     "-c": {"required": True, "metavar": "CONFIG", "help": "configuration, e.g. 3d_fullres"},
@@ -59,6 +66,12 @@ ARGUMENTS: dict[str, dict[str, Any]] = {  # named and meant as in nnU-Net's comm
         "default": 0.9,
         "metavar": "P",
         "help": "voxels that are less probable are ignored; 0 ignores none (default: %(default)s)",
+    },
+    "--seeds": {
+        "type": as_count,
+        "default": 1,
+        "metavar": "N",
+        "help": "trainings of each trainer and fold; they differ in what is drawn at random (default: %(default)s)",
     },
     "-np": {"type": int, "default": 8, "metavar": "N", "help": "worker processes (default: %(default)s)"},
 }

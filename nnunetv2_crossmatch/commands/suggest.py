@@ -19,10 +19,10 @@ def add(commands: Commands) -> None:
         commands,
         "suggest",
         "which unlabeled scans to annotate next, with a draft of each to correct",
-        "-d 4 -c 3d_fullres -n 10",
+        "-d 4 -c 3d_fullres --scans 10",
     )
     add_arguments(command, "-d", "-c", "-p", "-f", "-chk", "-np", "-device")
-    command.add_argument("-n", type=int, default=10, metavar="N", help="how many scans (default: %(default)s)")
+    command.add_argument("--scans", type=int, default=10, metavar="N", help="how many scans (default: %(default)s)")
     add_teacher(command, "whose models are asked")
     command.set_defaults(run=run)
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     dataset = find_dataset(arguments.d)
     planned = Planned(dataset, dataset.plans(arguments.p), arguments.c)
     device = as_device(arguments.device)
-    done = suggest(planned, arguments.tr, arguments.f, arguments.n, arguments.chk, device, arguments.np)
+    done = suggest(planned, arguments.tr, arguments.f, arguments.scans, arguments.chk, device, arguments.np)
     for warning in done.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"Annotate these next (disagreement of {done.members}):")

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import time
 from importlib.util import find_spec
 
 from nnunetv2_crossmatch.commands.shared import (
@@ -22,7 +23,7 @@ def add(commands: Commands) -> None:
         "train several trainers on several folds, on this machine's GPUs or on SLURM, and compare them",
         "-d 4 -c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch --cluster slurm --hours 24",
     )
-    add_arguments(command, "-d", "-c", "-p", "-f", "-device")
+    add_arguments(command, "-d", "-c", "-p", "-f", "--seeds", "-device")
     command.add_argument("-tr", required=True, nargs="+", type=as_trainer, metavar="TRAINER", help="trainers")
     command.add_argument(
         "--cluster", choices=["local", "slurm"], default="local", help="where to train (default: %(default)s)"
@@ -30,12 +31,14 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--gpus-per-job", type=int, default=1, metavar="N", help="of each training (default: %(default)s)"
     )
-    command.add_argument("--partition", help="slurm: partition (default: the cluster's)")
+    command.add_argument("--partition", metavar="NAME", help="slurm: partition (default: the cluster's)")
     command.add_argument(
         "--hours",
         type=float,
-        help="slurm: time limit of a job, after which it is queued again and goes on (default: 24). Anything else that "
-        "a cluster wants: sbatch's own variables, e.g. SBATCH_ACCOUNT",
+        metavar="H",
+        help="local: how long the trainings may take; the same line goes on later (default: no limit). slurm: time "
+        "limit of a job, after which it is queued again and goes on (default: 24). Anything else that a cluster "
+        "wants: sbatch's own variables, e.g. SBATCH_ACCOUNT",
     )
     command.set_defaults(run=run)
 
@@ -51,6 +54,7 @@ def require_jobs(command: str) -> None:
 def run(arguments: argparse.Namespace) -> None:
     require_jobs("sweep")
     from nnunetv2_crossmatch.comparison.page import compare_to_page
+    from nnunetv2_crossmatch.nnunet.run_folder import LATEST
     from nnunetv2_crossmatch.sweep.clusters import Cluster, Local, Slurm
     from nnunetv2_crossmatch.sweep.matrix import make_runs, train_all
 
@@ -61,18 +65,27 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--gpus-per-job {arguments.gpus_per_job}: at least 1, and no more with -device {device}.")
     if arguments.hours is not None and not arguments.hours > 0:
         raise ValueError(f"--hours {arguments.hours}: more than 0.")
-    if not slurm and (arguments.partition or arguments.hours):
-        raise ValueError("--partition and --hours: local has no such options.")
-    runs = make_runs(arguments.d, arguments.c, arguments.p, arguments.tr, arguments.f)
+    if not slurm and arguments.partition:
+        raise ValueError("--partition: local has no such option.")
+    if not slurm and arguments.hours and arguments.gpus_per_job > 1:
+        raise ValueError("--hours: a local training on several GPUs cannot be stopped between two epochs.")
+    until = time.time() + 3600 * arguments.hours if arguments.hours else None
+    runs = make_runs(arguments.d, arguments.c, arguments.p, arguments.tr, arguments.f, arguments.seeds)
     folds = list(dict.fromkeys(run.fold for run in runs))
     where = runs, device.type, arguments.gpus_per_job
-    cluster: Cluster = Slurm(*where, arguments.partition, arguments.hours or 24) if slurm else Local(*where)
+    cluster: Cluster = (
+        Slurm(*where, arguments.partition, arguments.hours or 24) if slurm else Local(*where, until=until)
+    )
     trainers = list(dict.fromkeys(arguments.tr))
     compared = len(trainers) > 1
     if compared and "all" in folds and not (find_dataset(arguments.d).require_raw() / "labelsTs").is_dir():
         print("No comparison will follow: fold all holds no case out, and there is no labelsTs.")
         compared = False
     train_all(runs, cluster)
-    if compared:
+    if left := [run for run in runs if not run.is_done]:
+        print(f"The time is over. {len(left)} of {len(runs)} are not done; the same line goes on with them.")
+        if stopped := [run for run in left if run.checkpoint(LATEST).exists()]:
+            print(f"A model so far predicts, too: {stopped[0].predict_command(LATEST)}")
+    elif compared:
         what = find_dataset(arguments.d), arguments.p, arguments.c, trainers, folds, "all" in folds
-        print(compare_to_page(*what, device, ARGUMENTS["-np"]["default"]))
+        print(compare_to_page(*what, device, ARGUMENTS["-np"]["default"], arguments.seeds))

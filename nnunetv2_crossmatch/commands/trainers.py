@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from nnunetv2_crossmatch.commands.shared import Commands, add_command
+from nnunetv2_crossmatch.utilities.tables import percent
 
 if TYPE_CHECKING:
     from nnunetv2_crossmatch.trainers.catalog import Entry, Measured
@@ -30,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     for entry in found:
         print(*_as_text(entry), "", sep="\n")
-    print("Costs: FLOPs of a step over plain nnU-Net's, which has 1000 epochs. Figures are of small networks.")
+    print("Costs: FLOPs of a step over plain nnU-Net's, which has 1000 epochs. Dice: percent, of small networks.")
     print(f"Begin with {BEGIN_WITH}: nnUNetv2_train DATASET CONFIG FOLD -tr {BEGIN_WITH}")
 
 
@@ -51,4 +52,4 @@ def _as_text(entry: Entry) -> list[str]:
 
 def _figure(one: Measured) -> str:
     gap = "gap not measured" if one.gap_closed is None else f"{one.gap_closed:.0%} of the gap to all labels closed"
-    return f"{one.bench}: Dice {one.dice:.3f}, plain nnU-Net {one.stock:.3f}, {gap}"
+    return f"{one.bench}: Dice {percent(one.dice)}, plain nnU-Net {percent(one.stock)}, {gap}"

@@ -2,7 +2,8 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from nnunetv2_crossmatch.comparison import paired
 from nnunetv2_crossmatch.comparison.runs import TrainedRun, read_run, validation_cases
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders, header_warnings
-from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
-from nnunetv2_crossmatch.nnunet.run_folder import FINAL, RunFolder
+from nnunetv2_crossmatch.evaluation.summary import MEAN_OF_CLASSES, Evaluation
+from nnunetv2_crossmatch.nnunet.run_folder import FINAL, RunFolder, plans_of_seeds
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.preprocessing.image_folder import group_channels, left_out_of
 from nnunetv2_crossmatch.preprocessing.manifest import source_stamp
@@ -33,17 +34,25 @@ class Model:
     """One trainer's runs and how well they did.
 
     Attributes:
-        predictions: mask file of each evaluated case.
+        runs: of all seeds and folds.
+        seeds: the evaluation of each seed.
+        predictions: mask file of each evaluated case, the first seed's.
     """
 
     trainer: str
     runs: list[TrainedRun]
-    evaluation: Evaluation
+    seeds: list[Evaluation]
     predictions: dict[str, Path]
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The mean over the seeds."""
+        return mean_of_seeds(self.seeds)
 
     @property
     def hours(self) -> float:
-        return sum(run.hours for run in self.runs)
+        """Of all folds, the mean over the seeds."""
+        return sum(run.hours for run in self.runs) / len(self.seeds)
 
     @property
     def peak_memory(self) -> int | None:
@@ -91,7 +100,7 @@ class Comparison:
     def titles(self) -> dict[str, str]:
         """What is shown: every class, and first their mean unless there is one class only."""
         classes = {name: name for name in self.models[0].evaluation.classes}
-        return {FOREGROUND: "mean of classes", **classes} if len(classes) > 1 else classes
+        return {MEAN_OF_CLASSES: MEAN_OF_CLASSES, **classes} if len(classes) > 1 else classes
 
     def dice_change(self, model: Model) -> NDArray[np.float64]:
         """A model's Dice minus the reference's, (cases, classes)."""
@@ -101,9 +110,19 @@ class Comparison:
     @property
     def verdicts(self) -> dict[str, paired.Verdict]:
         return {
-            trainer: paired.verdict(classes[FOREGROUND]["dice"], self.noun)
-            for trainer, classes in self.differences.items()
+            model.trainer: self._verdict(model, self.differences[model.trainer][MEAN_OF_CLASSES]["dice"])
+            for model in self.models[1:]
         }
+
+    def _verdict(self, model: Model, difference: paired.Difference) -> paired.Verdict:
+        found = paired.verdict(difference, self.noun)
+        repeats = paired.beside_repeats(self.dice_of_seeds(self.models[0]), self.dice_of_seeds(model))
+        return replace(found, sentence=found.sentence + repeats)
+
+    def dice_of_seeds(self, model: Model) -> NDArray[np.float64]:
+        """Mean over classes and units, (seeds,)."""
+        dices = [paired.scores(seed)[:, :, METRICS.index("dice")] for seed in model.seeds]
+        return np.array([paired.by_unit(dice, self.units).mean() for dice in dices])
 
 
 def compare_models(
@@ -115,6 +134,7 @@ def compare_models(
     test: bool,
     device: torch.device,
     num_processes: int,
+    seeds: int = 1,
 ) -> Comparison:
     """Compare trained models with the first one.
 
@@ -123,6 +143,7 @@ def compare_models(
         folds: numbers, with ``test`` also "all"; None for all of ``splits_final.json``.
         test: predict ``imagesTs`` (unless that was done with these checkpoints) and evaluate with ``labelsTs``.
         device: for these predictions.
+        seeds: how many trainings of each trainer and fold count, see :func:`plans_of_seeds`.
 
     Raises:
         DatasetError: runs that are not finished, not validated, or that cannot be compared: other labeled cases,
@@ -138,17 +159,22 @@ def compare_models(
     if "all" in folds and not test:
         raise ValueError("Fold all validates the cases that it was trained on. Use --test, or name other folds.")
 
-    runs: dict[str, list[TrainedRun]] = {trainer: [] for trainer in trainers}
+    repeats = [(trainer, name) for trainer in trainers for name in plans_of_seeds(plans, seeds)]
+    of_repeat: dict[tuple[str, str], list[TrainedRun]] = {repeat: [] for repeat in repeats}
     problems: list[str] = []
-    for trainer in trainers:
+    for (trainer, name), found in of_repeat.items():
         for fold in folds:
             try:
-                runs[trainer].append(read_run(RunFolder.of(dataset.name, trainer, plans, configuration, fold)))
+                found.append(read_run(RunFolder.of(dataset.name, trainer, name, configuration, fold)))
             except DatasetError as e:
                 problems += e.problems
+    if problems and seeds > 1:
+        what = f"-d {dataset.name} -c {configuration} -p {plans} -tr {' '.join(trainers)} --seeds {seeds}"
+        problems.append(f"All of them are trained by: nnUNetv2_crossmatch sweep {what} -f {' '.join(map(str, folds))}")
     if problems:
         raise DatasetError(problems)
-    every_run = [run for of_trainer in runs.values() for run in of_trainer]
+    every_run = [run for found in of_repeat.values() for run in found]
+    runs = {trainer: [run for run in every_run if run.folder.trainer == trainer] for trainer in trainers}
     validation = validation_cases(every_run, preprocessed_folder)
 
     if test:
@@ -159,8 +185,8 @@ def compare_models(
         if nameless := [file for files in scans.values() for file in files if not is_unicode(file)]:
             raise DatasetError(f"{file} {NO_UNICODE}. Rename it." for file in nameless)
         folders = {
-            trainer: [_predict_test([run.folder for run in of_trainer], raw_folder / "imagesTs", device)]
-            for trainer, of_trainer in runs.items()
+            repeat: [_predict_test([run.folder for run in found], raw_folder / "imagesTs", device)]
+            for repeat, found in of_repeat.items()
         }
     else:
         truth_folder = preprocessed_folder / "gt_segmentations"
@@ -170,22 +196,26 @@ def compare_models(
             if not run.folder.is_validated
         ]:
             raise DatasetError(problems)
-        folders = {trainer: [run.folder.validation for run in runs[trainer]] for trainer in trainers}
+        folders = {repeat: [run.folder.validation for run in found] for repeat, found in of_repeat.items()}
 
     ending = dataset.json["file_ending"]
     wanted = [None] if test else [validation[fold] for fold in folds]
+    parts = {
+        repeat: [
+            evaluate_folders(truth_folder, folder, raw_folder / "dataset.json", num_processes, cases)
+            for folder, cases in zip(of_folds, wanted, strict=True)
+        ]
+        for repeat, of_folds in folders.items()
+    }
     models = []
     for trainer in trainers:
-        parts = [
-            evaluate_folders(truth_folder, folder, raw_folder / "dataset.json", num_processes, cases)
-            for folder, cases in zip(folders[trainer], wanted, strict=True)
-        ]
         predictions = {
             case: folder / (case + ending)
-            for folder, part in zip(folders[trainer], parts, strict=True)
+            for folder, part in zip(folders[trainer, plans], parts[trainer, plans], strict=True)
             for case in part.cases
         }
-        models.append(Model(trainer, runs[trainer], _joined(parts), predictions))
+        evaluations = [_joined(parts[repeat]) for repeat in repeats if repeat[0] == trainer]
+        models.append(Model(trainer, runs[trainer], evaluations, predictions))
     reference = models[0].evaluation
     odd = {file: what for model in models for file, what in model.evaluation.odd_headers.items()}
     patients = known_patients(raw_folder, preprocessed_folder)
@@ -251,6 +281,20 @@ def _joined(parts: list[Evaluation]) -> Evaluation:
         parts[0].extra if len(parts) == 1 else [],  # each fold predicts its own cases of those that have a reference
         parts[0].left_out,
         {file: what for part in parts for file, what in part.odd_headers.items()},
+    )
+
+
+def mean_of_seeds(seeds: list[Evaluation]) -> Evaluation:
+    """Of the same cases; ``missed`` is what at least one seed missed."""
+    if len(seeds) == 1:
+        return seeds[0]
+    values = np.mean([paired.scores(seed) for seed in seeds], axis=0)
+    undefined = np.all([np.isnan(seed.values) for seed in seeds], axis=0)
+    return replace(
+        seeds[0],
+        values=np.where(undefined, np.nan, values),
+        missed=np.any([seed.missed for seed in seeds], axis=0),
+        odd_headers={file: what for seed in seeds for file, what in seed.odd_headers.items()},
     )
 
 

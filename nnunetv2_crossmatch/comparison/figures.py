@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from nnunetv2_crossmatch.comparison.compare import Comparison, Model
 from nnunetv2_crossmatch.comparison.paired import FEWEST, by_unit, class_columns, scores
 from nnunetv2_crossmatch.evaluation.case import METRICS
-from nnunetv2_crossmatch.evaluation.summary import FOREGROUND
+from nnunetv2_crossmatch.evaluation.summary import MEAN_OF_CLASSES
 from nnunetv2_crossmatch.nnunet.images import read_images
 
 COLORS = ("#7f7f7f", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -112,7 +112,7 @@ def plot_gain(comparison: Comparison) -> str:
             color = COLORS[i % len(COLORS)]
             mean = 0.0
             if i:
-                difference = comparison.differences[model.trainer][FOREGROUND]["dice"]
+                difference = comparison.differences[model.trainer][MEAN_OF_CLASSES]["dice"]
                 mean = 100 * difference.mean
                 axis.plot([model.hours] * 2, [100 * difference.low, 100 * difference.high], color=color, lw=2)
             axis.plot(model.hours, mean, "D" if i else "o", color=color, ms=7, mec="white", label=model.trainer)

@@ -21,6 +21,7 @@ def compare_to_page(
     test: bool,
     device: torch.device,
     num_processes: int,
+    seeds: int = 1,
     page: Path | None = None,
 ) -> str:
     """:func:`compare_models`, written to ``page`` and, beside it, to a JSON file.
@@ -31,11 +32,13 @@ def compare_to_page(
     Returns:
         The result for a terminal.
     """
-    comparison = compare_models(dataset, plans, configuration, trainers, folds, test, device, num_processes)
+    comparison = compare_models(dataset, plans, configuration, trainers, folds, test, device, num_processes, seeds)
     what = f"{plans}__{configuration}__folds_{'_'.join(map(str, comparison.folds))}{'__test' if test else ''}"
+    what += f"__seeds_{seeds}" if seeds > 1 else ""
     page = page or comparison.reference_run.model_folder.parent / f"comparison__{_pair(trainers)}__{what}.html"
     command = ["nnUNetv2_crossmatch", "compare", "-d", dataset.name, "-c", configuration, "-p", plans]
     command += ["-tr", *trainers, "-f", *map(str, comparison.folds), *(["--test"] if test else [])]
+    command += ["--seeds", str(seeds)] if seeds > 1 else []
     write_json(comparison, page.with_suffix(".json"))
     write_html(comparison, dataset.require_raw(), shlex.join(command), page)
     return f"{format_text(comparison)}\nReport: {page}"

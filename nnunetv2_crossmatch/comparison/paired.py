@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import t, wilcoxon
 
 from nnunetv2_crossmatch.evaluation.case import METRICS
-from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation, statistic
+from nnunetv2_crossmatch.evaluation.summary import MEAN_OF_CLASSES, Evaluation, statistic
 
 POWER = 0.8
 TIE = 0.001  # Dice: a tenth of a point, the last digit that is printed
@@ -65,7 +65,7 @@ def by_unit(values: NDArray[np.float64], units: list[str]) -> NDArray[np.float64
 
 def class_columns(evaluation: Evaluation) -> dict[str, slice]:
     """Every class, and first the mean of the classes."""
-    return {FOREGROUND: slice(None)} | {name: slice(i, i + 1) for i, name in enumerate(evaluation.classes)}
+    return {MEAN_OF_CLASSES: slice(None)} | {name: slice(i, i + 1) for i, name in enumerate(evaluation.classes)}
 
 
 def compare(reference: Evaluation, other: Evaluation, units: list[str]) -> dict[str, dict[str, Difference]]:
@@ -96,6 +96,22 @@ def _difference(values: NDArray[np.float64], metric: str) -> Difference:
     if len(means) >= FEWEST:
         low, high, p = interval.low, interval.high, float(wilcoxon(means).pvalue) if means.any() else 1.0
     return Difference(*center, low, high, p, detectable, *counts)
+
+
+def beside_repeats(before: NDArray[np.float64], after: NDArray[np.float64]) -> str:
+    """Whether a difference is larger than what another training of the same trainer changes; "" for one seed.
+
+    Args:
+        before, after: mean Dice of every seed, of the reference and of the other.
+    """
+    if len(before) < 2:
+        return ""
+    spread, difference = max(np.ptp(before), np.ptp(after)), abs(after.mean() - before.mean())
+    larger = "is larger than that" if difference > spread else "is not larger than that, so it may be chance"
+    return (
+        f" Over {len(before)} seeds, trainings of the same trainer differ by up to {100 * spread:.1f} points: the "
+        f"difference {larger}."
+    )
 
 
 def format_p(p: float) -> str:

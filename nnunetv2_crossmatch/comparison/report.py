@@ -25,6 +25,7 @@ from nnunetv2_crossmatch.self_training.names import Round
 from nnunetv2_crossmatch.utilities.dataset_json import read_dataset_json
 from nnunetv2_crossmatch.utilities.errors import some
 from nnunetv2_crossmatch.utilities.files import write_json as write_whole
+from nnunetv2_crossmatch.utilities.tables import aligned, percent
 from nnunetv2_crossmatch.utilities.versions import versions
 
 UNFOLDED = 20  # rows of a table; the others are folded away
@@ -45,32 +46,35 @@ _PSEUDO_LABELS = {
 
 def format_text(comparison: Comparison) -> str:
     """Scores, differences, costs and verdict, for a terminal."""
-    models = comparison.models
-    width = max(len(model.trainer) for model in models) + 2
-    lines = []
+    lines: list[str] = []
     for name, title in comparison.titles.items():
-        lines.append(f"{'Dice [%], ' + title:{width}}{'mean':>8}{'median':>8}{'difference':>12}{'95 % interval':>18}"
-                     f"{'p':>8}{'better/same/worse':>20}")  # fmt: skip
-        for row in table(comparison, name):
-            lines.append(
-                f"{row['trainer']:{width}}{row['mean']:>8}{row['median']:>8}{row['difference']:>12}"
-                f"{row['interval']:>18}{row['p']:>8}{row['counts']:>20}"
-            )
-        lines.append("")
+        titles = (f"Dice [%], {title}", "mean", "median", "difference", "95 % interval", "p", "better/same/worse")
+        rows = [
+            [row[key] for key in ("trainer", "mean", "median", "difference", "interval", "p", "counts")]
+            for row in table(comparison, name)
+        ]
+        lines += [*aligned([titles, *rows], right=range(1, 7)), ""]
     if missing := [_sentence(odd) for odd in missing_objects(comparison)]:
         lines += missing[:UNFOLDED]
         if len(missing) > UNFOLDED:
             lines.append(f"and {len(missing) - UNFOLDED} more such lines, on the page")
         lines.append("")
-    if rows := ranking(comparison):
-        ranks = ", ".join(f"{row['trainer']} {row['rank']}" for row in rows)
+    if of_seeds := seeds(comparison):
+        numbers = [f"seed {number}" for number in range(1, len(of_seeds[0]["means"]) + 1)]
+        rows = [["mean Dice [%]", *numbers, "largest difference"]]
+        rows += [[row["trainer"], *row["means"], row["spread"]] for row in of_seeds]
+        lines += [*aligned(rows, right=range(1, len(numbers) + 2)), ""]
+    if ranks_of := ranking(comparison):
+        ranks = ", ".join(f"{row['trainer']} {row['rank']}" for row in ranks_of)
         lines += [f"mean rank over {comparison.noun}, 1 is best: {ranks}", ""]
-    for row in costs(comparison):
-        lines.append(f"{row['trainer']:{width}}{row['hours']} hours on {row['device']}, peak memory {row['memory']}")
-    lines.append("")
+    of_costs = [
+        [row["trainer"], f"{row['hours']} hours on {row['device']}, peak memory {row['memory']}"]
+        for row in costs(comparison)
+    ]
+    lines += [*aligned(of_costs), ""]
     lines += [f"warning: {warning}" for warning in comparison.warnings]
     lines += [f"{trainer}: {verdict.sentence}" for trainer, verdict in comparison.verdicts.items()]
-    lines.append(CAVEAT)
+    lines.append(caveat(comparison))
     return "\n".join(lines)
 
 
@@ -83,23 +87,41 @@ def table(comparison: Comparison, name: str) -> list[dict[str, str]]:
         means, median = of_units.mean(0), np.median(of_units[:, METRICS.index("dice")])
         row = {
             "trainer": model.trainer,
-            "mean": _number(100 * means[METRICS.index("dice")]),
-            "median": _number(100 * median),
-            "hd95": _number(means[METRICS.index("hd95_mm")]),
+            "mean": percent(means[METRICS.index("dice")]),
+            "median": percent(median),
+            "hd95": f"{means[METRICS.index('hd95_mm')]:.1f}",
             **dict.fromkeys(("difference", "interval", "p", "counts"), ""),
         }
         if model.trainer in comparison.differences:
             d = comparison.differences[model.trainer][name]["dice"]
             row |= {
-                "difference": _number(100 * d.mean, "+"),
-                "interval": "-"
-                if math.isnan(d.low)
-                else f"{_number(100 * d.low, '+')} to {_number(100 * d.high, '+')}",
+                "difference": percent(d.mean, "+"),
+                "interval": "-" if math.isnan(d.low) else f"{percent(d.low, '+')} to {percent(d.high, '+')}",
                 "p": format_p(d.p),
                 "counts": f"{d.wins}/{d.ties}/{d.losses}",
             }
         rows.append(row)
     return rows
+
+
+def seeds(comparison: Comparison) -> list[dict[str, Any]]:
+    """Each model's mean Dice in every seed, and how far they lie apart; [] with one seed."""
+    dices = {model.trainer: comparison.dice_of_seeds(model) for model in comparison.models}
+    return [
+        {"trainer": trainer, "means": list(map(percent, of_seeds)), "spread": percent(np.ptp(of_seeds))}
+        for trainer, of_seeds in dices.items()
+        if len(of_seeds) > 1
+    ]
+
+
+def caveat(comparison: Comparison) -> str:
+    """What the figures are of, and what they do not show."""
+    if (count := len(comparison.models[0].seeds)) == 1:
+        return CAVEAT
+    return (
+        f"Scores and hours are means over {count} seeds; the intervals are over cases. An object is missed, or "
+        "invented, if one seed does so."
+    )
 
 
 def ranking(comparison: Comparison) -> list[dict[str, str]]:
@@ -120,7 +142,7 @@ def ranking(comparison: Comparison) -> list[dict[str, str]]:
             "trainer": comparison.models[i].trainer,
             "rank": f"{ranks[i].mean():.2f}",
             "best": f"{best[i].sum()} of {ranks.shape[1]}",
-            "mean": _number(100 * dices[i].mean()),
+            "mean": percent(dices[i].mean()),
             "hours": f"{comparison.models[i].hours:.2f}",
         }
         for i in np.argsort(ranks.mean(1), kind="stable")
@@ -176,11 +198,12 @@ def write_json(comparison: Comparison, file: Path) -> None:
         "cases": "test scans" if comparison.test else "validation cases",
         "reference": models[0].trainer,
         "verdicts": {trainer: asdict(verdict) for trainer, verdict in comparison.verdicts.items()},
-        "caveat": CAVEAT,
+        "caveat": caveat(comparison),
         "warnings": comparison.warnings,
         "differences": {trainer: _differences(classes) for trainer, classes in comparison.differences.items()},
         "missing_objects": missing_objects(comparison),
         "costs": costs,
+        "dice_of_seeds": {model.trainer: comparison.dice_of_seeds(model).tolist() for model in models},
         "dice": {model.trainer: _dice(model.evaluation) for model in models},
         "versions": _versions(comparison),
     }
@@ -220,7 +243,8 @@ def write_html(comparison: Comparison, raw_folder: Path, command: str, file: Pat
     commands = [*_commands(comparison), command]
     page = environment.get_template("report.html").render(
         comparison=comparison,
-        caveat=CAVEAT,
+        caveat=caveat(comparison),
+        seeds=seeds(comparison),
         tables=tables[:unfolded],
         folded_tables=tables[unfolded:],
         missing=[_sentence(odd) for odd in missing_objects(comparison)],
@@ -271,7 +295,7 @@ def _scans(comparison: Comparison, raw_folder: Path) -> list[dict]:
             ("most improved", [i for i in order[::-1] if change[i] > 0][:SHOWN]),
             ("most harmed", [i for i in order if change[i] < 0][:SHOWN]),
         ):
-            entries = [(cases[i], _number(100 * change[i], "+"), *picture(cases[i], number)) for i in chosen]
+            entries = [(cases[i], percent(change[i], "+"), *picture(cases[i], number)) for i in chosen]
             groups.append({"trainer": model.trainer, "title": title, "cases": entries})
     return groups
 
@@ -328,10 +352,6 @@ def _versions(comparison: Comparison) -> dict[str, str]:
         "trained with": "; ".join(sorted(trained)) or "not recorded",
         "compared with": ", ".join(f"{name} {number}" for name, number in versions().items()),
     }
-
-
-def _number(value: float, sign: str = "") -> str:
-    return "-" if math.isnan(value) else f"{value:{sign}.1f}"
 
 
 def _known(value: float) -> float | None:

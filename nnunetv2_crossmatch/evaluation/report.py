@@ -9,7 +9,8 @@ from pathlib import Path
 
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.published import FOOTNOTES, published_rows
-from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, RESAMPLES, SEED, Evaluation, Summary
+from nnunetv2_crossmatch.evaluation.summary import MEAN_OF_CLASSES, RESAMPLES, SEED, Evaluation, Summary
+from nnunetv2_crossmatch.utilities.tables import aligned, percent
 
 _CONVENTIONS = {
     "dice, jaccard": "fractions",
@@ -17,11 +18,10 @@ _CONVENTIONS = {
     "asd": "mean distance from the prediction's surface to the reference's",
     "undefined": "neither mask has the class: left out of the means",
     "missed": "one mask only has the class: Dice and Jaccard 0, distances the diagonal of the scan",
-    FOREGROUND: "mean of the class means",
+    MEAN_OF_CLASSES: "mean of the class means",
     "interval": f"95 %, percentile bootstrap over cases, {RESAMPLES} resamples, seed {SEED}",
 }
 _TITLES = ("Dice [%]", "Jaccard [%]", "95HD [voxels]", "ASD [voxels]", "95HD [mm]", "ASD [mm]")
-_SCALES = (100, 100, 1, 1, 1, 1)
 
 
 def write_json(evaluation: Evaluation, summaries: dict[str, Summary], file: Path) -> None:
@@ -69,20 +69,19 @@ def write_csv(evaluation: Evaluation, file: Path) -> None:
 def format_summary(summaries: dict[str, Summary]) -> str:
     """A table of every class and metric, and how many cases were undefined or missed."""
     if len(summaries) == 2:  # of one class the foreground mean says nothing new
-        summaries = {name: summary for name, summary in summaries.items() if name != FOREGROUND}
-    width = max(map(len, summaries)) + 2
-    lines = [f"{'':{width}}{'':15}{'mean':>8}{'std':>8}   95 % interval"]
+        summaries = {name: summary for name, summary in summaries.items() if name != MEAN_OF_CLASSES}
+    rows = [("", "", "mean", "std", "95 % interval")]
     for name, summary in summaries.items():
-        for metric, title, scale in zip(METRICS, _TITLES, _SCALES, strict=True):
-            mean, std, low, high = (_number(value, scale) for value in astuple(summary.statistics[metric]))
-            interval = "-" if low == "-" else f"{low} to {high}"
-            lines.append(f"{name:{width}}{title:15}{mean:>8}{std:>8}   {interval}")
+        for metric, title in zip(METRICS, _TITLES, strict=True):
+            show = percent if "[%]" in title else _number
+            mean, std, low, high = map(show, astuple(summary.statistics[metric]))
+            rows.append((name, title, mean, std, "-" if low == "-" else f"{low} to {high}"))
             name = ""
-    lines.append("")
+    lines = [*aligned(rows, right=(2, 3)), ""]
     lines += [
         f"{name}: {summary.cases} cases, {summary.undefined} undefined, {summary.missed} missed"
         for name, summary in summaries.items()
-        if name != FOREGROUND
+        if name != MEAN_OF_CLASSES
     ]
     lines += [f"{term}: {_CONVENTIONS[term]}" for term in ("undefined", "missed")]
     return "\n".join(lines)
@@ -90,8 +89,8 @@ def format_summary(summaries: dict[str, Summary]) -> str:
 
 def foreground_cells(summaries: dict[str, Summary]) -> list[str]:
     """Foreground means as the papers print them: Dice and Jaccard in percent, 95HD and ASD in voxels."""
-    means = [summaries[FOREGROUND].statistics[metric].mean for metric in METRICS[:4]]
-    return [_number(mean, scale) for mean, scale in zip(means, _SCALES, strict=False)]
+    means = [summaries[MEAN_OF_CLASSES].statistics[metric].mean for metric in METRICS[:4]]
+    return [_number(mean * scale) for mean, scale in zip(means, (100, 100, 1, 1), strict=True)]
 
 
 def format_benchmark(benchmark: str, results: dict[str, Sequence[str]]) -> str:
@@ -103,17 +102,15 @@ def format_benchmark(benchmark: str, results: dict[str, Sequence[str]]) -> str:
     for row in rows:
         marks = ",".join(f"[{used.index(mark) + 1}]" for mark in row.marks)
         table.append([row.method, *(value or "-" for value in row.values), marks, row.source])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    aligned = [[f"{cell:{'>' if 0 < i < 5 else '<'}{widths[i]}}" for i, cell in enumerate(line)] for line in table]
-    lines = ["  ".join(line).rstrip() for line in aligned]
+    lines = aligned(table, right=range(1, 5))
     if not rows:
         return "\n".join([*lines, "", "No published rows are on record."])
     lines += ["", *(f"[{i}] {FOOTNOTES[mark]}" for i, mark in enumerate(used, 1))]
     return "\n".join([*lines, "No mark: nothing is known of the protocol. -: not published."])
 
 
-def _number(value: float, scale: int) -> str:
-    return "-" if math.isnan(value) else f"{scale * value:.2f}"
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
 
 
 def _known(value: float) -> float | None:

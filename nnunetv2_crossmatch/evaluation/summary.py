@@ -10,7 +10,7 @@ from scipy.stats import bootstrap
 
 from nnunetv2_crossmatch.evaluation.case import METRICS
 
-FOREGROUND = "foreground_mean"
+MEAN_OF_CLASSES = "mean of classes"
 RESAMPLES, SEED = 9999, 0
 
 
@@ -63,7 +63,7 @@ def summarize(evaluation: Evaluation) -> dict[str, Summary]:
 
     The foreground's counts are the sums of those of the classes.
     """
-    chosen = {FOREGROUND: slice(None)} | {name: slice(i, i + 1) for i, name in enumerate(evaluation.classes)}
+    chosen = {MEAN_OF_CLASSES: slice(None)} | {name: slice(i, i + 1) for i, name in enumerate(evaluation.classes)}
     return {
         name: Summary(
             {metric: statistic(evaluation.values[:, classes, i]) for i, metric in enumerate(METRICS)},

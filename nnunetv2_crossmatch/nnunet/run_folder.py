@@ -13,7 +13,15 @@ from nnunetv2.utilities.file_path_utilities import (
 
 from nnunetv2_crossmatch.nnunet.training_log import TrainingLog
 
-FINAL = "checkpoint_final.pth"
+FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
+
+
+def plans_of_seeds(plans: str, seeds: int) -> list[str]:
+    """Identifier of the plans that each of so many repeats of a training uses: the same plans under another name.
+
+    nnU-Net names its folders by trainer, plans and configuration, so its commands know a repeat by ``-p``.
+    """
+    return [plans, *(f"{plans}_seed{number}" for number in range(2, seeds + 1))]
 
 
 class Progress(NamedTuple):
@@ -42,7 +50,7 @@ class RunFolder:
     path: Path
 
     def __str__(self) -> str:
-        return f"{self.trainer} fold {self.fold}"
+        return f"{self.trainer} fold {self.fold_and_seed}"
 
     @classmethod
     def of(
@@ -78,10 +86,21 @@ class RunFolder:
         fold = self.path.name.removeprefix("fold_")
         return int(fold) if fold.isdecimal() else fold
 
+    @property
+    def fold_and_seed(self) -> str:
+        """``0``, of a repeat ``0 (seed 2)``; see :func:`plans_of_seeds`."""
+        seed = re.search(r"_seed(\d+)$", self.plans)
+        return f"{self.fold} (seed {seed[1]})" if seed else str(self.fold)
+
     def train_command(self, option: str = "") -> str:
         """nnU-Net's command that trains it."""
         what = f"{self.dataset} {self.configuration} {self.fold} -tr {self.trainer} -p {self.plans}"
         return f"nnUNetv2_train {what} {option}".rstrip()
+
+    def predict_command(self, checkpoint: str) -> str:
+        """nnU-Net's command that predicts with this fold."""
+        what = f"-d {self.dataset} -c {self.configuration} -f {self.fold} -tr {self.trainer} -p {self.plans}"
+        return f"nnUNetv2_predict -i IN -o OUT {what} -chk {checkpoint}"
 
     def checkpoint(self, name: str = FINAL) -> Path:
         return self.path / name

@@ -43,6 +43,10 @@ class Cluster(ABC):
     def start(self, run: RunFolder) -> None:
         """Start its job if there is room."""
 
+    def is_over(self, run: RunFolder) -> bool:
+        """Whether no more of it is done for lack of time."""
+        return False
+
     @abstractmethod
     def close(self) -> None:
         """End what would not go on without this process."""
@@ -72,10 +76,14 @@ class Local(Cluster):
         device: str,
         gpus_per_job: int,
         pretrained: Mapping[RunFolder, Path] = MappingProxyType({}),
+        until: float | None = None,
     ):
-        """``pretrained`` has the checkpoint that a run begins with. Raises ValueError: fewer GPUs than a job wants."""
+        """``pretrained`` has the checkpoint that a run begins with; ``until``: see :func:`train`.
+
+        Raises ValueError: fewer GPUs than a job wants.
+        """
         super().__init__(runs, device, gpus_per_job)
-        self._pretrained = pretrained
+        self._pretrained, self._until = pretrained, until
         if device != "cuda":
             self._slots = [""]
         else:
@@ -100,9 +108,14 @@ class Local(Cluster):
         executor = submitit.LocalExecutor(job_folder(run))
         executor.update_parameters(timeout_min=YEAR)
         with _stderr_to(job_folder(run) / "controller.err"):  # at Ctrl-C submitit's process would print a traceback
-            training = Training(run, self.device, self.gpus_per_job, free[0], self._pretrained.get(run))
+            training = Training(run, self.device, self.gpus_per_job, free[0], self._pretrained.get(run), self._until)
             self.jobs[run] = executor.submit(training)
         self._slot_of[run] = free[0]
+
+    def is_over(self, run: RunFolder) -> bool:
+        if run in self.jobs:
+            return self.jobs[run].done() and self.jobs[run].exception() is None and not self.jobs[run].result()
+        return self._until is not None and time.time() >= self._until
 
     def close(self) -> None:
         left = self._wait_for(list(self.jobs.values()), seconds=3)  # a terminal's Ctrl-C has reached them, too

@@ -6,21 +6,26 @@ import time
 from nnunetv2.paths import nnUNet_results
 
 from nnunetv2_crossmatch.nnunet.loaders import preprocessed_cases
-from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder, plans_of_seeds
 from nnunetv2_crossmatch.nnunet.trainer_class import find_trainer_class
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
 from nnunetv2_crossmatch.preprocessing.splits import every_fold, read_splits, require_folds
 from nnunetv2_crossmatch.sweep.clusters import Cluster
 from nnunetv2_crossmatch.sweep.table import Table
+from nnunetv2_crossmatch.utilities.files import read_json, write_json
+
+OVER = "out of time"
+_ENDED = ("done", "failed", OVER)
 
 
 def make_runs(
-    dataset: str, configuration: str, plans: str, trainers: list[str], folds: list[int | str] | None
+    dataset: str, configuration: str, plans: str, trainers: list[str], folds: list[int | str] | None, seeds: int = 1
 ) -> list[RunFolder]:
     """Every trainer on every fold, fold by fold, so that trainers can be compared as soon as possible.
 
     ``folds``: None for those of the split.
+    ``seeds``: how often each is trained; the plans of the repeats are written, see :func:`plans_of_seeds`.
     The split is written if there is none: jobs that start together must not each write one, and stock nnU-Net's
     does not know patients.
 
@@ -42,8 +47,13 @@ def make_runs(
     if set(folds) != {"all"}:
         prepare_splits(found, preprocessed_cases(cases))
     require_folds(found.name, folds, len(read_splits(found.preprocessed)))
+    content = read_json(found.preprocessed / f"{plans}.json")
+    names = plans_of_seeds(plans, seeds)
+    for name in names[1:]:
+        write_json({**content, "plans_name": name}, found.preprocessed / f"{name}.json")
     return [
-        RunFolder.of(found.name, trainer, plans, configuration, fold)
+        RunFolder.of(found.name, trainer, name, configuration, fold)
+        for name in names
         for fold in dict.fromkeys(folds)
         for trainer in dict.fromkeys(trainers)
     ]
@@ -85,8 +95,10 @@ def follow(runs: list[RunFolder], cluster: Cluster) -> list[RunFolder]:
     errors: dict[RunFolder, str] = {}
     while True:
         alive = cluster.states()
-        for run in [run for run in runs if states[run] not in ("done", "failed")]:
-            if run in alive:
+        for run in [run for run in runs if states[run] not in _ENDED]:
+            if cluster.is_over(run):
+                states[run] = OVER
+            elif run in alive:
                 states[run] = "validating" if alive[run] == "running" and run.is_trained else alive[run]
             elif run.is_done:
                 states[run] = "done"
@@ -97,6 +109,6 @@ def follow(runs: list[RunFolder], cluster: Cluster) -> list[RunFolder]:
                 cluster.start(run)
             epochs[run] = run.progress()
         table.show(states, epochs, errors)
-        if all(state in ("done", "failed") for state in states.values()):
+        if all(state in _ENDED for state in states.values()):
             return list(errors)
         time.sleep(cluster.interval)

@@ -12,7 +12,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2_crossmatch.comparison.runs import read_run
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.self_training.rounds import Figures
-from nnunetv2_crossmatch.utilities.tables import aligned
+from nnunetv2_crossmatch.utilities.tables import aligned, percent
 
 Row = dict[str, Any]
 _OF_ROUND = {"round": "round", "scans": "scans", "left_out": "left out", "changed": "changed"}
@@ -21,8 +21,8 @@ _OF_CLASS = {
     "agreement": "agreement",
     "sure": "sure",
     "volume": "volume",
-    "dice": "Dice, hidden labels",
-    "validation_dice": "Dice, validation",
+    "dice": "Dice [%], hidden labels",
+    "validation_dice": "Dice [%], validation",
 }
 _LAST = {"hours": "hours so far"}
 
@@ -111,8 +111,13 @@ def as_text(rows: list[Row]) -> list[str]:
             means = {"class": name, **{key: _mean(row[key] for row in of_class) for key in list(_OF_CLASS)[1:]}}
             once = [*map(_cell, (summed[key] for key in _OF_ROUND))] if i == 0 else [""] * len(_OF_ROUND)
             last = [_cell(summed[key]) if i == 0 else "" for key in _LAST]
-            lines.append([*once, *(_cell(means[key]) for key in _OF_CLASS), *last])
+            of_titles = [_dice_cell(means[key]) if "dice" in key else _cell(means[key]) for key in _OF_CLASS]
+            lines.append([*once, *of_titles, *last])
     return aligned(lines)
+
+
+def _dice_cell(value: float | None) -> str:
+    return "-" if value is None else percent(value)
 
 
 def _cell(value: float | str | None) -> str:

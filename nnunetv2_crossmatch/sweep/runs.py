@@ -18,7 +18,7 @@ class Training:
 
     gpus: for CUDA_VISIBLE_DEVICES; None leaves the choice to SLURM. (submitit's own ``visible_gpus`` takes numbers
         only, and a GPU may be named by its UUID.)
-    pretrained: see :func:`train`.
+    pretrained, until: see :func:`train`.
     """
 
     run: RunFolder
@@ -26,15 +26,16 @@ class Training:
     num_gpus: int
     gpus: str | None = None
     pretrained: Path | None = None
+    until: float | None = None
 
-    def __call__(self) -> None:
+    def __call__(self) -> bool:
         if self.gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus
         # submitit ignores SIGTERM; a data loader's worker must not, or a training that fails waits for it forever
         os.register_at_fork(after_in_child=_default_signals)
         with claimed(self.run, seconds=5):
             self._started.touch()
-            train(self.run, self.device, self.num_gpus, self.pretrained)
+            return train(self.run, self.device, self.num_gpus, self.pretrained, self.until)
 
     @property
     def _started(self) -> Path:

@@ -44,7 +44,7 @@ def format_table(
         per_epoch = "" if seconds is None else f"{seconds:.3g}"
         left = progress[run].left if state in ("waiting", "running") else None
         times = (duration(elapsed) if elapsed else "", "" if left is None else duration(left))
-        rows.append((run.trainer, str(run.fold), state, reached, per_epoch, *times, errors.get(run, "")))
+        rows.append((run.trainer, run.fold_and_seed, state, reached, per_epoch, *times, errors.get(run, "")))
     return [*aligned(rows), _done(states)]
 
 

@@ -1,5 +1,6 @@
 """Train a run in this process, as ``nnUNetv2_train`` does."""
 
+import time
 from pathlib import Path
 
 import torch
@@ -7,15 +8,26 @@ from nnunetv2.run.run_training import run_training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.file_path_utilities import get_output_folder
 
-from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
+from nnunetv2_crossmatch.nnunet.run_folder import LATEST, RunFolder
 from nnunetv2_crossmatch.trainers.records import record_resources
 
 
-def train(run: RunFolder, device_type: str, num_gpus: int, pretrained: Path | None = None) -> None:
+class _OutOfTime(Exception):
+    """Ends nnU-Net's loop of epochs."""
+
+
+def train(
+    run: RunFolder, device_type: str, num_gpus: int, pretrained: Path | None = None, until: float | None = None
+) -> bool:
     """Train it or continue its training, then validate it; one that is trained is only validated.
 
     Args:
         pretrained: a checkpoint that a training begins with, see nnU-Net's ``-pretrained_weights``.
+        until: seconds of ``time.time``. No epoch begins that would last longer, if it is as long as the one before; a
+            checkpoint is kept, and the next call continues. Only on a single GPU.
+
+    Returns:
+        False if it was stopped in time.
 
     Raises:
         RuntimeError: nnU-Net would train into another folder.
@@ -26,13 +38,27 @@ def train(run: RunFolder, device_type: str, num_gpus: int, pretrained: Path | No
     device = torch.device(device_type)
     if device.type == "cuda":
         torch.set_num_threads(1)  # as nnUNetv2_train does
-    on_train_end = nnUNetTrainer.on_train_end
+    on_train_end, on_epoch_end = nnUNetTrainer.on_train_end, nnUNetTrainer.on_epoch_end
 
     def record_and_end(trainer: nnUNetTrainer) -> None:
         record_resources(run.path, device)  # stock trainers record none; validation is no part of it
         on_train_end(trainer)
 
-    nnUNetTrainer.on_train_end = record_and_end  # in this process; with several GPUs others train
+    def end_epoch(trainer: nnUNetTrainer) -> None:
+        on_epoch_end(trainer)
+        if until is None or trainer.current_epoch == trainer.num_epochs:
+            return
+        begun, ended = (trainer.logger.get_value(f"epoch_{what}_timestamps", step=-1) for what in ("start", "end"))
+        if time.time() + ended - begun <= until:
+            return
+        record_resources(run.path, device)
+        trainer.current_epoch -= 1  # as nnU-Net's on_train_end: a checkpoint is of the epoch that is over
+        trainer.save_checkpoint(str(run.checkpoint(LATEST)))
+        trainer.print_to_log_file(f"The time is over: stopped after epoch {trainer.current_epoch}.")
+        raise _OutOfTime
+
+    # in this process; with several GPUs others train
+    nnUNetTrainer.on_train_end, nnUNetTrainer.on_epoch_end = record_and_end, end_epoch
     try:
         run_training(
             run.dataset,
@@ -46,5 +72,8 @@ def train(run: RunFolder, device_type: str, num_gpus: int, pretrained: Path | No
             only_run_validation=run.is_trained,
             device=device,
         )
+    except _OutOfTime:
+        return False
     finally:
-        nnUNetTrainer.on_train_end = on_train_end
+        nnUNetTrainer.on_train_end, nnUNetTrainer.on_epoch_end = on_train_end, on_epoch_end
+    return True

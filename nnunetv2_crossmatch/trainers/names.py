@@ -22,12 +22,17 @@ def meant_trainer(name: str, ours: Collection[str]) -> str | None:
     match = _LENGTH.fullmatch(name)
     if not match or match["stem"] in ours or name == PREFIX or Round.parse(name):
         return None
-    known = {*ours, *_classes()}
+    known = known_trainers(ours)
     if name in known:
         return None
     if name.casefold().startswith(PREFIX.casefold()):
         return _nearest(match["stem"], ours, match["length"] or "") or _nearest(name, known)
     return nearest(name, known) or nearest(PREFIX + name, known)  # nnUNetTrainrCPS, CPS
+
+
+def known_trainers(ours: Collection[str]) -> set[str]:
+    """``ours``, nnU-Net's and the user's."""
+    return {*ours, *_classes()}
 
 
 def _nearest(name: str, known: Collection[str], length: str = "") -> str | None:

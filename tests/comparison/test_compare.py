@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from dataclasses import asdict
 from html.parser import HTMLParser
@@ -128,7 +129,7 @@ def test_the_verdict_and_the_numbers_are_those_of_the_masks(trained, capsys):
         scores = [[dice(mask == c, masks[0] == c) for c in (1, 2)] for mask in masks[1:]]
         assert list(found["dice"][OURS][f"case{i}"].values()) == pytest.approx(scores[1])
         changes.append(np.mean(scores[1]) - np.mean(scores[0]))
-    difference = found["differences"][OURS]["foreground_mean"]["dice"]
+    difference = found["differences"][OURS]["mean of classes"]["dice"]
     assert difference["mean"] == pytest.approx(np.mean(changes))
     assert (
         (difference["wins"], difference["losses"])
@@ -142,6 +143,37 @@ def test_the_verdict_and_the_numbers_are_those_of_the_masks(trained, capsys):
     assert found["costs"][OURS] == {"gpu_hours": pytest.approx(1.2), "peak_memory_bytes": 3 * 2**30}
     assert found["verdicts"][OURS]["sentence"] in printed and "7 of 8 cases better, 1 worse" in printed
     assert "1.20 hours on H200, peak memory 3.0 GiB" in printed and "not recorded" in printed
+
+
+def test_seeds_are_averaged_and_their_spread_is_beside_the_difference(trained, capsys):
+    """Stock's second seed is perfect; ours is the same twice."""
+    results = trained / "results" / DATASET
+    for trainer in (STOCK, OURS):
+        other = results / f"{trainer}__nnUNetPlans_seed2__3d_fullres"
+        shutil.copytree(results / f"{trainer}__nnUNetPlans__3d_fullres", other)
+        for mask in other.glob("fold_*/validation/*.nii.gz") if trainer == STOCK else ():
+            shutil.copy(trained / "raw" / DATASET / "labelsTr" / mask.name, mask)
+    compare()
+    one = json.loads((results / f"{PAGE}.json").read_text())
+    assert "trainings of the same trainer" not in capsys.readouterr().out
+    compare("--seeds", "2")
+    printed = capsys.readouterr().out
+    two = json.loads((results / f"{PAGE}__seeds_2.json").read_text())
+    for case, dices in one["dice"][STOCK].items():
+        mean = {name: (value + 1) / 2 for name, value in dices.items()}
+        assert two["dice"][STOCK][case] == pytest.approx(mean)
+    assert two["dice"][OURS] == one["dice"][OURS] and two["costs"] == one["costs"]
+    first = one["dice_of_seeds"][STOCK][0]
+    assert two["dice_of_seeds"][STOCK] == pytest.approx([first, 1.0])
+    spread = f"by up to {100 - 100 * first:.1f} points: the difference is not larger than that"
+    page = Page(results / f"{PAGE}__seeds_2.html").text
+    for shown in (printed, page, two["verdicts"][OURS]["sentence"]):
+        assert f"Over 2 seeds, trainings of the same trainer differ {spread}" in shown
+    assert re.search(rf"{STOCK} +{100 * first:.1f} +100.0 +{100 - 100 * first:.1f}\n", printed)
+    assert "nnUNetv2_train Dataset902_Folds 3d_fullres 1 -tr nnUNetTrainer -p nnUNetPlans_seed2" in page
+    (results / f"{OURS}__nnUNetPlans_seed2__3d_fullres" / "fold_1" / "checkpoint_final.pth").unlink()
+    err = refused(capsys, "--seeds", "2")
+    assert "nnUNetPlans_seed2__3d_fullres/fold_1" in err and f"-tr {STOCK} {OURS} --seeds 2 -f 0 1" in err
 
 
 def test_one_fold_has_its_own_page_with_dots_no_interval_and_the_last_rows_folded(trained, capsys, monkeypatch):

@@ -34,9 +34,10 @@ def test_missed_and_invented_objects_are_counted_with_their_scans():
 def test_many_missed_objects_are_cut_in_the_terminal(monkeypatch):
     row = {"trainer": "stock", "class": "tail", "what": "missed", "of": 3, "cases": ["a"]}
     monkeypatch.setattr("nnunetv2_crossmatch.comparison.report.missing_objects", lambda comparison: [row] * 25)
-    model = SimpleNamespace(trainer="stock")
+    model = SimpleNamespace(trainer="stock", seeds=[None])
     monkeypatch.setattr("nnunetv2_crossmatch.comparison.report.costs", lambda comparison: [])
-    text = format_text(SimpleNamespace(models=[model], titles={}, warnings=[], verdicts={}))
+    of = {"models": [model], "dice_of_seeds": lambda model: np.ones(1)}
+    text = format_text(SimpleNamespace(**of, titles={}, warnings=[], verdicts={}))
     assert text.count("stock misses tail") == 20 and "and 5 more such lines, on the page" in text
 
 

@@ -5,9 +5,18 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from nnunetv2_crossmatch.comparison.paired import Difference, by_unit, compare, format_p, scores, verdict
+from nnunetv2_crossmatch.comparison.compare import mean_of_seeds
+from nnunetv2_crossmatch.comparison.paired import (
+    Difference,
+    beside_repeats,
+    by_unit,
+    compare,
+    format_p,
+    scores,
+    verdict,
+)
 from nnunetv2_crossmatch.evaluation.case import METRICS
-from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation
+from nnunetv2_crossmatch.evaluation.summary import MEAN_OF_CLASSES, Evaluation
 
 HD95_MM = METRICS.index("hd95_mm")
 
@@ -36,7 +45,7 @@ def test_differences_means_counts_and_p_are_those_of_a_slow_oracle():
     after = before + rng.normal(0.03, 0.05, (9, 2))
     after[3] = before[3] + 0.0004  # a tie
     result = compare(evaluation(before, 5.0), evaluation(after, 4.0), [f"case{i}" for i in range(9)])
-    for name, change in ((FOREGROUND, (after - before).mean(1)), ("class1", (after - before)[:, 1])):
+    for name, change in ((MEAN_OF_CLASSES, (after - before).mean(1)), ("class1", (after - before)[:, 1])):
         d = result[name]["dice"]
         assert (d.mean, d.median) == pytest.approx((change.mean(), sorted(change)[4]))
         assert (d.wins, d.ties, d.losses) == (
@@ -64,11 +73,11 @@ def test_scans_of_one_patient_are_one_unit():
     values = np.array([[1.0, 4.0], [3.0, 0.0], [5.0, 2.0], [7.0, 1.0]])
     np.testing.assert_array_equal(by_unit(values, ["p", "q", "p", "q"]), [[3.0, 3.0], [5.0, 0.5]])
     same = evaluation([[0.5]] * 8)
-    assert compare(same, same, ["p", "q"] * 4)[FOREGROUND]["dice"].units == 2
+    assert compare(same, same, ["p", "q"] * 4)[MEAN_OF_CLASSES]["dice"].units == 2
 
 
 def test_equal_models_tie_with_p_1():
-    d = compare(evaluation([[0.5]] * 7), evaluation([[0.5]] * 7), list("abcdefg"))[FOREGROUND]["dice"]
+    d = compare(evaluation([[0.5]] * 7), evaluation([[0.5]] * 7), list("abcdefg"))[MEAN_OF_CLASSES]["dice"]
     assert d == Difference(0, 0, 0, 0, 1, 0, 0, 7, 0)
 
 
@@ -117,9 +126,29 @@ def test_the_detectable_difference_is_found_by_four_of_five_studies():
 @pytest.mark.parametrize("change", [[0.05] * 5 + [-0.002], [0.0] * 6, [0.0004] * 6])
 def test_what_can_be_shown_is_not_said_where_it_contradicts_what_was_found(change):
     after = 0.5 + np.array(change)[:, None]
-    found = compare(evaluation([[0.5]] * 6), evaluation(after), list("abcdef"))[FOREGROUND]["dice"]
+    found = compare(evaluation([[0.5]] * 6), evaluation(after), list("abcdef"))[MEAN_OF_CLASSES]["dice"]
     found = replace(found, p=0.0625)
     assert verdict(found, "cases").kind == "cannot-tell" and "can show" not in verdict(found, "cases").sentence
+
+
+def test_a_seed_that_invents_a_class_lowers_the_mean_of_seeds_and_none_leaves_it_undefined():
+    nan = np.nan
+    mean = mean_of_seeds([evaluation([[nan, 0.5], [nan, 0.0]]), evaluation([[0.0, 0.7], [nan, 0.6]])])
+    np.testing.assert_allclose(mean.values[:, :, 0], [[0.5, 0.6], [nan, 0.3]])
+    assert mean.missed.tolist() == [[True, False], [False, True]]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ([0.800, 0.812], [0.83, 0.831], "by up to 1.2 points: the difference is larger than that."),
+        ([0.800, 0.801], [0.78, 0.830], "by up to 5.0 points: the difference is not larger than that"),
+        ([0.800, 0.801], [0.75, 0.745], "by up to 0.5 points: the difference is larger than that."),
+    ],
+)
+def test_a_difference_stands_beside_what_a_repeat_changes(before, after, says):
+    assert says in beside_repeats(np.array(before), np.array(after))
+    assert beside_repeats(np.array(before[:1]), np.array(after[:1])) == ""
 
 
 def test_few_units_have_a_mean_and_no_interval():

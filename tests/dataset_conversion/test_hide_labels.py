@@ -23,7 +23,7 @@ def base(tmp_path, monkeypatch) -> Path:
 
 def hide(base: Path, target: int, *options: str) -> tuple[Path, set[str], set[str]]:
     """The new dataset, its labeled and its unlabeled cases."""
-    main(["hide-labels", "-d", "4", "-o", str(target), *options])
+    main(["hide-labels", "-d", "4", "-t", str(target), *options])
     folder = base / "raw" / f"Dataset{target:03d}_Balls"
     return (
         folder,
@@ -86,7 +86,7 @@ def test_patients_stay_together(base):
 
 def test_a_dataset_that_is_hidden_already_can_be_hidden_further(base):
     hide(base, 5, "--labeled", "5")
-    main(["hide-labels", "-d", "5", "-o", "6", "--labeled", "2"])
+    main(["hide-labels", "-d", "5", "-t", "6", "--labeled", "2"])
     folder = base / "raw" / "Dataset006_Balls"
     assert len(list_unlabeled(folder, load_json(str(folder / "dataset.json")))) == 10
 
@@ -106,7 +106,7 @@ def test_a_dataset_that_is_hidden_already_can_be_hidden_further(base):
 )
 def test_bad_requests_are_named_and_nothing_is_written(base, capsys, options, complaint):
     with pytest.raises(SystemExit):
-        main(["hide-labels", "-d", "4", "-o", "5", *options])
+        main(["hide-labels", "-d", "4", "-t", "5", *options])
     assert complaint in capsys.readouterr().err
     assert not (base / "raw" / "Dataset005_Balls").exists()
 
@@ -114,7 +114,7 @@ def test_bad_requests_are_named_and_nothing_is_written(base, capsys, options, co
 def test_missing_labels_are_named(base, capsys):
     (base / "raw" / SOURCE / "labelsTr" / "case7.nii.gz").unlink()
     with pytest.raises(SystemExit):
-        main(["hide-labels", "-d", "4", "-o", "5", "--labeled", "2"])
+        main(["hide-labels", "-d", "4", "-t", "5", "--labeled", "2"])
     assert "labeled cases are missing: " in (said := capsys.readouterr().err) and "labelsTr/case7.nii.gz" in said
 
 
@@ -129,7 +129,7 @@ def test_a_leak_of_the_source_is_reported(base, capsys):
     twin = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "imagesTs" / "test0_0000.nii.gz")))
     sitk.WriteImage(sitk.GetImageFromArray(twin.astype(np.float64)), str(folder / "imagesTr" / "case3_0000.nii.gz"))
     with pytest.raises(SystemExit):
-        main(["hide-labels", "-d", "4", "-o", "5", "--labeled", "2"])
+        main(["hide-labels", "-d", "4", "-t", "5", "--labeled", "2"])
     assert "imagesTs/test0" in capsys.readouterr().err
 
 
@@ -157,14 +157,14 @@ def test_patients_that_are_no_cases_draw_nothing_and_what_is_not_used_is_named(b
     (folder / "imagesUn" / "more.nrrd").touch()
     (folder / "patients.json").write_text(json.dumps({f"case{i}_0000": f"p{i // 2}" for i in range(10)}))
     with pytest.raises(SystemExit):
-        main(["hide-labels", "-d", "4", "-o", "5", "--labeled", "2"])
+        main(["hide-labels", "-d", "4", "-t", "5", "--labeled", "2"])
     error = capsys.readouterr().err
     assert "patients.json: 10 are no cases of the dataset: 'case0_0000' (nearest: 'case0')" in error
     assert "more.nrrd" in error and not (base / "raw" / "Dataset005_Balls").exists()
 
 
 def test_a_curve_is_a_dataset_for_each_number_with_the_labels_of_the_fewer(base, capsys):
-    main(["hide-labels", "-d", "4", "-o", "5", "--curve", "2", "40%", "8"])
+    main(["hide-labels", "-d", "4", "-t", "5", "--curve", "2", "40%", "8"])
     labeled = [
         set(load_json(str(base / "raw" / f"Dataset{i:03d}_Balls" / "dataset.json"))["dataset"]) for i in (5, 6, 7)
     ]
@@ -172,7 +172,7 @@ def test_a_curve_is_a_dataset_for_each_number_with_the_labels_of_the_fewer(base,
     printed = capsys.readouterr().out
     assert "nnUNetv2_plan_and_preprocess -d 5 6 7" in printed and "compare -d 5 " in printed and " --test" in printed
     with pytest.raises(SystemExit):
-        main(["hide-labels", "-d", "4", "-o", "8", "--curve", "2", "--labeled", "2"])
+        main(["hide-labels", "-d", "4", "-t", "8", "--curve", "2", "--labeled", "2"])
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_curve_that_cannot_be_made_leaves_no_dataset(base, capsys, numbers, ta
         (base / "raw" / f"Dataset{taken:03d}_Other").mkdir()
     before = sorted(base.joinpath("raw").glob("Dataset*"))
     with pytest.raises(SystemExit):
-        main(["hide-labels", "-d", "4", "-o", "5", "--curve", *numbers])
+        main(["hide-labels", "-d", "4", "-t", "5", "--curve", *numbers])
     assert message in capsys.readouterr().err and sorted(base.joinpath("raw").glob("Dataset*")) == before
 
 

@@ -13,7 +13,7 @@ from nnunetv2_crossmatch.evaluation.report import (
     write_csv,
     write_json,
 )
-from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation, summarize
+from nnunetv2_crossmatch.evaluation.summary import MEAN_OF_CLASSES, Evaluation, summarize
 
 VALUES = np.array(
     [
@@ -34,7 +34,7 @@ def test_json_holds_everything_and_null_where_undefined(tmp_path):
     assert (shell["cases"], shell["undefined"], shell["missed"]) == (2, 0, 0)
     assert shell["dice"]["mean"] == pytest.approx(0.8) and shell["dice"]["interval"] == [0.7, 0.9]
     assert content["summary"]["core"]["hd95_mm"] == {"mean": 18, "std": None, "interval": [None, None]}
-    assert content["summary"][FOREGROUND]["dice"]["mean"] == pytest.approx(0.65)
+    assert content["summary"][MEAN_OF_CLASSES]["dice"]["mean"] == pytest.approx(0.65)
     assert content["predictions_without_reference"] == ["c"]
     assert "seed 0" in content["conventions"]["interval"]
 
@@ -51,15 +51,15 @@ def test_csv_has_a_row_per_case_and_class(tmp_path):
 
 def test_the_table_shows_percent_intervals_and_counts():
     table = format_summary(summarize(EVALUATION))
-    assert re.search(r"foreground_mean +Dice \[%\] +65.00 ", table)
-    assert re.search(r"shell +Dice \[%\] +80.00 +14.14 +70.00 to 90.00", table)
+    assert re.search(r"mean of classes +Dice \[%\] +65.0 ", table)
+    assert re.search(r"shell +Dice \[%\] +80.0 +14.1 +70.0 to 90.0", table)
     assert re.search(r"ASD \[mm\] +10.00 +- +-\n", table)
     assert "core: 2 cases, 1 undefined, 1 missed" in table
 
 
-def test_of_a_single_class_no_foreground_mean_is_shown():
+def test_of_a_single_class_no_mean_of_classes_is_shown():
     alone = Evaluation(["a", "b"], ["atrium"], VALUES[:, :1], MISSED[:, :1], MISSED[:, :1], [])
-    assert FOREGROUND not in format_summary(summarize(alone))
+    assert MEAN_OF_CLASSES not in format_summary(summarize(alone))
 
 
 def test_published_rows_stand_below_the_results_with_their_footnotes():

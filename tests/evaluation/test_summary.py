@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from nnunetv2_crossmatch.evaluation.case import METRICS
-from nnunetv2_crossmatch.evaluation.summary import FOREGROUND, Evaluation, statistic, summarize
+from nnunetv2_crossmatch.evaluation.summary import MEAN_OF_CLASSES, Evaluation, statistic, summarize
 
 
 def plain_interval(values: np.ndarray) -> np.ndarray:
@@ -50,10 +50,10 @@ def test_each_class_and_metric_has_its_own_numbers_and_counts():
     values[2, 1] = np.nan
     missed = np.array([[False, True], [False, True], [True, False]])
     summaries = summarize(Evaluation(["a", "b", "c"], ["shell", "core"], values, missed, missed, []))
-    assert list(summaries) == [FOREGROUND, "shell", "core"]
+    assert list(summaries) == [MEAN_OF_CLASSES, "shell", "core"]
     counts = {name: (s.cases, s.undefined, s.missed) for name, s in summaries.items()}
-    assert counts == {FOREGROUND: (3, 1, 3), "shell": (3, 0, 1), "core": (3, 1, 2)}
+    assert counts == {MEAN_OF_CLASSES: (3, 1, 3), "shell": (3, 0, 1), "core": (3, 1, 2)}
     for i, metric in enumerate(METRICS):
         shell, core = (summaries[name].statistics[metric].mean for name in ("shell", "core"))
         assert (shell, core) == (values[:, 0, i].mean(), values[:2, 1, i].mean())
-        assert summaries[FOREGROUND].statistics[metric].mean == (shell + core) / 2
+        assert summaries[MEAN_OF_CLASSES].statistics[metric].mean == (shell + core) / 2

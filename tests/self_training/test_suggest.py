@@ -130,7 +130,7 @@ def test_from_two_folds_to_labeled_cases(place, monkeypatch, capsys):
     small = ["-d", "901", "-np", "1"]
     with monkeypatch.context() as patch:
         patch.setattr(module, "predict_members", None)  # nothing is measured again
-        main(["suggest", *small, "-c", "3d_fullres", "-p", "nnUNetPlansSmall", "-n", "1", "-device", "cpu"])
+        main(["suggest", *small, "-c", "3d_fullres", "-p", "nnUNetPlansSmall", "--scans", "1", "-device", "cpu"])
     printed = capsys.readouterr().out
     assert "(disagreement of the models of folds 0, 1)" in printed and f"  {first}  " in printed
     assert f"1 drafts have been corrected and stay as they are: {first}" in printed
