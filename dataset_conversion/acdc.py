@@ -27,7 +27,7 @@ from nnunetv2_crossmatch.dataset_conversion.common import (
     present,
     read_h5,
     read_image,
-    require,
+    take_labeled,
     wrong_folder,
 )
 from nnunetv2_crossmatch.utilities.errors import DatasetError
@@ -68,10 +68,10 @@ def convert(source: Path, labeled: int) -> Conversion:
         return [volumes.get(name, source / "data" / f"{name}.h5") for name in names]
 
     case = _original if infos else _community
-    chosen = LABELED[:labeled]
-    require(files(*chosen), "labeled volumes")
+    needed = {"labeled volumes": files}
     if infos:
-        require(map(_label_file, files(*chosen)), "labels of labeled volumes")
+        needed["labels of labeled volumes"] = lambda n: [_label_file(file) for file in files(n) if file.exists()]
+    chosen, others = take_labeled((*LABELED, *(n for n in TRAIN if n not in LABELED)), labeled, needed, PUBLISHED)
     official = [n for n in OFFICIAL if f"patient{n}" in infos]
     absent: dict[str, list[Path]] = {}
     return Conversion(
@@ -79,9 +79,7 @@ def convert(source: Path, labeled: int) -> Conversion:
         channels=("MRI",),
         labels={"background": 0, "RV": 1, "MYO": 2, "LV": 3},
         labeled=[case(file) for file in files(*chosen)],
-        unlabeled=[
-            case(file) for file in present(files(*(n for n in TRAIN if n not in chosen)), "unlabeled volumes", absent)
-        ],
+        unlabeled=[case(file) for file in present(files(*sorted(others)), "unlabeled volumes", absent)],
         validation=[case(file) for file in present(files(*VALIDATION), "validation volumes", absent)],
         test=[case(file) for file in present(files(*TEST), "test volumes", absent)],
         official=[case(file) for file in present(files(*official), "official test volumes", absent)],
