@@ -15,6 +15,7 @@ become a further test set, imagesTs_official. Nothing published was measured on 
 """
 
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def convert(source: Path, labeled: int) -> Conversion:
         return [volumes.get(name, source / "data" / f"{name}.h5") for name in names]
 
     case = _original if infos else _community
-    needed = {"labeled volumes": files}
+    needed: dict[str, Callable[[int], list[Path]]] = {"labeled volumes": files}
     if infos:
         needed["labels of labeled volumes"] = lambda n: [_label_file(file) for file in files(n) if file.exists()]
     chosen, others = take_labeled((*LABELED, *(n for n in TRAIN if n not in LABELED)), labeled, needed, PUBLISHED)

@@ -111,9 +111,7 @@ def test_what_is_missing_is_named(source):
         acdc.convert(source, 3)
     for number in (38, 50):
         write_patient(source, number, gt=number == 38)
-    with pytest.raises(
-        DatasetError, match=r"2 of 6 labels of labeled volumes .*\nWhat is here allows at most --labeled 1"
-    ):
+    with pytest.raises(DatasetError, match=r"2 of 6 labels of labeled .*\nWhat is here allows at most --labeled 1"):
         acdc.convert(source, 3)
     (source / "training" / "patient099" / "patient099_frame01_gt.nii.gz").unlink()
     with pytest.raises(DatasetError, match=r"labels of labeled volumes are missing: .*patient099_frame01_gt.nii.gz"):

@@ -96,9 +96,7 @@ def test_bad_input(base, source):
         isic.convert(source, 103)
     for name in ("ISIC_0020000", "ISIC_0020001"):
         write_case(source, name)
-    with pytest.raises(
-        DatasetError, match=r"103 of 103 labeled images are missing: .*ISIC_0013511.jpg.* and 100 more"
-    ) as error:
+    with pytest.raises(DatasetError, match=r"103 of 103 labeled images are .*ISIC_0013511.jpg.* and 100 more") as error:
         isic.convert(source, 103)
     assert error.value.problems[-1].endswith("are drawn from the images that are here: at most --labeled 1.")
     for name in ("ISIC_0020000", "ISIC_0020001"):
