@@ -2,7 +2,7 @@
 
 import argparse
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset, report
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset, report, say_next_of
 
 
 def add(commands: Commands) -> None:
@@ -20,4 +20,6 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    report(find_dataset(arguments.d), arguments.np, accept=arguments.accept)
+    dataset = find_dataset(arguments.d)
+    if report(dataset, arguments.np, accept=arguments.accept):
+        say_next_of(dataset)

@@ -4,7 +4,15 @@ import argparse
 from typing import TYPE_CHECKING
 
 from nnunetv2_crossmatch.commands.estimate import as_text, measure_all
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, as_device, find_dataset
+from nnunetv2_crossmatch.commands.shared import (
+    Commands,
+    add_arguments,
+    add_command,
+    as_device,
+    find_dataset,
+    predict_command,
+    say_next,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +36,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from nnunetv2_crossmatch.pipeline import Pipeline
+    from nnunetv2_crossmatch.pipeline import OURS, Pipeline
     from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
 
     dataset = find_dataset(arguments.d)
@@ -38,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     steps = pipeline.steps()
     print(*plan_of(steps, costs), sep="\n", flush=True)
     if arguments.dry_run:
+        say_next("the same line without --dry-run")
         return
     begun: set[str] = set()
     while step := next((step for step in steps if not step.done and step.what not in begun), None):
@@ -52,6 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     if left := [step.command for step in steps if not step.done]:
         raise RuntimeError("\n".join(["these ended without an error, and yet something is left to do:", *left]))
     print("\nDone.", *(f"{step.what}: {step.result}" for step in steps if step.result), sep="\n")
+    say_next(predict_command(dataset, arguments.c, arguments.p, OURS, pipeline.folds))
 
 
 def folds_of(dataset: "Dataset", folds: "list[int | str] | None") -> "list[int | str]":

@@ -12,6 +12,8 @@ from nnunetv2_crossmatch.commands.shared import (
     as_device,
     as_trainer,
     find_dataset,
+    predict_command,
+    say_next,
 )
 
 
@@ -69,10 +71,13 @@ def run(arguments: argparse.Namespace) -> None:
     cluster: Cluster = Slurm(*where, arguments.partition, arguments.hours or 24) if slurm else Local(*where)
     trainers = list(dict.fromkeys(arguments.tr))
     compared = len(trainers) > 1
-    if compared and "all" in folds and not (find_dataset(arguments.d).require_raw() / "labelsTs").is_dir():
+    dataset = find_dataset(arguments.d)
+    if compared and "all" in folds and not (dataset.require_raw() / "labelsTs").is_dir():
         print("No comparison will follow: fold all holds no case out, and there is no labelsTs.")
         compared = False
     train_all(runs, cluster)
     if compared:
-        what = find_dataset(arguments.d), arguments.p, arguments.c, trainers, folds, "all" in folds
+        what = dataset, arguments.p, arguments.c, trainers, folds, "all" in folds
         print(compare_to_page(*what, device, ARGUMENTS["-np"]["default"]))
+    trainer = "TRAINER" if len(trainers) > 1 else trainers[0]
+    say_next(predict_command(dataset, arguments.c, arguments.p, trainer, folds))
