@@ -96,7 +96,7 @@ def known_costs(pipeline: "Pipeline", device: "torch.device") -> "list[Cost]":
     with pipeline.claimed():
         costs = measure_all(planned, [STOCK, OURS], device)
         pipeline.note_costs(costs, name)
-    print(*as_text(costs, device), "", sep="\n")
+    print(*as_text(costs, device, pipeline.folds[0]), "", sep="\n")
     return costs
 
 
@@ -110,14 +110,14 @@ def plan_of(steps: "list[Step]", costs: "list[Cost]") -> list[str]:
         state = "done" if step.done else "to do"
         if step.training and not step.done:
             cost = of_trainer.get(step.training.trainer)
-            left = None if step.stale else step.training.progress().left
+            left = None if step.stale else step.training.left_to_train()
             if step.training.is_trained and not step.stale:
                 left, state = 0.0, f"{state}, only its validation"
             if left is not None:
-                seconds = left + (cost.validation_seconds if cost else 0)
+                seconds = left + (cost.seconds_to_validate(step.training.fold) if cost else 0)
                 times = [seconds, seconds] if seconds else []
             elif cost:
-                times = sorted(3600 * h for h in cost.hours)
+                times = sorted(3600 * h for h in cost.hours(step.training.fold))
             else:
                 times, unknown = [], True
             total = [sum(both) for both in zip(total, times, strict=True)] if times else total

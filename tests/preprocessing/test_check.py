@@ -76,6 +76,8 @@ def test_what_preprocessing_saw_is_not_read_again(dataset, monkeypatch, capsys):
     main(["preprocess", "-d", "901", "-c", "3d_fullres", "-p", "nnUNetPlansSmall", "-np", "1"])
     train = f"nnUNetv2_train {DATASET} 3d_fullres 0 -tr nnUNetTrainerCrossMatch -p nnUNetPlansSmall"
     assert capsys.readouterr().out.endswith(f"Ready.\nNext: {train}\n")
+    main(["check", "-d", "901", "-np", "1"])
+    assert capsys.readouterr().out.endswith(f"Next: {train.removesuffix('Small')}\n"), "the same arrays"
     raw, preprocessed = dataset / "raw" / DATASET, dataset / "preprocessed" / DATASET
     (preprocessed / "content.json").unlink()
     read = []
