@@ -15,6 +15,7 @@ become a further test set, imagesTs_official. Nothing published was measured on 
 """
 
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from nnunetv2_crossmatch.dataset_conversion.common import (
     present,
     read_h5,
     read_image,
-    require,
+    take_labeled,
     wrong_folder,
 )
 from nnunetv2_crossmatch.utilities.errors import DatasetError
@@ -68,10 +69,10 @@ def convert(source: Path, labeled: int) -> Conversion:
         return [volumes.get(name, source / "data" / f"{name}.h5") for name in names]
 
     case = _original if infos else _community
-    chosen = LABELED[:labeled]
-    require(files(*chosen), "labeled volumes")
+    needed: dict[str, Callable[[int], list[Path]]] = {"labeled volumes": files}
     if infos:
-        require(map(_label_file, files(*chosen)), "labels of labeled volumes")
+        needed["labels of labeled volumes"] = lambda n: [_label_file(file) for file in files(n) if file.exists()]
+    chosen, others = take_labeled((*LABELED, *(n for n in TRAIN if n not in LABELED)), labeled, needed, PUBLISHED)
     official = [n for n in OFFICIAL if f"patient{n}" in infos]
     absent: dict[str, list[Path]] = {}
     return Conversion(
@@ -79,9 +80,7 @@ def convert(source: Path, labeled: int) -> Conversion:
         channels=("MRI",),
         labels={"background": 0, "RV": 1, "MYO": 2, "LV": 3},
         labeled=[case(file) for file in files(*chosen)],
-        unlabeled=[
-            case(file) for file in present(files(*(n for n in TRAIN if n not in chosen)), "unlabeled volumes", absent)
-        ],
+        unlabeled=[case(file) for file in present(files(*sorted(others)), "unlabeled volumes", absent)],
         validation=[case(file) for file in present(files(*VALIDATION), "validation volumes", absent)],
         test=[case(file) for file in present(files(*TEST), "test volumes", absent)],
         official=[case(file) for file in present(files(*official), "official test volumes", absent)],

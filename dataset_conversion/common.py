@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -97,14 +97,27 @@ def write_dataset(conversion: Conversion, dataset_id: int) -> Path:
     """
     with new_dataset(dataset_id, conversion.name) as folder:
         _write_folder(conversion, folder)
-        if absent := [str(file) for files in conversion.absent.values() for file in files]:
-            write_text(printable("\n".join(absent)) + "\n", folder / MISSING_FILES)
-    for what, files in conversion.absent.items():
+        absent = {**conversion.absent, **_absent_masks(conversion, folder)}
+        if absent:
+            write_text(_as_list(str(file) for files in absent.values() for file in files), folder / MISSING_FILES)
+    for what, files in absent.items():
         names = some([f"{file.parent.name}/{file.name}" for file in files])
         print(f"{len(files)} {what} not here and left out: {names}. All: {folder / MISSING_FILES}", file=sys.stderr)
     if not (conversion.validation or conversion.test or conversion.official):
         print("There is no test scan, so a comparison has only the folds' validation cases.", file=sys.stderr)
     return folder
+
+
+def _absent_masks(conversion: Conversion, folder: Path) -> dict[str, list[Path]]:
+    """Of held-out scans, as they would be called in the dataset."""
+    masks = {
+        f"masks of scans in images{part}": [
+            folder / f"labels{part}" / f"{case.id}{conversion.file_ending}" for case in cases if case.label is None
+        ]
+        for part, cases in conversion.parts.items()
+        if part not in ("Tr", "Un")
+    }
+    return {what: files for what, files in masks.items() if files}
 
 
 @contextmanager
@@ -140,9 +153,10 @@ def require_free(dataset_id: int) -> None:
     # where only the raw folder of a killed conversion has the id, it is free
     names = map(str, find_candidate_datasets(dataset_id))  # of numpy
     if taken := [name for name in names if not (Path(nnUNet_raw) / name / UNFINISHED).exists() or _is_used(name)]:
+        places = [Path(str(place)) for place in (nnUNet_raw, nnUNet_preprocessed, nnUNet_results) if place.is_set()]
+        folders = [str(folder) for place in places for name in taken if (folder := place / name).exists()]
         raise FileExistsError(
-            f"Dataset id {dataset_id} is taken by {', '.join(taken)} in nnUNet_raw, nnUNet_preprocessed or "
-            "nnUNet_results. Remove it there or choose another id."
+            f"Dataset id {dataset_id} is taken by {', '.join(folders)}. Remove that or choose another id."
         )
 
 
@@ -288,17 +302,53 @@ def listed(name: str) -> list[str]:
     return read_list(LISTS / f"{name}.txt")
 
 
-def take_labeled(train: Sequence[T], labeled: int) -> tuple[Sequence[T], Sequence[T]]:
+def take_labeled(
+    train: Sequence[T], labeled: int, needed: Mapping[str, Callable[[T], list[Path]]], allowed: Collection[int] = ()
+) -> tuple[Sequence[T], Sequence[T]]:
     """The first ``labeled`` of a list, and the rest.
 
+    Args:
+        needed: {what they are, in the plural: files of one scan}, of scans that stay labeled; the images first.
+        allowed: numbers that may be asked for; any by default.
+
     Raises:
-        DatasetError: none would be labeled, or none unlabeled.
+        DatasetError: a labeled scan is not here, in a line for each kind of file; none would be labeled, or none
+            unlabeled. Says what number is possible.
     """
     if not 0 < labeled < len(train):
         raise DatasetError(
             [f"--labeled {labeled}: there are {len(train)} training scans. Take 1 to {len(train) - 1} of them."]
         )
+    whole = [all(file.exists() for of in needed.values() for file in of(one)) for one in train]
+    possible = [*whole, False].index(False)
+    images = next(iter(needed.values()))
+    if not any(file.exists() for one in train[possible:] for file in images(one)):
+        possible -= 1  # or nothing would be left unlabeled
+    if labeled > possible:
+        most = max((n for n in allowed or range(1, possible + 1) if n <= possible), default=0)
+        wanted = {what: [file for one in train[:labeled] for file in of(one)] for what, of in needed.items()}
+        allows = f"at most --labeled {most}" if most else "no labeled scan beside an unlabeled one"
+        raise missing_error(wanted, f"What is here allows {allows}.")
     return train[:labeled], train[labeled:]
+
+
+def missing_error(wanted: Mapping[str, Sequence[Path]], *then: str) -> DatasetError:
+    """A line for each kind of file of which some are not here; those that it does not name are listed in nnUNet_raw."""
+    missing = {what: [str(path) for path in paths if not path.exists()] for what, paths in wanted.items()}
+    lines = [
+        f"{len(paths)} of {len(wanted[what])} {what} are missing: {some(paths)}."
+        for what, paths in missing.items()
+        if paths
+    ]
+    every = [path for paths in missing.values() for path in paths]
+    if len(every) > 3:
+        write_text(_as_list(every), file := Path(nnUNet_raw) / MISSING_FILES)
+        lines.append(f"All missing files: {file}")
+    return DatasetError([*lines, *then])
+
+
+def _as_list(files: Iterable[str]) -> str:
+    return printable("\n".join(files)) + "\n"
 
 
 def wrong_folder(source: Path, expected: str) -> DatasetError:
@@ -312,14 +362,14 @@ def wrong_folder(source: Path, expected: str) -> DatasetError:
 
 
 def require(paths: Iterable[Path], what: str) -> None:
-    """Raise DatasetError in one line if paths are missing.
+    """Raise DatasetError if paths are missing.
 
     Args:
         what: they are, in the plural.
     """
     paths = list(paths)
-    if missing := [str(path) for path in paths if not path.exists()]:
-        raise DatasetError([f"{len(missing)} of {len(paths)} {what} are missing: {some(missing)}."])
+    if not all(path.exists() for path in paths):
+        raise missing_error({what: paths})
 
 
 def present(paths: Iterable[Path], what: str, absent: dict[str, list[Path]]) -> list[Path]:

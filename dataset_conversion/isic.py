@@ -25,9 +25,9 @@ from nnunetv2_crossmatch.dataset_conversion.common import (
     Conversion,
     below,
     listed,
+    missing_error,
     present,
     read_image,
-    require,
     take_labeled,
     wrong_folder,
 )
@@ -70,12 +70,21 @@ def convert(source: Path, labeled: int) -> Conversion:
 
     test = listed("isic_test")
     train = sorted(set(images) - set(test))
+    needed = {
+        "labeled images": lambda name: files([name]),
+        "masks of labeled images": lambda name: [masks.get(name, source / f"{name}_segmentation.png")],
+    }
     if labeled in PUBLISHED:
         chosen = listed(f"isic_labeled_{labeled}")
+        wanted = {what: [file for name in chosen for file in of(name)] for what, of in needed.items()}
+        if not all(file.exists() for of_kind in wanted.values() for file in of_kind):
+            raise missing_error(
+                wanted,
+                f"Other numbers than {', '.join(map(str, PUBLISHED))} are drawn from the images that are here: at most "
+                f"--labeled {len(train) - 1}.",
+            )
     else:
-        chosen = list(take_labeled(random.Random(SEED).sample(train, len(train)), labeled)[0])
-    require(files(chosen), "labeled images")
-    require([masks.get(name, source / f"{name}_segmentation.png") for name in chosen], "masks of labeled images")
+        chosen = list(take_labeled(random.Random(SEED).sample(train, len(train)), labeled, needed)[0])
     absent: dict[str, list[Path]] = {}
     return Conversion(
         name="ISIC2018",

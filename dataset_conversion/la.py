@@ -23,7 +23,6 @@ from nnunetv2_crossmatch.dataset_conversion.common import (
     present,
     read_h5,
     read_image,
-    require,
     take_labeled,
     wrong_folder,
 )
@@ -50,10 +49,12 @@ def convert(source: Path, labeled: int) -> Conversion:
     def files(ids: Sequence[str]) -> list[Path]:
         return [found[name].get(scan, source / scan / name) for scan in ids]
 
-    labeled_ids, unlabeled_ids = take_labeled(listed("la_train"), labeled)
-    require(files(labeled_ids), "labeled scans")
+    needed = {"labeled scans": lambda scan: files([scan])}
     if name == "lgemri.nrrd":
-        require([file.with_name("laendo.nrrd") for file in files(labeled_ids)], "labels of labeled scans")
+        needed["labels of labeled scans"] = lambda scan: [
+            file.with_name("laendo.nrrd") for file in files([scan]) if file.exists()
+        ]
+    labeled_ids, unlabeled_ids = take_labeled(listed("la_train"), labeled, needed)
     case = _original if name == "lgemri.nrrd" else _community
     absent: dict[str, list[Path]] = {}
     return Conversion(

@@ -18,7 +18,6 @@ from nnunetv2_crossmatch.dataset_conversion.common import (
     below,
     present,
     read_image,
-    require,
     take_labeled,
     wrong_folder,
 )
@@ -60,9 +59,11 @@ def convert(source: Path, labeled: int) -> Conversion:
             original=volume,
         )
 
-    labeled_numbers, unlabeled_numbers = take_labeled(TRAIN, labeled)
-    require(files("volume", labeled_numbers), "labeled volumes")
-    require(files("segmentation", labeled_numbers), "segmentations of labeled volumes")
+    needed = {
+        "labeled volumes": lambda number: files("volume", [number]),
+        "segmentations of labeled volumes": lambda number: files("segmentation", [number]),
+    }
+    labeled_numbers, unlabeled_numbers = take_labeled(TRAIN, labeled, needed)
     absent: dict[str, list[Path]] = {}
     return Conversion(
         name="LiTS",

@@ -37,7 +37,6 @@ from nnunetv2_crossmatch.dataset_conversion.common import (
     present,
     read_h5,
     read_image,
-    require,
     take_labeled,
     wrong_folder,
 )
@@ -103,12 +102,12 @@ def convert(source: Path, labeled: int, duplicates: bool = False) -> Conversion:
             image, label = (partial(read_h5, scan, key, "xyz", SPACING) for key in ("image", "label"))
         return Case(id=f"pancreas_{number:04d}", image=image, label=label, patient=patient)
 
-    labeled_numbers, unlabeled_numbers = take_labeled(train, labeled)
-    require(files(labeled_numbers), "labeled scans")
+    needed = {"labeled scans": lambda number: files([number])}
     if dicom:
-        require(
-            [labels.get(n, nifti_file(source, f"label{n:04d}")) for n in labeled_numbers], "labels of labeled scans"
-        )
+        needed["labels of labeled scans"] = lambda number: [
+            labels.get(number, nifti_file(source, f"label{number:04d}"))
+        ]
+    labeled_numbers, unlabeled_numbers = take_labeled(train, labeled, needed)
     absent: dict[str, list[Path]] = {}
     return Conversion(
         name="PancreasCT",

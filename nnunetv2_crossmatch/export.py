@@ -42,14 +42,14 @@ def export_model(
     folds: Sequence[int | str] | None,
     checkpoint: str,
     target: Path,
-) -> list[int | str]:
+) -> tuple[list[int | str], Path | None]:
     """Write the zip, whole or not at all; in it the model is nnUNetTrainer's, and says in PROVENANCE whose it was.
 
     Args:
         folds: None for all that there are; fold ``all`` then only if it is the only one.
 
     Returns:
-        The folds in the zip.
+        The folds in the zip, and where in it is the postprocessing that find_best_configuration chose for them.
 
     Raises:
         FileExistsError: ``target``.
@@ -93,7 +93,8 @@ def export_model(
         os.replace(unfinished, target)
     finally:
         unfinished.unlink(missing_ok=True)
-    return [run.fold for run in runs]
+    postprocessing = Path(cross_validation, "postprocessing.pkl")
+    return [run.fold for run in runs], stock / postprocessing if (model / postprocessing).exists() else None
 
 
 def _trained_folds(any_fold: RunFolder, folds: Sequence[int | str] | None, checkpoint: str) -> list[RunFolder]:

@@ -109,6 +109,11 @@ class Pipeline:
         files = [file for files in self._labeled().values() for file in files]
         return [planned.stamp, *source_stamp([file for file in files if file.exists()])]
 
+    def _trained_from(self) -> list:
+        """Not the files' times, which a copy of the dataset changes: a training is dear."""
+        plans, *stamps = self._preprocessed_from()
+        return [plans, *(stamp[:2] for stamp in stamps)]
+
     def _result(self, what: str, command: str, file: Path) -> Step:
         done = file.exists() and self._noted()["done"].get(file.name) == self._made_of()
         return Step(what, command, done, result=file)
@@ -167,10 +172,16 @@ class Pipeline:
                     f"{run} was trained again, but not to the end, and nnU-Net would take the earlier training's "
                     f"{run.checkpoint()}. Move that file away to go on with the new training."
                 )
-        steps = [
-            Step(f"train {run}", f"{run.go_on_command()}{self._on_device}", run.is_done, run)
-            for run in (*stocks, *ours)
-        ]
+        noted = self._noted()["done"]
+        planned = (self.dataset.preprocessed / f"{self.plans}.json").exists()
+        now = self._trained_from() if planned else None
+        steps = []
+        for run in (*stocks, *ours):
+            if now is not None and run.path.exists() and noted.get(str(run), now) != now:
+                what = f"train {run} again, as the labeled scans have changed"
+                steps.append(Step(what, f"{run.train_command()}{self._on_device}", False, run, stale=run.path))
+            else:
+                steps.append(Step(f"train {run}", f"{run.go_on_command()}{self._on_device}", run.is_done, run))
         for number, (stock, run) in enumerate(zip(stocks, ours, strict=True), len(stocks)):
             if stock.is_trained and run.checkpoints and max(map(_time, run.checkpoints)) < _time(stock.checkpoint()):
                 what = f"train {run} again, as {STOCK} was trained after it"
@@ -227,6 +238,8 @@ class Pipeline:
             raise RuntimeError(
                 f"failed, as it says above: {step.command}\nWhen that is mended, the same run goes on with this step."
             )
+        if step.training is not None:
+            self._note(str(step.training), self._trained_from())
         if step.what == PLAN:
             self._note(LABELED, self._preprocessed_from())
         if step.result is not None:

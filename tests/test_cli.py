@@ -1,4 +1,5 @@
 import argparse
+import inspect
 import json
 import os
 import subprocess
@@ -92,6 +93,11 @@ def test_every_command_shows_an_example_that_it_understands(capsys):
         words = example.removeprefix(prefix).split()
         assert words[0] == name
         assert callable(parser.parse_args(words).run)
+
+
+@pytest.mark.parametrize("module", cli.COMMANDS, ids=NAMES)
+def test_every_command_says_what_to_type_next(module):
+    assert "    say_next" in inspect.getsource(module)
 
 
 def test_a_fold_is_a_number_or_all():

@@ -38,7 +38,7 @@ def examine() -> tuple[int, dict[str, str | None]]:
     for line in process.stdout.splitlines():
         if line.startswith(("ok       ", "problem  ")):
             findings[line[9:]] = None
-        else:
+        elif line != "Next: nnUNetv2_crossmatch check -d DATASET":
             findings[list(findings)[-1]] = line.strip()
     return process.returncode, findings
 

@@ -25,7 +25,7 @@ def test_supervised_then_pseudo_label_then_train_then_predict(dataset, tmp_path,
     printed = run("nnUNetv2_crossmatch", *LABEL).stdout
     assert "fold 0: 4 labeled, 0 were there" in printed
     assert "confident voxels of each predicted class: background " in printed
-    assert "then: nnUNetv2_train Dataset901_Balls 3d_fullres 0 -tr nnUNetTrainerPseudoLabel -p nnUNetPlans" in printed
+    assert "\n  nnUNetv2_train Dataset901_Balls 3d_fullres 0 -tr nnUNetTrainerPseudoLabel -p nnUNetPlans" in printed
     folder = dataset / "raw" / DATASET / "pseudo_labels" / f"{TEACHER}__nnUNetPlansSmall__3d_fullres" / "fold_0"
     labels = masks(folder)
     assert labels.keys() == {f"scan{i}.nii.gz" for i in range(4)}

@@ -141,7 +141,9 @@ def test_killed_in_every_step_it_goes_on_there(fake, capsys):
         *[f"nnUNetv2_crossmatch export {model} -tr {OURS} -f 0 -o {archive}"] * 2,
     ]
     out = capsys.readouterr().out
-    assert out.endswith(f"export the model: {archive}\n")
+    next_one = f"nnUNetv2_predict -i IN -o OUT {model} -tr {OURS} -f 0"
+    assert out.endswith(f"export the model: {archive}\nNext: {next_one}\n")
+    assert {f"{name} fold 0" for name in (STOCK, OURS)} < json.loads(of_fake().record.read_text())["done"].keys()
     (fake / "lines").unlink()
     main(RUN)
     out = capsys.readouterr().out
@@ -185,6 +187,29 @@ def test_killed_in_every_step_it_goes_on_there(fake, capsys):
         assert [number for number in todo if number in (1, 2)] == numbers
 
 
+def test_changed_labels_make_what_it_has_trained_stale_and_a_copy_of_them_does_not(fake):
+    shutil.copytree(fake / "saved", fake / "preprocessed" / DATASET)
+    pipeline = of_fake()
+    runs = [RunFolder.of(DATASET, name, "nnUNetPlans", "3d_fullres", 0) for name in (STOCK, OURS)]
+    for run in runs:
+        run.path.mkdir(parents=True)
+        run.checkpoint().touch()
+
+    def stale() -> list[RunFolder]:
+        return [step.training for step in pipeline.steps() if step.training and step.stale == step.training.path]
+
+    mask = fake / "raw" / DATASET / "labelsTr" / "case0.nii.gz"
+    mask.write_bytes(mask.read_bytes() + bytes(1))
+    assert stale() == [], "somebody else's trainings"
+    for run in runs:
+        pipeline._note(str(run), pipeline._trained_from())
+    os.utime(mask)
+    assert stale() == []
+    mask.write_bytes(mask.read_bytes() + bytes(1))
+    assert stale() == runs
+    assert not any(step.done for step in pipeline.steps() if step.training)
+
+
 def test_a_dry_run_says_what_and_how_long_and_does_nothing(fake, capsys):
     shutil.copytree(fake / "saved", fake / "preprocessed" / DATASET)
     (fake / "preprocessed" / DATASET / "splits_final.json").unlink(missing_ok=True)
@@ -196,13 +221,19 @@ def test_a_dry_run_says_what_and_how_long_and_does_nothing(fake, capsys):
     assert out[1] == f"     nnUNetv2_crossmatch check -d {DATASET} -np 1"
     assert out[6] == f" 4 train {STOCK} fold 0 (to do, about 1 h 0 min)"
     assert out[8] == f" 5 train {OURS} fold 0 (to do, about 21 min to 36 min)"
-    assert out[-1] == "Trainings that are not done: about 1 h 21 min to 1 h 36 min."
+    assert out[-2:] == [
+        "Trainings that are not done: about 1 h 21 min to 1 h 36 min.",
+        "Next: the same line without --dry-run",
+    ]
 
     log = fake / "results" / DATASET / f"{STOCK}__nnUNetPlans__3d_fullres" / "fold_0"
     log.mkdir(parents=True)
     epoch = "2026-01-01 00:00:00.000000: Epoch 0\n2026-01-01 00:00:00.000000: Epoch time: 60.0 s\n"
     (log / "training_log_2026_1_1_1_1_1.txt").write_text(epoch)
     (log / "debug.json").write_text('{"num_epochs": "11"}')
+    main([*RUN, "--dry-run"])
+    assert f" 4 train {STOCK} fold 0 (to do, about 11 min)" in capsys.readouterr().out.splitlines(), "from nothing"
+    (log / "checkpoint_latest.pth").touch()  # after that epoch
     main([*RUN, "--dry-run"])
     assert f" 4 train {STOCK} fold 0 (to do, about 10 min)" in capsys.readouterr().out.splitlines()
 
@@ -229,11 +260,14 @@ def test_without_figures_it_measures_as_soon_as_a_step_can_be_taken(fake, monkey
     record = Pipeline(Dataset.find(DATASET), "nnUNetPlans", "3d_fullres", [0], "cpu").record
     record.unlink()
     main([*RUN, "--dry-run"])
-    assert capsys.readouterr().out.endswith("is measured as soon as the scans are preprocessed.\n") and not measured
+    assert (
+        capsys.readouterr().out.splitlines()[-2].endswith("is measured as soon as the scans are preprocessed.")
+        and not measured
+    )
     shutil.copytree(fake / "saved", fake / "preprocessed" / DATASET, dirs_exist_ok=True)
     for _ in range(2):
         main([*RUN, "--dry-run"])
-        assert capsys.readouterr().out.endswith("Trainings that are not done: about 2 h 0 min.\n")
+        assert capsys.readouterr().out.splitlines()[-2] == "Trainings that are not done: about 2 h 0 min."
     assert measured == [[STOCK, OURS]], "once"
     assert json.loads(record.read_text())["costs"].popitem()[0].startswith(f"cpu, {socket.gethostname()}, ")
 

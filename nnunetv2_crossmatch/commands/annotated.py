@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset, say_next
 
 
 def add(commands: Commands) -> None:
@@ -49,8 +49,9 @@ def run(arguments: argparse.Namespace) -> None:
         )
     print(f"{dataset.name}: {len(done.moved)} scans became labeled ones ({some(done.moved) or 'none'}).")
     if done.moved:
-        print("Now run:", *commands_again(dataset), sep="\n  ")
+        number = dataset.name.split("_")[0].removeprefix("Dataset").lstrip("0")
         print(
             "Old folds train on the new scans, too, and validate what they did. For new plans: "
-            f"nnUNetv2_plan_and_preprocess -d {dataset.name.split('_')[0].removeprefix('Dataset').lstrip('0')} --clean"
+            f"nnUNetv2_plan_and_preprocess -d {number} --clean"
         )
+        say_next(*commands_again(dataset))

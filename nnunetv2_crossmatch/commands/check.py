@@ -2,7 +2,7 @@
 
 import argparse
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset, report
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset, report, say_next_of
 
 
 def add(commands: Commands) -> None:
@@ -20,4 +20,12 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    report(find_dataset(arguments.d), arguments.np, accept=arguments.accept)
+    from nnunetv2_crossmatch.preprocessing.content import read_content
+    from nnunetv2_crossmatch.self_training.pool import write_pool_page
+
+    dataset = find_dataset(arguments.d)
+    if report(dataset, arguments.np, accept=arguments.accept):
+        if dataset.raw is not None:
+            page = write_pool_page(dataset, read_content(dataset.preprocessed), arguments.np)
+            print(f"The unlabeled scans that are least like the labeled ones, and how to leave them out: {page}")
+        say_next_of(dataset)

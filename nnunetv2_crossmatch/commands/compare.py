@@ -10,6 +10,8 @@ from nnunetv2_crossmatch.commands.shared import (
     as_device,
     as_trainer,
     find_dataset,
+    predict_command,
+    say_next,
 )
 
 
@@ -42,7 +44,11 @@ def add(commands: Commands) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from nnunetv2_crossmatch.comparison.page import compare_to_page
+    from nnunetv2_crossmatch.preprocessing.splits import every_fold
 
     device = as_device(arguments.device if arguments.test else "cpu")  # else nothing is predicted
-    what = find_dataset(arguments.d), arguments.p, arguments.c, arguments.tr, arguments.f, arguments.test
+    dataset = find_dataset(arguments.d)
+    what = dataset, arguments.p, arguments.c, arguments.tr, arguments.f, arguments.test
     print(compare_to_page(*what, device, arguments.np, arguments.seeds, arguments.o))
+    folds = arguments.f or every_fold(dataset.preprocessed)
+    say_next(predict_command(dataset, arguments.c, arguments.p, "TRAINER", folds))

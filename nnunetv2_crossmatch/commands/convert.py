@@ -4,7 +4,7 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_command, find_dataset, report
+from nnunetv2_crossmatch.commands.shared import Commands, add_command, find_dataset, report, say_next_of
 from nnunetv2_crossmatch.dataset_conversion import CONVERTERS
 
 
@@ -43,7 +43,9 @@ def run(arguments: argparse.Namespace) -> None:
     converter = import_module(f"nnunetv2_crossmatch.dataset_conversion.{arguments.kind}")
     conversion = converter.convert(arguments.source, arguments.labeled, **given)
     folder = write_dataset(conversion, arguments.d)
-    report(find_dataset(folder.name), default_num_processes)
+    dataset = find_dataset(folder.name)
+    if report(dataset, default_num_processes):
+        say_next_of(dataset)
 
 
 def _options() -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_command
+from nnunetv2_crossmatch.commands.shared import Commands, add_command, say_next
 
 
 def add(commands: Commands) -> None:
@@ -23,4 +23,6 @@ def run(arguments: argparse.Namespace) -> None:
         else:
             print(f"problem  {finding.message}\n         {finding.fix}")
             problems += 1
-    sys.exit(2 if problems else 0)
+    if problems:
+        sys.exit(2)
+    say_next("nnUNetv2_crossmatch check -d DATASET")

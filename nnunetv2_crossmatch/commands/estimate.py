@@ -5,7 +5,15 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, as_device, as_trainer
+from nnunetv2_crossmatch.commands.shared import (
+    Commands,
+    add_arguments,
+    add_command,
+    as_device,
+    as_fold,
+    as_trainer,
+    say_next,
+)
 from nnunetv2_crossmatch.utilities.tables import aligned
 
 if TYPE_CHECKING:
@@ -26,6 +34,9 @@ def add(commands: Commands) -> None:
     )
     add_arguments(command, "-d", "-c", "-p", "-device")
     command.add_argument(
+        "-f", type=as_fold, default=0, metavar="FOLD", help="all validates all cases (default: any one of the folds)"
+    )
+    command.add_argument(
         "-tr",
         nargs="+",
         type=as_trainer,
@@ -43,7 +54,9 @@ def run(arguments: argparse.Namespace) -> None:
     planned = Planned(dataset, dataset.plans(arguments.p), arguments.c)
     names = list(dict.fromkeys((STOCK, *arguments.tr)))
     device = as_device(arguments.device)
-    print(*as_text(measure_all(planned, names, device), device), *unlabeled(planned), sep="\n")
+    print(*as_text(measure_all(planned, names, device), device, arguments.f), sep="\n")
+    if not say_unlabeled(planned):
+        say_next(f"nnUNetv2_train {dataset.name} {arguments.c} {arguments.f} -tr {arguments.tr[0]} -p {arguments.p}")
 
 
 def measure_all(planned: "Planned", trainers: list[str], device: "torch.device") -> "list[Cost]":
@@ -57,14 +70,16 @@ def measure_all(planned: "Planned", trainers: list[str], device: "torch.device")
     return costs
 
 
-def as_text(costs: "list[Cost]", device: "torch.device") -> list[str]:
+def as_text(costs: "list[Cost]", device: "torch.device", fold: int | str = 0) -> list[str]:
     """A table; the first trainer is what the others are compared with."""
-    stock = costs[0].hours[0]
-    rows = [("trainer", "s/epoch", "epochs", "hours per fold", f"of {costs[0].trainer}", "peak memory")]
+    stock = costs[0].hours(fold)[0]
+    of_fold = "hours of fold all" if fold == "all" else "hours per fold"
+    rows = [("trainer", "s/epoch", "epochs", of_fold, f"of {costs[0].trainer}", "peak memory")]
     for cost in costs:
         memory = "not known" if cost.peak_memory is None else _size(cost.peak_memory)
-        shares = cost.hours[0] / stock, cost.hours[1] / stock
-        row = (_range(cost.epoch_seconds), str(cost.epochs), _range(cost.hours), _range(shares), memory)
+        hours = cost.hours(fold)
+        shares = hours[0] / stock, hours[1] / stock
+        row = (_range(cost.epoch_seconds), str(cost.epochs), _range(hours), _range(shares), memory)
         rows.append((cost.trainer, *row))
     lines = aligned(rows)
     if any(cost.epoch_seconds[0] != cost.epoch_seconds[1] for cost in costs):
@@ -82,8 +97,8 @@ def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
-def unlabeled(planned: "Planned") -> list[str]:
-    """What preprocessing the unlabeled scans will take, or has taken."""
+def say_unlabeled(planned: "Planned") -> bool:
+    """What preprocessing the unlabeled scans will take, or has taken; returns whether it is what comes next."""
     from nnunetv2_crossmatch.preprocessing.listing import unlabeled_ids
     from nnunetv2_crossmatch.preprocessing.manifest import Manifest
     from nnunetv2_crossmatch.trainers.estimate import disk_for_unlabeled
@@ -91,13 +106,14 @@ def unlabeled(planned: "Planned") -> list[str]:
     known = Manifest.read(planned.unlabeled_folder).cases
     raw = planned.dataset.raw
     missing = set() if raw is None else unlabeled_ids(raw, planned.dataset.json) - known.keys()
-    lines = [f"{len(known)} unlabeled scans are preprocessed."] if known else []
+    if known:
+        print(f"{len(known)} unlabeled scans are preprocessed.")
     if missing:
         free = shutil.disk_usage(planned.dataset.preprocessed).free
-        lines.append(
+        print(
             f"{len(missing)} unlabeled scans are not preprocessed yet"
             f"{'' if known else ', so labeled ones stood for them'}: about "
-            f"{_size(disk_for_unlabeled(planned, len(missing)))} of disk, {_size(free)} are free. "
-            f"Next: {planned.command('preprocess')}"
+            f"{_size(disk_for_unlabeled(planned, len(missing)))} of disk, {_size(free)} are free."
         )
-    return lines
+        say_next(planned.command("preprocess"))
+    return bool(missing)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command
+from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, say_next
 
 
 def add(commands: Commands) -> None:
@@ -29,10 +29,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     dataset = dataset_name(arguments.d)
     model = (arguments.c, arguments.tr, arguments.p)
-    folds = export_model(dataset, *model, arguments.f, arguments.chk, arguments.o)
-    print(
-        f"Written: {arguments.o}. On the other machine:\n"
-        f"nnUNetv2_install_pretrained_model_from_zip {arguments.o.name}\n"
+    folds, postprocessing = export_model(dataset, *model, arguments.f, arguments.chk, arguments.o)
+    print(f"Written: {arguments.o}. On the other machine:")
+    commands = [
+        f"nnUNetv2_install_pretrained_model_from_zip {arguments.o.name}",
         f"nnUNetv2_predict -i IN -o OUT -d {dataset} -c {arguments.c} -p {arguments.p} -f {' '.join(map(str, folds))} "
-        f"-chk {arguments.chk}"
-    )
+        f"-chk {arguments.chk}",
+    ]
+    if postprocessing:
+        commands.append(f"nnUNetv2_apply_postprocessing -i OUT -o OUT_PP -pp_pkl_file $nnUNet_results/{postprocessing}")
+    say_next(*commands)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_command, find_dataset, report
+from nnunetv2_crossmatch.commands.shared import Commands, add_command, find_dataset, report, say_next, say_next_of
 
 
 def add(commands: Commands) -> None:
@@ -44,14 +44,19 @@ def run(arguments: argparse.Namespace) -> None:
     source = find_dataset(arguments.d).require_raw()
     numbers = arguments.curve or [arguments.labeled]
     for folder in hide_labels(source, arguments.t, numbers, arguments.seed, arguments.group_by):
-        report(find_dataset(folder.name), default_num_processes)
-    if arguments.curve:
-        made = " ".join(str(arguments.t + i) for i in range(len(numbers)))
-        what = "-c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch"
-        print(
-            f"Next: nnUNetv2_plan_and_preprocess -d {made}\n"
-            f"Then for each: nnUNetv2_crossmatch sweep -d {arguments.t} {what}\n"
-            f"Then for each: nnUNetv2_crossmatch compare -d {arguments.t} {what} --test\n"
-            "The datasets have other folds and share the test scans (imagesTs, labelsTs): only there are their scores "
-            "those of the same cases."
-        )
+        dataset = find_dataset(folder.name)
+        report(dataset, default_num_processes)
+    if not arguments.curve:
+        say_next_of(dataset)
+        return
+    made = " ".join(str(arguments.t + i) for i in range(len(numbers)))
+    what = "-c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch"
+    print(
+        "The datasets have other folds and share the test scans (imagesTs, labelsTs): only there are their scores "
+        "those of the same cases."
+    )
+    say_next(
+        f"nnUNetv2_plan_and_preprocess -d {made}",
+        f"nnUNetv2_crossmatch sweep -d {arguments.t} {what}      # and each of the others",
+        f"nnUNetv2_crossmatch compare -d {arguments.t} {what} --test      # and each of the others",
+    )

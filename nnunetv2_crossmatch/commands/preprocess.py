@@ -2,7 +2,15 @@
 
 import argparse
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, find_dataset, report
+from nnunetv2_crossmatch.commands.shared import (
+    Commands,
+    add_arguments,
+    add_command,
+    find_dataset,
+    report,
+    say_next,
+    train_command,
+)
 
 
 def add(commands: Commands) -> None:
@@ -24,3 +32,4 @@ def run(arguments: argparse.Namespace) -> None:
     for configuration, cases in preprocess(arguments.d, arguments.c, arguments.p, arguments.np).items():
         print(f"{dataset.name} {configuration}: {len(cases)} unlabeled cases are ready")
     report(dataset, arguments.np)
+    say_next(train_command(dataset, arguments.c[-1], arguments.p))

@@ -13,6 +13,7 @@ from nnunetv2_crossmatch.commands.shared import (
     add_teacher,
     as_device,
     find_dataset,
+    say_next,
 )
 
 if TYPE_CHECKING:
@@ -70,11 +71,11 @@ def run(arguments: argparse.Namespace) -> None:
         folds.append(fold)
     if of_round := Round.parse(arguments.tr):
         command = f"{planned.command('self-train')} -f {' '.join(map(str, folds))} -tr {of_round.teacher}"
-        print(f"Then: {command} --student {of_round.student} --rounds {of_round.number + 1}")
+        say_next(f"{command} --student {of_round.student} --rounds {of_round.number + 1}")
         return
-    first = RunFolder.of(dataset.name, STUDENT, arguments.p, arguments.c, folds[0])
-    others = f" (then {', '.join(map(str, folds[1:]))} in place of {folds[0]})" if folds[1:] else ""
-    print(f"Look at the labels and correct some; then: {first.train_command()}{others}")
+    print("Look at the labels and correct some.")
+    runs = [RunFolder.of(dataset.name, STUDENT, arguments.p, arguments.c, fold) for fold in folds]
+    say_next(f"{planned.command('review')} -tr {arguments.tr}", *(run.train_command() for run in runs))
 
 
 def show_written(what: str, written: "Written") -> None:

@@ -2,7 +2,14 @@
 
 import argparse
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, add_teacher, find_dataset
+from nnunetv2_crossmatch.commands.shared import (
+    Commands,
+    add_arguments,
+    add_command,
+    add_teacher,
+    find_dataset,
+    say_next,
+)
 
 
 def add(commands: Commands) -> None:
@@ -26,6 +33,9 @@ def run(arguments: argparse.Namespace) -> None:
     folds = arguments.f or labeled_folds(planned, arguments.tr)
     if not folds:
         raise ValueError(f"There are no pseudo-labels. Run: {planned.command('pseudo-label')} -tr {arguments.tr}")
+    commands = []
     for fold in folds:
         page, number, command = write_review_page(planned, arguments.tr, fold, arguments.np)
-        print(f"fold {fold}: {number} pseudo-labels, open in a browser: {page}\nThen: {command}")
+        print(f"fold {fold}: {number} pseudo-labels, open in a browser: {page}")
+        commands.append(command)
+    say_next(*commands)

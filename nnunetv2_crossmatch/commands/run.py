@@ -4,7 +4,15 @@ import argparse
 from typing import TYPE_CHECKING
 
 from nnunetv2_crossmatch.commands.estimate import as_text, measure_all
-from nnunetv2_crossmatch.commands.shared import Commands, add_arguments, add_command, as_device, find_dataset
+from nnunetv2_crossmatch.commands.shared import (
+    Commands,
+    add_arguments,
+    add_command,
+    as_device,
+    find_dataset,
+    predict_command,
+    say_next,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +36,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from nnunetv2_crossmatch.pipeline import Pipeline
+    from nnunetv2_crossmatch.pipeline import OURS, Pipeline
     from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
 
     dataset = find_dataset(arguments.d)
@@ -38,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     steps = pipeline.steps()
     print(*plan_of(steps, costs), sep="\n", flush=True)
     if arguments.dry_run:
+        say_next("the same line without --dry-run")
         return
     begun: set[str] = set()
     while step := next((step for step in steps if not step.done and step.what not in begun), None):
@@ -52,6 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     if left := [step.command for step in steps if not step.done]:
         raise RuntimeError("\n".join(["these ended without an error, and yet something is left to do:", *left]))
     print("\nDone.", *(f"{step.what}: {step.result}" for step in steps if step.result), sep="\n")
+    say_next(predict_command(dataset, arguments.c, arguments.p, OURS, pipeline.folds))
 
 
 def folds_of(dataset: "Dataset", folds: "list[int | str] | None") -> "list[int | str]":
@@ -86,7 +96,7 @@ def known_costs(pipeline: "Pipeline", device: "torch.device") -> "list[Cost]":
     with pipeline.claimed():
         costs = measure_all(planned, [STOCK, OURS], device)
         pipeline.note_costs(costs, name)
-    print(*as_text(costs, device), "", sep="\n")
+    print(*as_text(costs, device, pipeline.folds[0]), "", sep="\n")
     return costs
 
 
@@ -100,14 +110,14 @@ def plan_of(steps: "list[Step]", costs: "list[Cost]") -> list[str]:
         state = "done" if step.done else "to do"
         if step.training and not step.done:
             cost = of_trainer.get(step.training.trainer)
-            left = None if step.stale else step.training.progress().left
+            left = None if step.stale else step.training.left_to_train()
             if step.training.is_trained and not step.stale:
                 left, state = 0.0, f"{state}, only its validation"
             if left is not None:
-                seconds = left + (cost.validation_seconds if cost else 0)
+                seconds = left + (cost.seconds_to_validate(step.training.fold) if cost else 0)
                 times = [seconds, seconds] if seconds else []
             elif cost:
-                times = sorted(3600 * h for h in cost.hours)
+                times = sorted(3600 * h for h in cost.hours(step.training.fold))
             else:
                 times, unknown = [], True
             total = [sum(both) for both in zip(total, times, strict=True)] if times else total

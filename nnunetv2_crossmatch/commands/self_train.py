@@ -10,6 +10,8 @@ from nnunetv2_crossmatch.commands.shared import (
     add_teacher,
     as_device,
     find_dataset,
+    predict_command,
+    say_next,
 )
 from nnunetv2_crossmatch.commands.sweep import require_jobs
 
@@ -83,6 +85,6 @@ def run(arguments: argparse.Namespace) -> None:
     last = self_training.of(arguments.rounds, folds[0]).trainer
     what = f"-d {dataset.name} -c {arguments.c} -p {arguments.p}"
     of_folds = f"-f {' '.join(map(str, folds))}"
-    if "all" not in folds:
-        print(f"Did it help? nnUNetv2_crossmatch compare {what} -tr {arguments.tr} {last} {of_folds}")
-    print(f"To predict: nnUNetv2_predict {what} -tr {last} {of_folds} -i IMAGES -o OUTPUT")
+    compare = f"nnUNetv2_crossmatch compare {what} -tr {arguments.tr} {last} {of_folds}"
+    predict = predict_command(dataset, arguments.c, arguments.p, last, folds)
+    say_next(*([] if "all" in folds else [compare]), predict)

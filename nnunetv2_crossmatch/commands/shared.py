@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -100,9 +101,13 @@ def add_teacher(command: argparse.ArgumentParser, whose: str) -> None:
     command.add_argument("-tr", **{**ARGUMENTS["-tr"], **of_teacher})
 
 
-def report(dataset: Dataset, num_processes: int, accept: bool = False) -> None:
-    """Print what the check finds; an error ends the program unless it is accepted."""
+def report(dataset: Dataset, num_processes: int, accept: bool = False) -> bool:
+    """Print what the check finds and whether a training can begin; an error ends the program unless it is accepted.
+
+    Returns whether there are unlabeled scans; where there are none, it says so last.
+    """
     from nnunetv2_crossmatch.preprocessing.check import accept_leaks, check_dataset
+    from nnunetv2_crossmatch.preprocessing.content import UNLABELED
 
     findings = check_dataset(dataset, num_processes)
     if accept:
@@ -112,6 +117,52 @@ def report(dataset: Dataset, num_processes: int, accept: bool = False) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{dataset.raw}: " + ", ".join(f"{len(cases)} scans in {part}" for part, cases in findings.content.items()))
     findings.raise_errors(dataset.name)
+    there = bool(findings.content.get(UNLABELED))
+    count = len(findings.warnings)
+    warnings = f", {count} warning{'s' if count > 1 else ''} above" if count else ""
+    print(f"{'Ready' if there else 'Nothing to mend'}{warnings}.")
+    if not there:
+        where = dataset.raw / "imagesUn" if dataset.raw else "imagesUn of the raw dataset"
+        print(f"There is nothing unlabeled to learn from: put the unlabeled scans into {where}.")
+        say_next(f"nnUNetv2_crossmatch check -d {dataset.name}")
+    return there
+
+
+def say_next(*commands: str) -> None:
+    """What to type now: the last lines of every command."""
+    print("Next:", *commands, sep=" " if len(commands) == 1 else "\n  ")
+
+
+def say_next_of(dataset: Dataset) -> None:
+    """The step of a checked dataset that comes next: plan, preprocess or train."""
+    from nnunetv2_crossmatch.preprocessing.dataset import Planned
+    from nnunetv2_crossmatch.preprocessing.manifest import Manifest
+
+    plans = str(ARGUMENTS["-p"]["default"])
+    if not (dataset.preprocessed / f"{plans}.json").exists():
+        say_next(f"nnUNetv2_plan_and_preprocess -d {dataset.name}")
+        return
+    found = dataset.plans(plans)
+    configuration = "3d_fullres" if "3d_fullres" in found.available_configurations else "2d"
+    planned = Planned(dataset, found, configuration)
+    manifest = Manifest.read(planned.unlabeled_folder)
+    if manifest.complete and manifest.plans == planned.stamp:
+        say_next(train_command(dataset, configuration, plans))
+    else:
+        say_next(planned.command("preprocess"))
+
+
+def train_command(dataset: Dataset, configuration: str, plans: str) -> str:
+    """Of the first fold, with the trainer to begin with."""
+    from nnunetv2_crossmatch.trainers.catalog import BEGIN_WITH
+
+    return f"nnUNetv2_train {dataset.name} {configuration} 0 -tr {BEGIN_WITH} -p {plans}"
+
+
+def predict_command(dataset: Dataset, configuration: str, plans: str, trainer: str, folds: Sequence[int | str]) -> str:
+    """nnU-Net's, for scans in IN."""
+    of_model = f"-d {dataset.name} -c {configuration} -p {plans} -tr {trainer} -f {' '.join(map(str, folds))}"
+    return f"nnUNetv2_predict -i IN -o OUT {of_model}"
 
 
 def find_dataset(name_or_id: str) -> Dataset:

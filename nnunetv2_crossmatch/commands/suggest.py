@@ -11,6 +11,7 @@ from nnunetv2_crossmatch.commands.shared import (
     add_teacher,
     as_device,
     find_dataset,
+    say_next,
 )
 
 
@@ -47,4 +48,4 @@ def run(arguments: argparse.Namespace) -> None:
     if done.corrected:
         print(f"{len(done.corrected)} drafts have been corrected and stay as they are: {some(done.corrected)}.")
     print(f"With pictures: {done.folder / PAGE}\nAll scans: {done.folder / TABLE}\nDrafts to correct: {done.drafts}")
-    print(f"Then: nnUNetv2_crossmatch annotated -d {dataset.name} {shlex.quote(str(done.drafts))}")
+    say_next(f"nnUNetv2_crossmatch annotated -d {dataset.name} {shlex.quote(str(done.drafts))}")

@@ -13,6 +13,8 @@ from nnunetv2_crossmatch.commands.shared import (
     as_device,
     as_trainer,
     find_dataset,
+    predict_command,
+    say_next,
 )
 
 
@@ -78,7 +80,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     trainers = list(dict.fromkeys(arguments.tr))
     compared = len(trainers) > 1
-    if compared and "all" in folds and not (find_dataset(arguments.d).require_raw() / "labelsTs").is_dir():
+    dataset = find_dataset(arguments.d)
+    if compared and "all" in folds and not (dataset.require_raw() / "labelsTs").is_dir():
         print("No comparison will follow: fold all holds no case out, and there is no labelsTs.")
         compared = False
     train_all(runs, cluster)
@@ -86,6 +89,9 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"The time is over. {len(left)} of {len(runs)} are not done; the same line goes on with them.")
         if stopped := [run for run in left if run.checkpoint(LATEST).exists()]:
             print(f"A model so far predicts, too: {stopped[0].predict_command(LATEST)}")
-    elif compared:
-        what = find_dataset(arguments.d), arguments.p, arguments.c, trainers, folds, "all" in folds
+        return
+    if compared:
+        what = dataset, arguments.p, arguments.c, trainers, folds, "all" in folds
         print(compare_to_page(*what, device, ARGUMENTS["-np"]["default"], arguments.seeds))
+    trainer = "TRAINER" if len(trainers) > 1 else trainers[0]
+    say_next(predict_command(dataset, arguments.c, arguments.p, trainer, folds))

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from nnunetv2_crossmatch.commands.shared import Commands, add_command
+from nnunetv2_crossmatch.commands.shared import Commands, add_command, say_next
 from nnunetv2_crossmatch.utilities.tables import percent
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def run(arguments: argparse.Namespace) -> None:
     for entry in found:
         print(*_as_text(entry), "", sep="\n")
     print("Costs: FLOPs of a step over plain nnU-Net's, which has 1000 epochs. Dice: percent, of small networks.")
-    print(f"Begin with {BEGIN_WITH}: nnUNetv2_train DATASET CONFIG FOLD -tr {BEGIN_WITH}")
+    print(f"Begin with {BEGIN_WITH}.")
+    say_next(f"nnUNetv2_train DATASET CONFIG FOLD -tr {BEGIN_WITH}")
 
 
 def _as_json(entry: Entry, begin_with: bool) -> dict:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.evaluation.case import BadMask, measure_case
@@ -90,6 +91,7 @@ def evaluate_folders(
         extra=sorted(predictions.keys() - references.keys()),
         left_out=left_out,
         odd_headers={file: what for case in references for file, what in measured[case].odd.items()},
+        without_spacing=isinstance(reader, NaturalImage2DIO),
     )
 
 

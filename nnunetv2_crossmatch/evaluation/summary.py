@@ -26,6 +26,7 @@ class Evaluation:
         extra: predictions without a reference, which were left alone.
         left_out: what lies in the folder of references and is none, a line for each kind.
         odd_headers: masks whose header has another geometry than their scan, and in what it differs.
+        without_spacing: whether they are photographs (PNG), whose distances are in pixels wherever it says mm.
     """
 
     cases: list[str]
@@ -36,6 +37,7 @@ class Evaluation:
     extra: list[str]
     left_out: list[str] = field(default_factory=list)
     odd_headers: dict[Path, str] = field(default_factory=dict)
+    without_spacing: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,15 @@ class Summary:
     cases: int
     undefined: int
     missed: int
+
+
+def isic_score(evaluation: Evaluation) -> float:
+    """Threshold Jaccard: the images' mean, each below 0.65 counting as 0.
+
+    By it task 1 of the ISIC 2018 challenge was ranked (Codella et al., arXiv 1902.03368; https://challenge.isic-archive.com/landing/2018/45).
+    """
+    jaccard = evaluation.values[..., METRICS.index("jaccard")]
+    return float(np.nanmean(np.where(jaccard < 0.65, 0.0, jaccard)))
 
 
 def summarize(evaluation: Evaluation) -> dict[str, Summary]:

@@ -1,12 +1,16 @@
 """nnU-Net's logger, which was not made for values that it does not know."""
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunetv2_crossmatch.nnunet.training_log import PREFIX
+
+TENSORBOARD = "nnUNet_tensorboard_enabled"  # as nnU-Net's nnUNet_wandb_enabled
 
 
 def _values(logger: MetaLogger) -> dict[str, list]:
@@ -39,6 +43,41 @@ def log_curves(
             scalars = {name: value}
         for key, other in product(scalars, logger.loggers):
             other.log(PREFIX + key, scalars[key], epoch)
+
+
+class TensorBoardLogger:
+    """One of ``MetaLogger.loggers``, as nnU-Net's for W&B: scalars of each epoch into ``folder/tensorboard``.
+
+    Raises:
+        RuntimeError: TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: str) -> None:
+        if find_spec("tensorboard") is None:
+            raise RuntimeError(f"{TENSORBOARD}=1 needs TensorBoard: pip install tensorboard")
+        self._folder = Path(folder) / "tensorboard"
+        self._writer: Any = None
+
+    def log(self, key: str, value: Any, step: int) -> None:
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # what was written after the checkpoint that is gone on from does not count
+            self._writer = SummaryWriter(str(self._folder), purge_step=step)
+        self._writer.add_scalar(key, value, step)
+        self._writer.flush()
+
+    def update_config(self, config: dict) -> None:
+        """Only W&B has a place for it."""
+
+    def log_summary(self, key: str, value: Any) -> None:
+        """Only W&B has a place for it."""
+
+
+def add_tensorboard(logger: MetaLogger) -> None:
+    """If the environment asks for it, in nnU-Net's manner."""
+    if logger._is_logger_enabled(TENSORBOARD):
+        logger.loggers.append(TensorBoardLogger(logger.output_folder))
 
 
 def convert_values(logger: MetaLogger, convert: Callable[[Any], Any]) -> None:

@@ -148,6 +148,19 @@ class RunFolder:
         mean = sum(seconds) / len(seconds) if seconds else None
         return Progress(max(reached) + 1 if reached else None, self.planned_epochs, mean, sum(seconds))
 
+    def left_to_train(self) -> float | None:
+        """Seconds that ``--c`` takes; epochs after the checkpoint that it goes on from are trained again.
+
+        None where nnU-Net has not written it yet.
+        """
+        left = self.progress().left
+        if left is None or self.is_trained:
+            return left
+        names = ("checkpoint_latest.pth", "checkpoint_best.pth")  # the first that nnU-Net finds
+        saved = next((file.stat().st_mtime for name in names if (file := self.checkpoint(name)).exists()), 0.0)
+        log = self.log()
+        return left + sum(log.epochs[epoch]["seconds"] for epoch, ended in log.ended.items() if ended > saved)
+
     def go_on_command(self) -> str:
         """:meth:`train_command` of what is missing: what comes after the last checkpoint, the validation, or all."""
         if self.is_done:

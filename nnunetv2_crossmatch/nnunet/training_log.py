@@ -5,9 +5,10 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
-_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: (.*)")
+_LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+): (.*)")
 _SPLIT = re.compile(r"This (?:random 80:20 )?split has (\d+) training and (\d+) validation cases\.")
 PREFIX = "unlabeled/"  # of the curves of the unlabeled part
 CURVES_FILE = "curves.csv"  # ours, beside the log
@@ -24,11 +25,13 @@ class TrainingLog:
             pseudo Dice), ``seconds`` and, named ``unlabeled/...``, the curves of the unlabeled part.
         split: numbers of labeled cases that were trained on and held out; None for fold all.
         validated: whether the last thing done was a validation.
+        ended: when each epoch was over, seconds since 1970.
     """
 
     epochs: dict[int, dict[str, float]] = field(default_factory=dict)
     split: tuple[int, int] | None = None
     validated: bool = False
+    ended: dict[int, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> "TrainingLog":
@@ -40,15 +43,19 @@ class TrainingLog:
             for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
                 if not (message := _LINE.match(line)):
                     continue
-                text = message[1].strip()
+                text = message[2].strip()
                 if found := re.fullmatch(r"Epoch (\d+)", text):
                     epoch = int(found[1])
                     log.split, log.validated = split, False  # a validation alone reads the split, too
                     if epoch == 0:
                         log.epochs.clear()
+                        log.ended.clear()
                     log.epochs[epoch] = {}
                 elif epoch in log.epochs:
-                    log.epochs[epoch] |= _values(text)
+                    values = _values(text)
+                    if "seconds" in values:
+                        log.ended[epoch] = datetime.strptime(message[1], "%Y-%m-%d %H:%M:%S.%f").timestamp()
+                    log.epochs[epoch] |= values
                 if found := _SPLIT.fullmatch(text):
                     split = int(found[1]), int(found[2])
                 elif text == "Validation complete":

@@ -46,9 +46,12 @@ class Findings:
 
     def raise_errors(self, dataset: int | str) -> None:
         """Raises DatasetError if there is anything bad, or a leak; ``dataset`` is for the command that it names."""
-        accept = [f"To train in spite of the leaks: nnUNetv2_crossmatch check -d {dataset} --accept"]
-        if self.bad or self.leaks:
-            raise DatasetError([*self.bad, *self.leaks, *(accept if self.leaks else [])])
+        found = [*self.bad, *self.leaks]
+        if not found:
+            return
+        again = f"nnUNetv2_crossmatch check -d {dataset}"
+        accept = [f"To train in spite of the leaks: {again} --accept"] if self.leaks else []
+        raise DatasetError([*found, *accept, f"Not ready: {len(found)} to mend, named above. Then: {again}"])
 
 
 def check_dataset(dataset: Dataset, num_processes: int, fold: int | str | None = None) -> Findings:

@@ -29,19 +29,19 @@ SIZE = 190  # pixels of a plane's longer side
 class Shown:
     """One scan on the page.
 
-    doubt: 0 to 1, by which the page is sorted.
+    doubt: 0 to 1, by which the page is sorted; None where there is no label to doubt.
     shares: a number, 0 to 1, for each class by its name.
-    image, label: files.
+    image, label: files; None where there is no label.
     pictures: see :func:`thumbnail`.
     identity: of the label, SHA-256.
     mark: that was taken back of this label; empty for none.
     """
 
     case: str
-    doubt: float
+    doubt: float | None
     shares: Mapping[str, float | None]
     image: Path
-    label: Path
+    label: Path | None
     pictures: tuple[str, str]
     notes: Sequence[str] = ()
     identity: str = ""
@@ -50,13 +50,13 @@ class Shown:
     @property
     def commands(self) -> dict[str, str]:
         """What opens the scan with the label, by program."""
-        image, label = str(self.image.resolve()), str(self.label.resolve())
-        quoted = (json.dumps(file, ensure_ascii=False) for file in (image, label))
-        load = "slicer.util.loadVolume({}); slicer.util.loadSegmentation({})".format(*quoted)
-        return {
-            "ITK-SNAP": shlex.join(["itksnap", "-g", image, "-s", label]),
-            "3D Slicer": shlex.join(["Slicer", "--python-code", load]),
-        }
+        image = str(self.image.resolve())
+        snap, load = ["itksnap", "-g", image], f"slicer.util.loadVolume({json.dumps(image, ensure_ascii=False)})"
+        if self.label is not None:
+            label = str(self.label.resolve())
+            snap += ["-s", label]
+            load += f"; slicer.util.loadSegmentation({json.dumps(label, ensure_ascii=False)})"
+        return {"ITK-SNAP": shlex.join(snap), "3D Slicer": shlex.join(["Slicer", "--python-code", load])}
 
 
 @dataclass
@@ -65,6 +65,7 @@ class Page:
 
     share: what the classes' numbers say.
     review: the beginning of the JSON that the marks are saved in; none if nothing is marked.
+    picture: above the scans, a data URI; none if empty.
     """
 
     title: str
@@ -74,6 +75,7 @@ class Page:
     next_command: str
     review: Mapping[str, object] | None = None
     odd: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    picture: str = ""
 
 
 def write_page(page: Page, scans: Iterable[Shown], file: Path) -> None:

@@ -83,7 +83,7 @@ def write_review_page(planned: Planned, trainer: str, fold: int | str, num_proce
         saved = before.get(case, {})
         mark = saved["mark"] if saved.get("label") == sha else ""
         shown.append(Shown(case, doubt(entry["confident"]), of_classes, scan, labels[case], images, notes, sha, mark))
-    shown.sort(key=lambda scan: (-scan.doubt, scan.case))
+    shown.sort(key=lambda scan: (-(scan.doubt or 0), scan.case))
     review = {"dataset": dataset.name, "model": model.model_folder.name, "fold": fold}
     page = Page(
         title=f"{dataset.name}: pseudo-labels of {trainer}, fold {fold}",

@@ -28,7 +28,7 @@ from nnunetv2_crossmatch.preprocessing.content import LABELED, UNLABELED, Conten
 from nnunetv2_crossmatch.preprocessing.dataset import Planned
 from nnunetv2_crossmatch.preprocessing.listing import are_absent, list_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
-from nnunetv2_crossmatch.preprocessing.outliers import find_outliers
+from nnunetv2_crossmatch.preprocessing.outliers import reasons_by_case
 from nnunetv2_crossmatch.preprocessing.unlabeled import unlabeled_cases_for_training
 from nnunetv2_crossmatch.self_training.choice import disagreement, k_center, score, shares
 from nnunetv2_crossmatch.self_training.confidence import confident_labels, with_ignore_label
@@ -233,10 +233,7 @@ def _odd(content: Content, cases: list[str], channels: list[str]) -> dict[str, l
     labeled, unlabeled = content.get(LABELED, {}), content.get(UNLABELED, {})
     if not labeled:
         return {}
-    found = {
-        case: list(find_outliers(labeled, {case: unlabeled[case]}, channels)) for case in cases if case in unlabeled
-    }
-    return {case: [line.removeprefix(f"{case}: ") for line in lines] for case, lines in found.items() if lines}
+    return reasons_by_case(labeled, {case: unlabeled[case] for case in cases if case in unlabeled}, channels)
 
 
 def _write_drafts(

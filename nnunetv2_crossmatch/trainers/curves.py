@@ -10,6 +10,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.patches import Patch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from torch import Tensor
 
@@ -140,6 +143,7 @@ def plot_curves(
     classes: Sequence[str],
     stages: Sequence[tuple[float, str]] = (),
     limits: Mapping[str, Sequence[float]] | None = None,
+    shown: tuple[np.ndarray, Mapping[int, Tensor]] | None = None,
 ) -> None:
     """Draw every logged curve into ``file`` (PNG), one panel for each kind; a method's own kinds share the last one.
 
@@ -147,6 +151,8 @@ def plot_curves(
         classes: as :func:`write_curves` has them.
         stages: (epoch, name) of each stage's beginning: a vertical line in every panel, named in the first.
         limits: of a curve, the values that decide something: horizontal lines.
+        shown: unlabeled slices (slices, rows, columns) and by epoch their labels, numbers of the foreground classes
+            from 1; the one with most foreground in the end is drawn below.
     """
     store = {"dice": logger.get_value(NNUNET["dice"], step=None), **logged_curves(logger)}
     store = {name: values for name, values in store.items() if values}
@@ -169,9 +175,10 @@ def plot_curves(
     panels[f"the method's own: {', '.join(own)}"] = own
     panels = {title: names for title, names in panels.items() if store.keys() & set(names)}
     with plt.style.context("default"):  # nnU-Net's own plot leaves seaborn's large fonts behind
-        size = (10, 3.2 * len(panels))
-        figure, axes = plt.subplots(len(panels), 1, figsize=size, sharex=True, layout="constrained", squeeze=False)
-        axes = axes[:, 0]
+        strip = shown is not None and len(shown[1]) > 0
+        figure = plt.figure(figsize=(10, 3.2 * len(panels) + 1.6 * strip), layout="constrained")
+        grid = figure.add_gridspec(len(panels) + strip, 1, height_ratios=[2] * len(panels) + [1] * strip)
+        axes = grid[: len(panels)].subgridspec(len(panels), 1).subplots(sharex=True, squeeze=False)[:, 0]
         for axis, (title, names) in zip(axes, panels.items(), strict=True):
             for name in names:
                 for label, column in _columns(store.get(name, []), classes).items():
@@ -196,8 +203,33 @@ def plot_curves(
             place = {"transform": axes[0].get_xaxis_transform(), "va": "bottom", "color": "gray"}
             axes[0].text(max(start - 0.5, 0), 0.02 + 0.09 * (i % 2), name, **place)
         axes[-1].set_xlabel("epoch")
+        if shown is not None and strip:
+            _draw_slices(figure.add_subplot(grid[-1]), *shown, classes)
         figure.savefig(file)
         plt.close(figure)
+
+
+def _draw_slices(axis: Axes, slices: np.ndarray, labels: Mapping[int, Tensor], classes: Sequence[str]) -> None:
+    """One slice as its labels were in each of the epochs, side by side."""
+    colors = {name: f"C{i}" for i, name in enumerate(classes) if name != BACKGROUND}  # the curves'
+    epochs = sorted(labels)
+    chosen = int((labels[epochs[-1]] > 0).sum((1, 2)).argmax())
+    low, high = np.percentile(slices[chosen], (1, 99))
+    gray = np.clip((slices[chosen] - low) / max(high - low, 1e-6), 0, 1)[..., None]
+    pictures = []
+    for epoch in epochs:
+        label = labels[epoch][chosen].numpy()
+        picture = np.repeat(gray, 3, -1)
+        for i, color in enumerate(colors.values(), 1):
+            picture[label == i] = (picture[label == i] + to_rgb(color)) / 2
+        pictures.append(picture)
+    axis.imshow(np.hstack(pictures))
+    width = gray.shape[1]
+    axis.set_xticks([width * (i + 0.5) for i in range(len(epochs))], [f"epoch {epoch}" for epoch in epochs])
+    axis.set_yticks([])
+    axis.set_title("an unlabeled slice, and what the network's average labels on it", loc="left")
+    handles = [Patch(color=color, label=name) for name, color in colors.items()]
+    axis.legend(handles=handles, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _columns(values: list, classes: Sequence[str]) -> dict[str, np.ndarray]:

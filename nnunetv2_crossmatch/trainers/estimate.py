@@ -38,6 +38,7 @@ class Cost:
     epoch_seconds: without and with self-training; the same for a trainer that does not wait for it.
     validation_seconds: of the held-out cases after the training, roughly.
     peak_memory: bytes; on a GPU what torch's tensors took, else the process's resident memory; None: not known.
+    folds: in which the labeled cases are held out; fold ``all`` validates them all.
     """
 
     trainer: str
@@ -45,12 +46,15 @@ class Cost:
     epoch_seconds: tuple[float, float]
     validation_seconds: float
     peak_memory: int | None
+    folds: int = 1
 
-    @property
-    def hours(self) -> tuple[float, float]:
+    def hours(self, fold: int | str = 0) -> tuple[float, float]:
         """Training and validation, if self-training never begins and if it begins at once."""
-        first, last = (self.epochs * seconds + self.validation_seconds for seconds in self.epoch_seconds)
+        first, last = (self.epochs * seconds + self.seconds_to_validate(fold) for seconds in self.epoch_seconds)
         return first / 3600, last / 3600
+
+    def seconds_to_validate(self, fold: int | str) -> float:
+        return self.validation_seconds * (self.folds if fold == "all" else 1)
 
 
 def measure(planned: Planned, trainer: str, device: torch.device) -> Cost:
@@ -135,10 +139,12 @@ def _cost(name: str, trainer: Any) -> Cost:
     seconds, step = zip(*(_epoch_seconds(trainer, SECONDS) for _ in range(1, trainer.num_epochs)), strict=True)
     record_resources(Path(trainer.output_folder), trainer.device)
     peak = read_resources(Path(trainer.output_folder)).get("peak_memory_bytes")
-    validation = _validation_seconds(trainer, step[-1] / trainer.batch_size)
+    cases = trainer.dataset_class.get_identifiers(trainer.preprocessed_dataset_folder)
+    folds = len(read_splits(Path(trainer.preprocessed_dataset_folder_base))) or min(5, len(cases))
+    validation = _validation_seconds(trainer, cases, step[-1] / trainer.batch_size) / folds
     trainer.current_epoch = 0
     trainer.on_train_end()  # ends the loaders' processes
-    return Cost(name, epochs, (seconds[0], seconds[-1]), validation, peak)
+    return Cost(name, epochs, (seconds[0], seconds[-1]), validation, peak, folds)
 
 
 def _epoch_seconds(trainer: nnUNetTrainer, seconds: float) -> tuple[float, float]:
@@ -183,15 +189,13 @@ def _take(step: Callable[[], dict], count: int, seconds: float, queued: int) -> 
     return results, times
 
 
-def _validation_seconds(trainer: nnUNetTrainer, seconds: float) -> float:
-    """Of a fold's held-out cases, roughly: nnU-Net's windows, mirrored, at ``seconds`` a patch."""
+def _validation_seconds(trainer: nnUNetTrainer, cases: list[str], seconds: float) -> float:
+    """Of all cases, roughly: nnU-Net's windows, mirrored, at ``seconds`` a patch."""
     folder, patch = trainer.preprocessed_dataset_folder, trainer.configuration_manager.patch_size
-    cases = trainer.dataset_class.get_identifiers(folder)
     dataset = trainer.dataset_class(folder, cases[:SHAPES])
     windows = [_windows(dataset.load_case(case)[0].shape[1:], patch) for case in dataset.identifiers]
-    folds = len(read_splits(Path(trainer.preprocessed_dataset_folder_base))) or min(5, len(cases))
     mirrored = 2 ** len(trainer.inference_allowed_mirroring_axes or ())
-    return len(cases) / folds * float(np.mean(windows)) * mirrored * seconds
+    return len(cases) * float(np.mean(windows)) * mirrored * seconds
 
 
 def _windows(shape: Sequence[int], patch: Sequence[int]) -> int:

@@ -46,6 +46,7 @@ class Phases:
         self._halves: list[Halves] = []
         self.readiness = Readiness(_foreground_names(trainer), ready_at)
         self.probe: Probe | None = None  # -> draw_probe; of the first process
+        self.labels: dict[int, torch.Tensor] = {}  # of the probe's slices, every tenth of the training
         self.p_foreground: float = getattr(method.constants, "p_foreground", 0.0) if self.exist else 0.0
         self.foreground = Foreground(
             Path(trainer.output_folder) / "unlabeled_foreground",
@@ -84,13 +85,14 @@ class Phases:
 
     def state(self) -> dict[str, Any]:
         """What :meth:`load` takes: plain data and tensors."""
-        return {"readiness": self.readiness.state(), "foreground": self.foreground.state()}
+        return {"readiness": self.readiness.state(), "foreground": self.foreground.state(), "labels": self.labels}
 
     def load(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state`."""
         self.readiness.load(state["readiness"])
         if "foreground" in state:  # an earlier version's has none
             self.foreground.load(state["foreground"])
+        self.labels = state.get("labels", {})
 
     def stages(self) -> list[tuple[float, str]]:
         """(epoch, name) of each stage that the method itself has, and of each phase so far."""
@@ -117,10 +119,17 @@ class Phases:
             return {}
         average = self._split_network.twin(self._method.teacher.network)
         try:
-            return self.probe.measure(self._split_network, average, self._trainer.device)
+            curves = self.probe.measure(self._split_network, average, self._trainer.device)
         except RuntimeError as e:  # out of memory: the other processes wait for this one
             self._trainer.print_to_log_file(f"warning: the unlabeled patches could not be looked at: {e}")
             return {}
+        if self._is_tenth:
+            self.labels[self._trainer.current_epoch] = torch.from_numpy(self.probe.labels)
+        return curves
+
+    @property
+    def _is_tenth(self) -> bool:
+        return 10 * self._trainer.current_epoch % self._trainer.num_epochs < 10
 
     def halve(self, labeled: Augmenter, unlabeled: Augmenter) -> tuple[Augmenter | Halves, Augmenter | Halves]:
         """Their batches in halves during self-training, if the method takes them so."""
@@ -153,8 +162,7 @@ class Phases:
             self.save_snapshot()
         if before and not readiness.active:
             self._turn_back()
-        tenth = 10 * trainer.current_epoch % trainer.num_epochs < 10
-        if readiness.active and readiness.taught and (tenth or not len(self.foreground)):
+        if readiness.active and readiness.taught and (self._is_tenth or not len(self.foreground)):
             self._find_foreground()
         self.tell_method()
 

@@ -11,6 +11,7 @@ from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 
 _VOXELS = 2**23  # of all patches together, as far as the number of patches allows
 _PATCHES = (16, 48)  # a scan's share of a class varies from patch to patch
+SHOWN = 4  # patches, of which the middle slices are kept to look at
 _BATCHES = 8  # of two networks: 16 forward passes more, 2 % of nnU-Net's epoch
 
 
@@ -27,12 +28,20 @@ class Probe:
         unlabeled: images (batch, channels, *spatial) and valid voxels, bool (batch, 1, *spatial).
         labels: segmentations (batch, 1, *spatial) of labeled patches drawn the same way, -1 where not valid.
         label_manager: nnU-Net's.
+
+    Attributes:
+        slices: (patches, rows, columns), the middle slice of the first channel of the first patches.
+        labels: likewise, what :meth:`measure` has last seen the average say of them: the number of the class or region,
+            0 for none.
     """
+
+    labels: np.ndarray
 
     def __init__(
         self, unlabeled: Iterable[tuple[Tensor, Tensor]], labels: Iterable[Tensor], label_manager: LabelManager
     ) -> None:
         self._batches = list(unlabeled)
+        self.slices = _middle_of(torch.cat([image[:, 0] for image, _ in self._batches])[:SHOWN]).numpy()
         self._regions = label_manager.has_regions
         self._classes = label_manager.foreground_regions if self._regions else label_manager.all_labels
         counts, valid = np.zeros(len(self._classes)), 0
@@ -53,6 +62,7 @@ class Probe:
         valid = torch.zeros((), device=device)
         halves = [half for n in (network, average) for half in (n.encoder, n.decoder)]
         training = [half.training for half in halves]
+        labels: list[np.ndarray] = []
         for half in halves:
             half.eval()  # where there are running statistics they stay as they are
         try:
@@ -62,9 +72,11 @@ class Probe:
                 axes = (0, *range(2, mine.ndim))
                 sums += torch.stack((mine.sum(axes), its.sum(axes), (mine & its).sum(axes)))
                 valid += of_batch.sum()
+                labels += [self._numbers(its)] if sum(map(len, labels)) < SHOWN else []
         finally:
             for half, was in zip(halves, training, strict=True):
                 half.train(was)
+        self.labels = np.concatenate(labels)[:SHOWN]
         of_network, of_average, overlap = sums.cpu().double().numpy()
         with np.errstate(invalid="ignore", divide="ignore"):
             stability = 2 * overlap / (of_network + of_average)
@@ -77,3 +89,14 @@ class Probe:
             return logits > 0
         label = logits.argmax(1, keepdim=True)
         return torch.cat([label == i for i in range(logits.shape[1])], 1)
+
+    def _numbers(self, masks: Tensor) -> np.ndarray:
+        """uint8 (batch, rows, columns) of the middle slices; the later of two regions covers the earlier."""
+        numbers = torch.arange(masks.shape[1], device=masks.device, dtype=torch.uint8) + self._regions
+        slices = torch.stack([_middle_of(masks[:, i]) for i in range(masks.shape[1])], 1)
+        return (slices * numbers[:, None, None]).amax(1).cpu().numpy()
+
+
+def _middle_of(patches: Tensor) -> Tensor:
+    """(batch, rows, columns) of (batch, *spatial)."""
+    return patches if patches.ndim == 3 else patches[:, patches.shape[1] // 2]

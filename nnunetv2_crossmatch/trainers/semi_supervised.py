@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from math import ceil
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from nnunetv2_crossmatch.nnunet.loaders import (
     unlabeled_loader,
 )
 from nnunetv2_crossmatch.nnunet.logger import log_curves
+from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.nnunet.training_log import CURVES_FILE
 from nnunetv2_crossmatch.trainers.catalog import STEP_COSTS
 from nnunetv2_crossmatch.trainers.checkpoints import CheckpointError
@@ -44,6 +46,7 @@ from nnunetv2_crossmatch.trainers.hidden_labels import HiddenLabelsCurve
 from nnunetv2_crossmatch.trainers.phases import Phases
 from nnunetv2_crossmatch.trainers.records import write_method
 from nnunetv2_crossmatch.trainers.unlabeled_cases import nnUNetTrainerWithUnlabeled
+from nnunetv2_crossmatch.utilities.durations import duration
 
 GRADIENT_CLIP = 12  # nnU-Net's, a literal in its train_step
 
@@ -132,11 +135,30 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
             method = write_method(Path(self.output_folder), type(self.method).__name__, constants)
             self.logger.update_config({"method": method})
             self.print_to_log_file(self._outlook())
+            self.print_to_log_file(self._hours())
+
+    @property
+    def _step_cost(self) -> float | None:
+        costs = (STEP_COSTS[cls.__name__] for cls in type(self).__mro__ if cls.__name__ in STEP_COSTS)
+        return next(costs, None)
+
+    def _hours(self) -> str:
+        """As far as plain nnU-Net's trainings of the same plans tell, else how to know them."""
+        run, cost = RunFolder(Path(self.output_folder)), self._step_cost
+        results = run.model_folder.parent.parent
+        stock = RunFolder.of(run.dataset, "nnUNetTrainer", run.plans, run.configuration, 0, results).model_folder
+        seconds = [RunFolder(folder).progress().seconds for folder in stock.glob("fold_*")]
+        if cost is None or not (known := [of_epoch for of_epoch in seconds if of_epoch]):
+            return f"How many hours: {self.planned.command('estimate')} -tr {type(self).__name__} measures it."
+        epoch = median(known) * self.num_iterations_per_epoch / nnUNetTrainerWithUnlabeled.iterations_per_epoch
+        waits = self.phases.exist and not self.begins_trained
+        times = dict.fromkeys(duration(self.num_epochs * epoch * of) for of in ((1, cost) if waits else (cost,)))
+        return f"About {' to '.join(times)}, if an epoch of plain nnU-Net takes {epoch:.0f} s as in {stock}."
 
     def _outlook(self) -> str:
         """How long it is, what its steps cost, and when they begin to."""
-        costs = [STEP_COSTS[cls.__name__] for cls in type(self).__mro__ if cls.__name__ in STEP_COSTS]
-        cost = f"costs {costs[0]:g} of nnU-Net's in FLOPs" if costs else "has a cost that was not measured"
+        step_cost = self._step_cost
+        cost = f"costs {step_cost:g} of nnU-Net's in FLOPs" if step_cost else "has a cost that was not measured"
         length = f"{self.num_epochs} epochs of {self.num_iterations_per_epoch} steps"
         if not self.phases.exist:
             return f"{length}; a step {cost}."
@@ -338,6 +360,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
                 self._classes,
                 self.phases.stages(),
                 limits if self.phases.exist and self.phases.readiness.at is None else {},
+                (self.phases.probe.slices, self.phases.labels) if self.phases.probe is not None else None,
             )
 
     def training_state(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_crossmatch.nnunet.loaders import Augmenter
-from nnunetv2_crossmatch.nnunet.logger import convert_values
+from nnunetv2_crossmatch.nnunet.logger import add_tensorboard, convert_values
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned, raw_folder_at_hand
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest
@@ -61,6 +61,8 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
                 f"{type(self).__name__} cannot train the second stage of a cascade ({configuration}). "
                 "Train 2d, 3d_fullres or 3d_lowres with it."
             )
+        if self.local_rank == 0:
+            add_tensorboard(self.logger)
         self.num_epochs = self.epochs
         self.num_iterations_per_epoch = self.iterations_per_epoch
         self.num_val_iterations_per_epoch = self.val_iterations_per_epoch

@@ -64,6 +64,10 @@ def test_database_frames_of_info_cfg_and_the_official_test_set(base, source):
     assert names(folder / "labelsTs") == ["patient001_frame01", "patient001_frame12"]
     assert len(names(folder / "imagesTs_official")) == 4
     assert names(folder / "labelsTs_official") == ["patient101_frame01", "patient101_frame12"]
+    in_file = (folder / "missing_files.txt").read_text().split()
+    absent = [f"labelsTs_official/patient150_frame{frame}.nii.gz" for frame in ("01", "12")]
+    assert in_file[-2:] == [str(folder / name) for name in absent]
+    assert sum("patient004" in line for line in in_file) == 1
     unlabeled = unlabeled_list(folder)
     assert sorted(unlabeled) == [f"patient0{f}" for f in ("03_frame01", "03_frame12", "90_frame03", "90_frame11")]
     assert all(file.parent.name == case.split("_")[0] and file.exists() for case, file in unlabeled.items())
@@ -104,6 +108,10 @@ def test_what_is_missing_is_named(source):
     assert "patient003_frame12.nii.gz" in absent["unlabeled volumes"]
     assert absent["validation volumes"] == ["Info.cfg"] * 10
     with pytest.raises(DatasetError, match=r"of \d labeled volumes are missing: .*patient038/Info.cfg"):
+        acdc.convert(source, 3)
+    for number in (38, 50):
+        write_patient(source, number, gt=number == 38)
+    with pytest.raises(DatasetError, match=r"2 of 6 labels of labeled .*\nWhat is here allows at most --labeled 1"):
         acdc.convert(source, 3)
     (source / "training" / "patient099" / "patient099_frame01_gt.nii.gz").unlink()
     with pytest.raises(DatasetError, match=r"labels of labeled volumes are missing: .*patient099_frame01_gt.nii.gz"):

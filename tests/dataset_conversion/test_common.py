@@ -82,7 +82,7 @@ def test_the_folder_of_a_killed_run_is_replaced_and_others_are_not(base, source)
     assert names(write_dataset(conversion(source), 1)) == ["dataset", "imagesTr", "labelsTr", "labelsUn", "unlabeled"]
     assert [folder.name for folder in (base / "raw").glob("Dataset*")] == ["Dataset001_X"]
     (base / "raw" / "Dataset002_mine").mkdir()
-    with pytest.raises(FileExistsError, match="Dataset id 2 is taken by Dataset002_mine"):
+    with pytest.raises(FileExistsError, match=r"Dataset id 2 is taken by \S+/raw/Dataset002_mine\. Remove"):
         write_dataset(conversion(source), 2)
 
 

@@ -96,8 +96,9 @@ def test_bad_input(base, source):
         isic.convert(source, 103)
     for name in ("ISIC_0020000", "ISIC_0020001"):
         write_case(source, name)
-    with pytest.raises(DatasetError, match=r"103 of 103 labeled images are missing: .*ISIC_0013511.jpg.* and 100 more"):
+    with pytest.raises(DatasetError, match=r"103 of 103 labeled images are .*ISIC_0013511.jpg.* and 100 more") as error:
         isic.convert(source, 103)
+    assert error.value.problems[-1].endswith("are drawn from the images that are here: at most --labeled 1.")
     for name in ("ISIC_0020000", "ISIC_0020001"):
         io.imsave(source / "images" / f"{name}.jpg", np.zeros((40, 56), np.uint8), check_contrast=False)
     with pytest.raises(DatasetError, match=r"is not an RGB image \(array of shape \(40, 56\)\)"):

@@ -93,7 +93,26 @@ def test_what_is_missing_is_named(base, source, form):
     found = la.convert(source, 1)
     assert counts(found) == [1, 2, 0, 1]
     assert f"{TRAIN[1]}/{file}" in {f"{path.parent.name}/{path.name}" for path in found.absent["unlabeled scans"]}
-    with pytest.raises(DatasetError, match=rf"1 of 2 labeled scans are missing: .*{TRAIN[1]}/{file}\."):
+    with pytest.raises(DatasetError, match=rf"1 of 2 labeled scans are missing: .*{TRAIN[1]}/{file}\.") as error:
+        la.convert(source, 2)
+    assert error.value.problems[1:] == ["What is here allows at most --labeled 1."]
+    with pytest.raises(DatasetError, match="and 3 more") as error:
+        la.convert(source, 9)
+    listed_in = base / "raw" / "missing_files.txt"
+    assert error.value.problems[1] == f"All missing files: {listed_in}"
+    assert [Path(line).parent.name for line in listed_in.read_text().splitlines()] == [TRAIN[1], *TRAIN[4:9]]
+
+
+def test_one_scan_stays_unlabeled(source):
+    for seed, name in enumerate(TRAIN[:3]):
+        write_nrrd(source / name, seed)
+    with pytest.raises(DatasetError, match=r"^\nWhat is here allows at most --labeled 2\.$"):
+        la.convert(source, 3)
+    assert counts(la.convert(source, 2)) == [2, 1, 0, 0]
+    (source / TRAIN[2] / "laendo.nrrd").unlink()  # an unlabeled scan needs none
+    assert counts(la.convert(source, 2)) == [2, 1, 0, 0]
+    (source / TRAIN[1] / "laendo.nrrd").unlink()
+    with pytest.raises(DatasetError, match=r"1 of 2 labels .*\nWhat is here allows at most --labeled 1"):
         la.convert(source, 2)
 
 

@@ -36,3 +36,10 @@ def test_published_results_are_of_numbers_that_can_be_converted():
 def test_each_stands_in_the_readme():
     text = Path(REPOSITORY, "dataset_conversion", "README.md").read_text()
     assert all(f"| `{name}` |" in text for name in CONVERTERS)
+
+
+@pytest.mark.parametrize("name", [name for name, of in CONVERTERS.items() if of.published])
+def test_classes_are_those_of_the_converted_dataset(name):
+    source = (REPOSITORY / "dataset_conversion" / f"{name}.py").read_text()
+    labels = ", ".join(f'"{label}": {value}' for value, label in enumerate(("background", *CONVERTERS[name].classes)))
+    assert f"labels={{{labels}}}" in source and CONVERTERS[name].test_cases

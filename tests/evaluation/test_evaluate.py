@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from medpy.metric import binary
+from skimage import io
 
 from nnunetv2_crossmatch.cli import main
+from nnunetv2_crossmatch.commands.evaluate import of_other_data
 from nnunetv2_crossmatch.evaluation import evaluate
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders
 from nnunetv2_crossmatch.nnunet.labels import read_labels
@@ -207,3 +209,29 @@ def test_references_that_are_not_measured_are_named(folders, capsys):
     shutil.copy(reference / "a.nii.gz", reference / name)
     with pytest.raises(DatasetError, match="is not valid Unicode"):
         evaluate_folders(reference, prediction, num_processes=1)
+
+
+def test_photographs_beside_the_rows_of_a_benchmark(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for case in ("a", "b"):
+        for folder in ("labelsTs", "predicted"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            io.imsave(
+                tmp_path / folder / f"{case}.png", rng.integers(0, 2, (8, 8)).astype(np.uint8), check_contrast=False
+            )
+    described = {"labels": {"background": 0, "lesion": 1}, "file_ending": ".png"}
+    (tmp_path / "predicted" / "dataset.json").write_text(json.dumps(described))
+    command = ["evaluate", str(tmp_path / "labelsTs"), str(tmp_path / "predicted"), "-np", "1", "--benchmark"]
+    main([*command, "isic-103"])
+    said = capsys.readouterr()
+    assert "no spacing, so distances under mm are in pixels, too" in said.out
+    assert "ISIC 2018's own score, Jaccard below 0.65 counting as 0: 0.00 %" in said.out
+    assert "warning: --benchmark isic-103: its rows are of 519 cases with lesion; these are 2 with lesion" in said.err
+    main([*command, "acdc-3"])
+    said = capsys.readouterr()
+    assert "40 cases with RV, MYO, LV; these are 2 with lesion" in said.err and "ISIC" not in said.out
+
+
+def test_a_benchmarks_own_data_is_not_warned_of():
+    assert of_other_data("la-8", ["left_atrium"], 20) == []
+    assert of_other_data("la-8", ["left_atrium"], 19) and of_other_data("la-8", ["atrium"], 20)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from nnunetv2_crossmatch.evaluation.case import METRICS
-from nnunetv2_crossmatch.evaluation.summary import MEAN_OF_CLASSES, Evaluation, statistic, summarize
+from nnunetv2_crossmatch.evaluation.summary import MEAN_OF_CLASSES, Evaluation, isic_score, statistic, summarize
 
 
 def plain_interval(values: np.ndarray) -> np.ndarray:
@@ -57,3 +57,11 @@ def test_each_class_and_metric_has_its_own_numbers_and_counts():
         shell, core = (summaries[name].statistics[metric].mean for name in ("shell", "core"))
         assert (shell, core) == (values[:, 0, i].mean(), values[:2, 1, i].mean())
         assert summaries[MEAN_OF_CLASSES].statistics[metric].mean == (shell + core) / 2
+
+
+def test_isics_score_takes_nothing_below_its_threshold():
+    jaccards = [0.9, 0.65, 0.649, 0.0]
+    values = np.full((4, 1, len(METRICS)), 0.99)
+    values[:, 0, METRICS.index("jaccard")] = jaccards
+    none = np.zeros((4, 1), bool)
+    assert isic_score(Evaluation(list("abcd"), ["lesion"], values, none, ~none, [])) == pytest.approx((0.9 + 0.65) / 4)

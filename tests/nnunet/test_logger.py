@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
-from nnunetv2_crossmatch.nnunet.logger import PREFIX, convert_values, log_curves, logged_curves
+from nnunetv2_crossmatch.nnunet.logger import PREFIX, add_tensorboard, convert_values, log_curves, logged_curves
 
 CLASSES = ["0", "1"]
 
@@ -43,3 +43,32 @@ def test_a_curve_that_pauses_sends_nothing_to_wandb(tmp_path, wandb):
         (0, {f"{PREFIX}kept_share/(1, 2)": 1.0}),
         (1, {f"{PREFIX}loss": 2.0}),
     ]
+
+
+def test_tensorboard_gets_what_wandb_gets_where_it_is_asked_for(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def train(*epochs: int) -> None:
+        logger = MetaLogger(str(tmp_path), False)
+        logger.local_logger.my_fantastic_logging["train_losses"] = [0.0] * epochs[0]
+        add_tensorboard(logger)
+        for epoch in epochs:
+            logger.log("train_losses", 10.0 * epoch, epoch)
+            log_curves(logger, {"kept_share": [0.5, 1.0 + epoch]}, epoch, ["0", "liver"])
+
+    train(0, 1)
+    assert not (tmp_path / "tensorboard").exists()
+    monkeypatch.setenv("nnUNet_tensorboard_enabled", "1")
+    train(0, 1, 2)
+    train(1, 2, 3)  # went on from the checkpoint after the first epoch
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in found.Scalars("train_losses")] == [(0, 0), (1, 10), (2, 20), (3, 30)]
+    assert [e.value for e in found.Scalars(f"{PREFIX}kept_share/liver")] == [1, 2, 3, 4]
+
+
+def test_tensorboard_is_named_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr("nnunetv2_crossmatch.nnunet.logger.find_spec", lambda name: None)
+    monkeypatch.setenv("nnUNet_tensorboard_enabled", "1")
+    with pytest.raises(RuntimeError, match="needs TensorBoard: pip install tensorboard"):
+        add_tensorboard(MetaLogger(str(tmp_path), False))

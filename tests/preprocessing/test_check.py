@@ -72,8 +72,12 @@ def test_every_scan_is_read_once(raw, preprocessed, monkeypatch):
     assert changed["unlabeled"]["scan0"]["sha256"] == content["unlabeled"]["scan1"]["sha256"]
 
 
-def test_what_preprocessing_saw_is_not_read_again(dataset, monkeypatch):
+def test_what_preprocessing_saw_is_not_read_again(dataset, monkeypatch, capsys):
     main(["preprocess", "-d", "901", "-c", "3d_fullres", "-p", "nnUNetPlansSmall", "-np", "1"])
+    train = f"nnUNetv2_train {DATASET} 3d_fullres 0 -tr nnUNetTrainerCrossMatch -p nnUNetPlansSmall"
+    assert capsys.readouterr().out.endswith(f"Ready.\nNext: {train}\n")
+    main(["check", "-d", "901", "-np", "1"])
+    assert capsys.readouterr().out.endswith(f"Next: {train.removesuffix('Small')}\n"), "the same arrays"
     raw, preprocessed = dataset / "raw" / DATASET, dataset / "preprocessed" / DATASET
     (preprocessed / "content.json").unlink()
     read = []
@@ -93,6 +97,7 @@ def test_a_scan_saved_anew_is_recognized_and_can_be_accepted(raw, preprocessed, 
     output = capsys.readouterr()
     assert "The same image: imagesTs/test1 = unlabeled/other." in output.err
     assert "3 scans in imagesTr, 2 scans in imagesTs, 4 scans in unlabeled" in output.out
+    assert output.err.endswith(f"Not ready: 1 to mend, named above. Then: nnUNetv2_crossmatch check -d {DATASET}\n")
 
     main(["check", "-d", "901", "-np", "1", "--accept"])
     main(["check", "-d", "901", "-np", "1"])
@@ -100,6 +105,19 @@ def test_a_scan_saved_anew_is_recognized_and_can_be_accepted(raw, preprocessed, 
     save_again(raw / "imagesTr" / "case0_0000.nii.gz", raw / "imagesUn" / "more_0000.nii.gz")
     with pytest.raises(SystemExit):
         main(["check", "-d", "901", "-np", "1"])  # what was not there when the other was accepted
+
+
+def test_the_verdict_and_the_next_step(raw, preprocessed, capsys):
+    main(["check", "-d", "901", "-np", "1"])
+    assert capsys.readouterr().out.splitlines()[1:] == ["Ready.", f"Next: nnUNetv2_plan_and_preprocess -d {DATASET}"]
+    (raw / "imagesTs" / "notes.txt").touch()
+    shutil.rmtree(raw / "imagesUn")
+    main(["check", "-d", "901", "-np", "1"])
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "Nothing to mend, 1 warning above.",
+        f"There is nothing unlabeled to learn from: put the unlabeled scans into {raw / 'imagesUn'}.",
+        f"Next: nnUNetv2_crossmatch check -d {DATASET}",
+    ]
 
 
 def test_an_accepted_leak_of_scans_that_are_gone_stops_nothing(raw, preprocessed, capsys):

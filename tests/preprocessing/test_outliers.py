@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from nnunetv2_crossmatch.preprocessing.outliers import find_outliers
+from nnunetv2_crossmatch.preprocessing.outliers import find_outliers, histograms, oddness, reasons_by_case
 from nnunetv2_crossmatch.preprocessing.scan import describe
 
 SPACING = (2.0, 1.0, 1.0)
@@ -70,3 +70,23 @@ def test_swapped_channels_are_named():
 def test_a_channel_that_is_zero_everywhere_does_not_disturb():
     labeled = entries(*([mr(i, 1), mr(i, 2)] for i in range(3)))
     assert lines(labeled, entries([mr(5, 1), np.zeros((16, 16, 16), np.float32)]), ["A", "B"]) == []
+
+
+def test_what_is_named_is_odder_than_one_and_the_rest_is_ranked():
+    labeled = entries(*([ct(i)] for i in range(4)))
+    unlabeled = entries([ct(5)], [ct(6) + 1024], [ct(7) + 150])
+    unlabeled["wide"] = entries([np.tile(ct(8), (1, 1, 3))])["s0"]
+    odd = oddness(labeled, unlabeled, ["CT"])
+    named = reasons_by_case(labeled, unlabeled, ["CT"])
+    assert set(named) == {case for case, value in odd.items() if value > 1} == {"s1", "wide"}
+    assert odd["s0"] < odd["s2"] < 1 < odd["s1"]
+    assert odd["wide"] == pytest.approx(np.log(3) / np.log(1.5))
+
+
+def test_histograms_are_shares_of_voxels():
+    ((edges, ours, theirs),) = histograms(entries([mr(0, 1)]), entries([mr(1, 1)], [mr(2, 4)]), ["MRI"])
+    assert (edges[0], edges[-1]) == (0, 1)
+    # uniform but for the jumps at the ends
+    np.testing.assert_allclose(ours[1:-1], 0.98 / 40, rtol=0.1)
+    assert theirs[:10].sum() > 0.4 > ours[:10].sum()
+    assert ours.sum() == pytest.approx(0.98)  # between the outermost percentiles

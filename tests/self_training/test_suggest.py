@@ -134,7 +134,7 @@ def test_from_two_folds_to_labeled_cases(place, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "(disagreement of the models of folds 0, 1)" in printed and f"  {first}  " in printed
     assert f"1 drafts have been corrected and stay as they are: {first}" in printed
-    assert f"Then: nnUNetv2_crossmatch annotated -d Dataset901_Balls {done.drafts}" in printed
+    assert f"Next: nnUNetv2_crossmatch annotated -d Dataset901_Balls {done.drafts}" in printed
     assert [file.name for file in done.drafts.iterdir()] == [corrected.name] and corrected.read_bytes() == before
     (done.drafts / f"{other}.nii.gz").write_bytes(untouched)
     main(["annotated", *small, str(done.drafts)])

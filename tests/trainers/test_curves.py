@@ -140,6 +140,22 @@ def test_stages_are_lines_in_every_panel_and_named_in_the_first(tmp_path, figure
     assert [text.get_text() for text in axes[0].texts] == ["i", "ii", "iii"]
 
 
+def test_the_slice_with_most_foreground_is_drawn_with_its_labels(tmp_path, figures):
+    logger = MetaLogger(str(tmp_path), False)
+    log_curves(logger, {"loss_a": 1.0}, 0, CLASSES)
+    slices = np.arange(2 * 8 * 6, dtype=float).reshape(2, 8, 6)
+    labels = {epoch: torch.zeros(2, 8, 6, dtype=torch.uint8) for epoch in (0, 5)}
+    labels[5][1, 2:4, 3] = 2
+    plot_curves(logger, tmp_path / "curves.png", NAMES, shown=(slices, labels))
+    axis = figures[0].axes[-1]
+    picture = axis.images[0].get_array()
+    assert picture.shape == (8, 12, 3)
+    colored = np.ptp(picture, axis=-1) > 0
+    np.testing.assert_array_equal(np.argwhere(colored), [[2, 9], [3, 9]])
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["epoch 0", "epoch 5"]
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["shell", "core"]
+
+
 def test_every_curve_of_a_training_reaches_wandb_with_its_epoch_and_class(make_trainer, wandb):
     trainer = make_trainer("nnUNetTrainerCrossMatch_smoke")
     trainer.run_training()

@@ -64,8 +64,11 @@ def test_windows_are_nnunets(shape, patch):
 
 
 def test_hours_count_every_epoch_and_the_validation():
-    cost = Cost("nnUNetTrainer", epochs=100, epoch_seconds=(36.0, 72.0), validation_seconds=360.0, peak_memory=None)
-    assert cost.hours == (1.1, 2.1)
+    cost = Cost(
+        "nnUNetTrainer", epochs=100, epoch_seconds=(36.0, 72.0), validation_seconds=360.0, peak_memory=None, folds=5
+    )
+    assert cost.hours() == (1.1, 2.1)
+    assert cost.hours("all") == (1.5, 2.5)  # the held-out cases of all folds
 
 
 def test_the_command_takes_steps_of_both_phases_and_leaves_nothing(dataset, monkeypatch, capsys):
@@ -95,6 +98,6 @@ def test_the_command_takes_steps_of_both_phases_and_leaves_nothing(dataset, monk
     out = capsys.readouterr().out.splitlines()
     assert [row.split()[0] for row in out[1:4]] == ["nnUNetTrainer", default, from_stock]
     assert ["1000" in out[1], "750" in out[2], "250" in out[3]] == [True] * 3
-    assert "4 unlabeled scans are not preprocessed yet, so labeled ones stood for them: about 0." in out[-1]
-    assert f"Next: nnUNetv2_crossmatch preprocess -d {DATASET} -c 3d_fullres -p nnUNetPlansSmall" in out[-1]
+    assert "4 unlabeled scans are not preprocessed yet, so labeled ones stood for them: about 0." in out[-2]
+    assert out[-1] == f"Next: nnUNetv2_crossmatch preprocess -d {DATASET} -c 3d_fullres -p nnUNetPlansSmall"
     assert {file for file in dataset.rglob("*") if file.is_file()} == before

@@ -139,6 +139,17 @@ def test_without_f_all_numbered_folds_are_exported_and_fold_all_only_alone(fold,
     assert folds("numbered.zip") == {"0", "1"}
 
 
+def test_the_postprocessing_of_the_folds_goes_along_and_its_command_is_said(fold, tmp_path, capsys):
+    chosen = fold.parent / "crossval_results_folds_0" / "postprocessing.pkl"
+    chosen.parent.mkdir()
+    chosen.touch()
+    main([*COMMAND, str(tmp_path / "model.zip")])
+    inside = f"{STOCK}/{chosen.parent.name}/{chosen.name}"
+    line = f"nnUNetv2_apply_postprocessing -i OUT -o OUT_PP -pp_pkl_file $nnUNet_results/{inside}"
+    assert capsys.readouterr().out.splitlines()[-1].strip() == line
+    assert inside in ZipFile(tmp_path / "model.zip").namelist()
+
+
 def test_a_fold_that_is_named_twice_is_exported_once(fold, tmp_path):
     main([*COMMAND, str(tmp_path / "model.zip"), "-f", "0", "0"])
     with ZipFile(tmp_path / "model.zip") as archive:

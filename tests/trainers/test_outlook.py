@@ -49,6 +49,24 @@ def test_every_kind_of_trainer_says_what_it_does():
     assert "may begin with epoch 1, " in make("nnUNetTrainerCrossMatch_smoke", 2, at=1)._outlook()
 
 
+def test_the_hours_are_those_of_plain_nnunet_times_the_cost_of_a_step(tmp_path):
+    model = tmp_path / "Dataset001_A" / "nnUNetTrainerCrossMatch__nnUNetPlans__2d"
+    trainer = make("nnUNetTrainerCrossMatch", 600)
+    trainer.output_folder = str(model / "fold_0")
+    trainer.planned = SimpleNamespace(command=lambda name: name)
+    assert trainer._hours() == "How many hours: estimate -tr nnUNetTrainerCrossMatch measures it."
+    stock = tmp_path / "Dataset001_A" / "nnUNetTrainer__nnUNetPlans__2d"
+    (stock / "fold_3").mkdir(parents=True)
+    line = "2026-01-01 00:00:00.0: "
+    log = f"{line}Epoch 0 \n{line}Epoch time: 50.0 s\n{line}Epoch 1 \n{line}Epoch time: 70.0 s\n"
+    (stock / "fold_3" / "training_log_2026_1_1_0_0_0.txt").write_text(log)
+    assert (
+        trainer._hours() == f"About 10 h 0 min to 11 h 42 min, if an epoch of plain nnU-Net takes 60 s as in {stock}."
+    )
+    trainer.phases.exist, trainer.num_iterations_per_epoch = False, 125
+    assert trainer._hours().startswith("About 5 h 51 min, if an epoch of plain nnU-Net takes 30 s")
+
+
 def test_the_time_left_is_the_median_epoch_times_those_to_come(monkeypatch, tmp_path):
     clock = iter([0, 90, 100, 110, 120])  # the first epoch starts everything
     monkeypatch.setattr(unlabeled_cases, "time", SimpleNamespace(monotonic=lambda: next(clock)))

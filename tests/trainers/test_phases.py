@@ -173,3 +173,25 @@ def test_the_probe_counts_shares_and_agreement_voxel_by_voxel(make_trainer):
         assert measured["stability"][c] == pytest.approx(expected, nan_ok=True, abs=1e-3)
         share = (its == c).mean() / trainer.phases.probe.labeled_share[c]
         assert measured["share"][c] == pytest.approx(share, nan_ok=True, abs=1e-3)
+
+
+def test_a_slice_is_kept_every_tenth_of_the_training_and_goes_on_with_it(make_trainer):
+    trainer = start(make_trainer(SmokeHalves))
+    phases = trainer.phases
+    trainer.num_epochs = 30
+    with torch.no_grad():
+        for p in trainer.method.teacher.network.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    for trainer.current_epoch in range(5):
+        phases.measure()
+    assert list(phases.labels) == [0, 3]
+    (image, of_batch), *_ = phases.probe._batches
+    middle = image.shape[2] // 2
+    np.testing.assert_array_equal(phases.probe.slices[0], image[0, 0, middle])
+    with torch.no_grad():
+        label = trainer.method.teacher.network(image[:1])[0].argmax(1) * of_batch[:1, 0]
+    np.testing.assert_array_equal(phases.labels[3][0], label[0, middle])
+    assert phases.labels[3].dtype == torch.uint8 and len(phases.labels[3]) == 4
+    other = start(make_trainer(SmokeHalves)).phases
+    other.load(phases.state())
+    assert other.labels.keys() == phases.labels.keys()
