@@ -19,6 +19,7 @@ from threading import Thread
 from typing import Any
 
 import torch
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 _prepare, _preparation_data = spawn.prepare, spawn.get_preparation_data
 
@@ -34,6 +35,9 @@ def _prepare_with_environment(data: dict[str, Any]) -> None:
     _prepare(data)
 
 
+# 16 million pixels after each epoch, more than all else that a toy's epoch takes; test_semi_supervised.py draws them
+plot_progress_png = LocalLogger.plot_progress_png
+LocalLogger.plot_progress_png = lambda logger, folder: Path(folder, "progress.png").touch()
 # nnU-Net takes all cores for one training; pytest's workers would wait for each other in every convolution
 torch.set_num_threads(1)
 torch.set_num_threads = lambda threads: None

@@ -5,6 +5,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
 
@@ -21,6 +22,7 @@ from nnunetv2_crossmatch.trainers import (
     nnUNetTrainerCrossMatch_smoke,
     nnUNetTrainerCrossMatchPaper_smoke,
     nnUNetTrainerMeanTeacher_smoke,
+    semi_supervised,
 )
 from nnunetv2_crossmatch.utilities.files import sha256_of
 from tests.conftest import DATASET, ball, write_image
@@ -29,6 +31,12 @@ from tests.conftest import DATASET, ball, write_image
 ONLINE = [name for name, module in METHODS.items() if module not in ("pseudo_label", "from_stock")]
 # from the first step on, and with voxels that count although the network knows nothing yet
 EAGER = {"warmup": 0.0, "threshold": 0.0, "valid": 0.0, "confident": 0.0, "hard": 1.0, "queries": 8, "negatives": 8}
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch):
+    """Drawn after each epoch they would take longer than all the rest; nnU-Net's own: see warm.py."""
+    monkeypatch.setattr(semi_supervised, "plot_curves", lambda logger, file, *others: file.touch())
 
 
 def changed(cls: type, **values: object) -> type:

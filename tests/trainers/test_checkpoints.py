@@ -13,22 +13,13 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
-from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-from nnunetv2_crossmatch.trainers import semi_supervised
 from nnunetv2_crossmatch.trainers.checkpoints import OURS, CheckpointError, read_checkpoint
 from tests.trainers.conftest import EAGER, ONLINE, Smoke, SmokeEMA, SmokeHalves, changed, write_labels
 
 TIMES = ("epoch_start_timestamps", "epoch_end_timestamps")
-
-
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    """They take longer than all the rest."""
-    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda *args: None)
-    monkeypatch.setattr(semi_supervised, "plot_curves", lambda *args: None)
 
 
 class Killed(BaseException):

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_crossmatch.nnunet.logger import PREFIX
 from nnunetv2_crossmatch.nnunet.training_log import TrainingLog
-from nnunetv2_crossmatch.trainers import (
-    unlabeled_cases,
-)
+from nnunetv2_crossmatch.trainers import semi_supervised, unlabeled_cases
+from nnunetv2_crossmatch.trainers.curves import plot_curves
+from tests import warm
 from tests.trainers.conftest import (
     Smoke,
     SmokeEMA,
@@ -88,7 +89,9 @@ def test_padded_voxels_are_marked_whatever_the_geometry_does(make_trainer):
         assert (batch["data"][~valid] == 0).float().mean() > 0.8  # linear interpolation blurs the border
 
 
-def test_curves_are_logged_every_epoch_and_drawn(make_trainer):
+def test_curves_are_logged_every_epoch_and_drawn(make_trainer, monkeypatch):
+    monkeypatch.setattr(LocalLogger, "plot_progress_png", warm.plot_progress_png)
+    monkeypatch.setattr(semi_supervised, "plot_curves", plot_curves)
     trainer = make_trainer(Smoke)
     trainer.run_training()
     log = trainer.logger.local_logger.my_fantastic_logging
