@@ -58,6 +58,7 @@ def compare(
     test: bool = False,
     device: str = "auto",
     num_processes: int = 8,
+    seeds: int = 1,
 ) -> Comparison:
     """Compare trained models with the first of ``trainers``, on the same cases; the command writes a page, too.
 
@@ -65,6 +66,7 @@ def compare(
         folds: all by default.
         test: on imagesTs and labelsTs, predicted on ``device`` by all folds, not on the validation cases.
         device: cuda, cpu or mps; auto: CUDA, or else MPS, or else the CPU.
+        seeds: how many trainings of each trainer and fold there are, by ``sweep --seeds``.
 
     Returns:
         ``verdicts`` has a sentence for each trainer, ``differences`` the figures of each class and metric.
@@ -74,7 +76,8 @@ def compare(
         DatasetError: runs that are not finished or cannot be compared.
     """
     what = _find(dataset), plans, configuration, trainers, folds, test
-    return compare_models(*what, as_device(device if test else "cpu"), num_processes)  # else nothing is predicted
+    on = as_device(device if test else "cpu")  # else nothing is predicted
+    return compare_models(*what, on, num_processes, seeds)
 
 
 def evaluate(

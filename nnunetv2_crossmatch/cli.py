@@ -121,6 +121,10 @@ def build_parser() -> argparse.ArgumentParser:
 class _Parser(argparse.ArgumentParser):
     """Asks what a misspelt command, or another choice, was to be."""
 
+    def _get_option_tuples(self, option_string: str) -> list:
+        """None by the beginning of its name: -n would be taken for -np."""
+        return []
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
             super()._check_value(action, value)

@@ -29,6 +29,7 @@ MISSING = {  # marker: why its tests cannot run here
     "browser": None if BROWSER else "needs chromium on the PATH",
 }
 DATASET = "Dataset901_Balls"
+ON_DEVICE = "" if torch.cuda.is_available() else " -device cpu"  # at the end of nnU-Net's commands that are printed
 SMALL_ON_CPU = ("-p", "nnUNetPlansSmall", "-device", "cpu")  # of nnU-Net's commands
 BIN = Path(sys.executable).parent
 

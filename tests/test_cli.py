@@ -100,6 +100,14 @@ def test_every_command_says_what_to_type_next(module):
     assert "    say_next" in inspect.getsource(module)
 
 
+@pytest.mark.parametrize("line", ["suggest -d 4 -c 2d -n 20", "sweep -d 4 -c 2d -tr nnUNetTrainer --seed 3"])
+def test_the_beginning_of_an_option_is_not_the_option(line, capsys):
+    """-n would be the number of processes, and a seed how many there are."""
+    with pytest.raises(SystemExit):
+        cli.build_parser().parse_args(line.split())
+    assert f"unrecognized arguments: {' '.join(line.split()[-2:])}" in capsys.readouterr().err
+
+
 def test_a_fold_is_a_number_or_all():
     assert (as_fold("3"), as_fold("all")) == (3, "all")
     with pytest.raises(argparse.ArgumentTypeError, match="'-1' is neither"):

@@ -22,7 +22,7 @@ from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 from nnunetv2_crossmatch.trainers.claims import is_claimed
 from nnunetv2_crossmatch.trainers.estimate import Cost
-from tests.conftest import DATASET
+from tests.conftest import DATASET, ON_DEVICE
 
 RUN = ["run", "-d", "901", "-c", "3d_fullres", "-f", "0", "-np", "1", "-device", "cpu"]
 # Called for the first time a command is killed when it has done half of its work.
@@ -141,7 +141,7 @@ def test_killed_in_every_step_it_goes_on_there(fake, capsys):
         *[f"nnUNetv2_crossmatch export {model} -tr {OURS} -f 0 -o {archive}"] * 2,
     ]
     out = capsys.readouterr().out
-    next_one = f"nnUNetv2_predict -i IN -o OUT {model} -tr {OURS} -f 0"
+    next_one = f"nnUNetv2_predict -i IN -o OUT {model} -tr {OURS} -f 0{ON_DEVICE}"
     assert out.endswith(f"export the model: {archive}\nNext: {next_one}\n")
     assert {f"{name} fold 0" for name in (STOCK, OURS)} < json.loads(of_fake().record.read_text())["done"].keys()
     (fake / "lines").unlink()

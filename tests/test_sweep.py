@@ -401,7 +401,7 @@ def test_slurm_job_near_its_time_limit_is_queued_again_and_goes_on(dataset, trai
         (["-c", "3d_lowres"], "-c 3d_lowres: nnUNetPlansSmall has 2d, 3d_fullres. Did you mean 3d_fullres?"),
         (
             ["-p", "nnUNetPlansOther"],
-            "nnUNetPlansOther.json. Run nnUNetv2_plan_and_preprocess -d Dataset901_Balls",
+            "nnUNetPlansOther.json. Run nnUNetv2_plan_and_preprocess -d 901",
         ),
         (["-d", "902"], "There is no dataset 902. There are: Dataset901_Balls."),
         (["-f", "4", "5", "all"], "-f all: it holds no case out and cannot be compared with other folds"),

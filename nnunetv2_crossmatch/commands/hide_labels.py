@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         say_next_of(dataset)
         return
     made = " ".join(str(arguments.t + i) for i in range(len(numbers)))
-    what = "-c 3d_fullres -tr nnUNetTrainer nnUNetTrainerCrossMatch"
+    what = "-c CONFIG -tr nnUNetTrainer nnUNetTrainerCrossMatch"
     print(
         "The datasets have other folds and share the test scans (imagesTs, labelsTs): only there are their scores "
         "those of the same cases."

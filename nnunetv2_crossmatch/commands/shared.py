@@ -137,14 +137,14 @@ def say_next_of(dataset: Dataset) -> None:
     """The step of a checked dataset that comes next: plan, preprocess or train."""
     from nnunetv2_crossmatch.preprocessing.dataset import Planned
     from nnunetv2_crossmatch.preprocessing.manifest import Manifest
+    from nnunetv2_crossmatch.self_training.again import preprocessed_configurations
 
-    plans = str(ARGUMENTS["-p"]["default"])
-    if not (dataset.preprocessed / f"{plans}.json").exists():
-        say_next(f"nnUNetv2_plan_and_preprocess -d {dataset.name}")
+    if not (ready := preprocessed_configurations(dataset)):
+        say_next(f"nnUNetv2_plan_and_preprocess -d {dataset.id}")
         return
-    found = dataset.plans(plans)
-    configuration = "3d_fullres" if "3d_fullres" in found.available_configurations else "2d"
-    planned = Planned(dataset, found, configuration)
+    plans, configurations = next(iter(ready.items()))
+    configuration = "3d_fullres" if "3d_fullres" in configurations else configurations[0]
+    planned = Planned(dataset, dataset.plans(plans), configuration)
     manifest = Manifest.read(planned.unlabeled_folder)
     if manifest.complete and manifest.plans == planned.stamp:
         say_next(train_command(dataset, configuration, plans))
@@ -156,13 +156,22 @@ def train_command(dataset: Dataset, configuration: str, plans: str) -> str:
     """Of the first fold, with the trainer to begin with."""
     from nnunetv2_crossmatch.trainers.catalog import BEGIN_WITH
 
-    return f"nnUNetv2_train {dataset.name} {configuration} 0 -tr {BEGIN_WITH} -p {plans}"
+    return f"nnUNetv2_train {dataset.name} {configuration} 0 -tr {BEGIN_WITH} -p {plans}{_device_option()}"
 
 
 def predict_command(dataset: Dataset, configuration: str, plans: str, trainer: str, folds: Sequence[int | str]) -> str:
     """nnU-Net's, for scans in IN."""
     of_model = f"-d {dataset.name} -c {configuration} -p {plans} -tr {trainer} -f {' '.join(map(str, folds))}"
-    return f"nnUNetv2_predict -i IN -o OUT {of_model}"
+    return f"nnUNetv2_predict -i IN -o OUT {of_model}{_device_option()}"
+
+
+def _device_option() -> str:
+    """nnU-Net's commands take CUDA for granted."""
+    import torch
+
+    if torch.cuda.is_available():
+        return ""
+    return f" -device {'mps' if torch.backends.mps.is_available() else 'cpu'}"
 
 
 def find_dataset(name_or_id: str) -> Dataset:

@@ -311,12 +311,14 @@ def _warnings(runs: dict[str, list[TrainedRun]]) -> list[str]:
         if run.training:
             other = first.setdefault(run.folder.fold, run)
             if run.training["unlabeled"] != other.training["unlabeled"]:
-                pair = f"{run.folder.trainer} and {other.folder.trainer}"
-                warnings.append(f"{pair} used other unlabeled scans in fold {run.folder.fold}.")
-    reference, *others_runs = [of_trainer[0] for of_trainer in runs.values()]
+                warnings.append(f"{run.folder} and {other.folder} used other unlabeled scans.")
+    of_model: dict[Path, TrainedRun] = {}
+    for run in every_run:
+        of_model.setdefault(run.folder.model_folder, run)
+    reference, *others_runs = of_model.values()
     for run in others_runs:
         if changed := _different_plans(reference, run):
-            pair = f"{run.folder.trainer} was trained with other plans than {reference.folder.trainer}"
+            pair = f"{run.folder} was trained with other plans than {reference.folder}"
             warnings.append(f"{pair}: {', '.join(changed)}.")
     if len(devices := {run.device for run in every_run}) > 1:
         warnings.append(f"Hours and memory are of different devices: {', '.join(sorted(devices))}.")

@@ -213,12 +213,14 @@ def _overlay(plot: Axes, gray: NDArray, mask: NDArray, classes: dict[str, tuple[
 
 
 def read_scan(comparison: Comparison, case: str, image: Path, reader: BaseReaderWriter) -> Scan:
-    """Image, truth and predictions of a case; titles with the case's mean Dice."""
+    """Image, truth and the first seeds' predictions of a case; titles with their mean Dice."""
     data, properties = read_images([image], reader)
     masks = {"truth": reader.read_seg(str(comparison.truths[case]))[0][0]}
     for model in comparison.models:
-        dice = scores(model.evaluation)[model.evaluation.cases.index(case), :, METRICS.index("dice")].mean()
-        masks[f"{model.trainer}\nDice {100 * dice:.1f}"] = reader.read_seg(str(model.predictions[case]))[0][0]
+        first, seed = model.seeds[0], ", seed 1" if len(model.seeds) > 1 else ""
+        dice = scores(first)[first.cases.index(case), :, METRICS.index("dice")].mean()
+        mask = reader.read_seg(str(model.predictions[case]))[0][0]
+        masks[f"{model.trainer}\nDice {100 * dice:.1f}{seed}"] = mask
     return Scan(data[0], masks, properties["spacing"])
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t, wilcoxon
+from scipy.stats import t, ttest_ind, wilcoxon
 
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.summary import MEAN_OF_CLASSES, Evaluation, statistic
@@ -99,18 +99,19 @@ def _difference(values: NDArray[np.float64], metric: str) -> Difference:
 
 
 def beside_repeats(before: NDArray[np.float64], after: NDArray[np.float64]) -> str:
-    """Whether a difference is larger than what another training of the same trainer changes; "" for one seed.
+    """The difference with its interval over seeds (Welch), as other trainings would differ; "" for one seed.
 
     Args:
         before, after: mean Dice of every seed, of the reference and of the other.
     """
     if len(before) < 2:
         return ""
-    spread, difference = max(np.ptp(before), np.ptp(after)), abs(after.mean() - before.mean())
-    larger = "is larger than that" if difference > spread else "is not larger than that, so it may be chance"
+    interval = 100 * np.array(ttest_ind(after, before, equal_var=False).confidence_interval(0.95))
+    if not np.isfinite(interval).all():  # every training of a trainer has the same
+        return ""
     return (
-        f" Over {len(before)} seeds, trainings of the same trainer differ by up to {100 * spread:.1f} points: the "
-        f"difference {larger}."
+        f" Over {len(before)} seeds the difference is {100 * (after.mean() - before.mean()):+.1f} points, and with "
+        f"others it would lie between {interval[0]:+.1f} and {interval[1]:+.1f} (95 %)."
     )
 
 

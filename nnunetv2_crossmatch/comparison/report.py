@@ -119,8 +119,8 @@ def caveat(comparison: Comparison) -> str:
     if (count := len(comparison.models[0].seeds)) == 1:
         return CAVEAT
     return (
-        f"Scores and hours are means over {count} seeds; the intervals are over cases. An object is missed, or "
-        "invented, if one seed does so."
+        f"Scores and hours are means over {count} seeds; the tables' intervals are over cases. An object is missed, or "
+        "invented, if at least one seed does so."
     )
 
 

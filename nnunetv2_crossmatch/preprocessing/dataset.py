@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw, nnUNet_results
-from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id, maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_crossmatch.preprocessing.listing import has_training_scans
@@ -72,6 +72,11 @@ class Dataset:
     preprocessed: Path
     json: dict
 
+    @property
+    def id(self) -> int:
+        """Which nnU-Net's commands for planning and preprocessing take; the others take its name, too."""
+        return convert_dataset_name_to_id(self.name)
+
     @classmethod
     def find(cls, name_or_id: str) -> "Dataset":
         """A raw dataset by its name or id, as in nnU-Net's commands.
@@ -100,7 +105,8 @@ class Dataset:
         name = dataset_name(name_or_id)
         preprocessed = Path(nnUNet_preprocessed) / name
         if not (file := preprocessed / "dataset.json").exists():
-            raise FileNotFoundError(f"There is no {file}. Run nnUNetv2_plan_and_preprocess -d {name_or_id}.")
+            number = convert_dataset_name_to_id(name)
+            raise FileNotFoundError(f"There is no {file}. Run nnUNetv2_plan_and_preprocess -d {number}.")
         return cls(raw_folder_at_hand(name), preprocessed, read_dataset_json(file))
 
     @property
@@ -128,7 +134,7 @@ class Dataset:
                 [
                     f"{self.raw / 'dataset.json'} has changed since the dataset was planned "
                     f"({', '.join(f'{key}: {before[key]}, now {now[key]}' for key in changed)}). Undo that, or "
-                    f"plan again: nnUNetv2_plan_and_preprocess -d {self.name}; then train again."
+                    f"plan again: nnUNetv2_plan_and_preprocess -d {self.id}; then train again."
                 ]
             )
 
@@ -138,7 +144,7 @@ class Dataset:
         if not file.exists():
             there = [other.stem for other in self.preprocessed.glob("*.json") if _are_plans(other)]
             hint = did_you_mean(nearest(identifier, there))
-            raise ValueError(f"There is no {file}. Run nnUNetv2_plan_and_preprocess -d {self.name}, or see -p.{hint}")
+            raise ValueError(f"There is no {file}. Run nnUNetv2_plan_and_preprocess -d {self.id}, or see -p.{hint}")
         return PlansManager(str(file))
 
 

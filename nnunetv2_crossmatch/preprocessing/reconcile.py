@@ -75,7 +75,7 @@ def _not_preprocessed(dataset: Dataset, parts: dict[str, set[str]], labeled: Col
         return []
     return [
         f"{dataset.preprocessed / SPLITS}: cases that are not preprocessed: {len(missing)} ({some(missing)}). "
-        f"Run nnUNetv2_plan_and_preprocess -d {dataset.name}. {new_splits(dataset.preprocessed)}"
+        f"Run nnUNetv2_plan_and_preprocess -d {dataset.id}. {new_splits(dataset.preprocessed)}"
     ]
 
 
@@ -123,7 +123,7 @@ def reconcile(
         if dataset.raw is not None and (gone := sorted((mentioned & of_folds) - parts[LABELED])):
             warnings.append(
                 f"{file}: preprocessed cases that are not in imagesTr any more: {len(gone)} ({some(gone)}). They are "
-                f"trained with. If they should not be, run nnUNetv2_plan_and_preprocess -d {dataset.name}. {renew}"
+                f"trained with. If they should not be, run nnUNetv2_plan_and_preprocess -d {dataset.id}. {renew}"
             )
         for i, split in enumerate(splits):
             if both := sorted(set(split["train"]) & set(split["val"])):

@@ -4,7 +4,6 @@ import shlex
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
-from nnunetv2.utilities.dataset_name_id_conversion import convert_dataset_name_to_id
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
@@ -19,9 +18,9 @@ def commands_again(dataset: Dataset) -> list[str]:
 
     The plans are kept, so that models before and after can be compared; other plans are the user's choice.
     """
-    number = convert_dataset_name_to_id(dataset.name)
+    number = dataset.id
     commands = []
-    configurations = _preprocessed(dataset)
+    configurations = preprocessed_configurations(dataset)
     for plans, names in configurations.items():
         commands.append(f"nnUNetv2_preprocess -d {number} -plans_name {shlex.quote(plans)} -c {' '.join(names)}")
     if not commands:
@@ -57,7 +56,7 @@ def _label_again(dataset: Dataset, runs: list[RunFolder]) -> list[str]:
     return [f"nnUNetv2_crossmatch pseudo-label {what} -tr {teacher}" for teacher in teachers or ["nnUNetTrainer"]]
 
 
-def _preprocessed(dataset: Dataset) -> dict[str, list[str]]:
+def preprocessed_configurations(dataset: Dataset) -> dict[str, list[str]]:
     """{plans: configurations} of which labeled cases are preprocessed; a folder that several share is named once."""
     found: dict[str, list[str]] = {}
     seen = set()

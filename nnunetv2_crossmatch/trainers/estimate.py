@@ -69,7 +69,7 @@ def measure(planned: Planned, trainer: str, device: torch.device) -> Cost:
     labeled = planned.dataset.preprocessed / planned.configuration.data_identifier
     if not labeled.is_dir():
         raise ValueError(
-            f"There is no {labeled}, so no step can be taken. Run nnUNetv2_preprocess -d {planned.dataset.name} "
+            f"There is no {labeled}, so no step can be taken. Run nnUNetv2_preprocess -d {planned.dataset.id} "
             f"-plans_name {planned.plans.plans_name} -c {planned.configuration_name}."
         )
     what = planned.dataset.name, planned.plans.plans_name, planned.configuration_name, trainer, device.type

@@ -17,7 +17,7 @@ from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.preprocessing.leaks import find_leaks, scans_of
 from nnunetv2_crossmatch.preprocessing.scan import BadScan, describe, read_scan
 from nnunetv2_crossmatch.utilities.errors import DatasetError
-from tests.conftest import DATASET, REAL, make_raw_dataset, use_folders
+from tests.conftest import DATASET, ON_DEVICE, REAL, make_raw_dataset, use_folders
 
 
 @pytest.fixture
@@ -74,10 +74,10 @@ def test_every_scan_is_read_once(raw, preprocessed, monkeypatch):
 
 def test_what_preprocessing_saw_is_not_read_again(dataset, monkeypatch, capsys):
     main(["preprocess", "-d", "901", "-c", "3d_fullres", "-p", "nnUNetPlansSmall", "-np", "1"])
-    train = f"nnUNetv2_train {DATASET} 3d_fullres 0 -tr nnUNetTrainerCrossMatch -p nnUNetPlansSmall"
-    assert capsys.readouterr().out.endswith(f"Ready.\nNext: {train}\n")
+    train = f"nnUNetv2_train {DATASET} 3d_fullres 0 -tr nnUNetTrainerCrossMatch -p "
+    assert capsys.readouterr().out.endswith(f"Ready.\nNext: {train}nnUNetPlansSmall{ON_DEVICE}\n")
     main(["check", "-d", "901", "-np", "1"])
-    assert capsys.readouterr().out.endswith(f"Next: {train.removesuffix('Small')}\n"), "the same arrays"
+    assert capsys.readouterr().out.endswith(f"Next: {train}nnUNetPlans{ON_DEVICE}\n"), "the same arrays"
     raw, preprocessed = dataset / "raw" / DATASET, dataset / "preprocessed" / DATASET
     (preprocessed / "content.json").unlink()
     read = []
@@ -109,7 +109,7 @@ def test_a_scan_saved_anew_is_recognized_and_can_be_accepted(raw, preprocessed, 
 
 def test_the_verdict_and_the_next_step(raw, preprocessed, capsys):
     main(["check", "-d", "901", "-np", "1"])
-    assert capsys.readouterr().out.splitlines()[1:] == ["Ready.", f"Next: nnUNetv2_plan_and_preprocess -d {DATASET}"]
+    assert capsys.readouterr().out.splitlines()[1:] == ["Ready.", "Next: nnUNetv2_plan_and_preprocess -d 901"]
     (raw / "imagesTs" / "notes.txt").touch()
     shutil.rmtree(raw / "imagesUn")
     main(["check", "-d", "901", "-np", "1"])
