@@ -44,6 +44,11 @@ class nnUNetTrainerShort(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.num_iterations_per_epoch = self.num_val_iterations_per_epoch = 1
 
+class nnUNetTrainerShortTwice(nnUNetTrainerShort):
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 2
+
 class nnUNetTrainerEventful(nnUNetTrainerCrossMatch_smoke):
     """Something happens in the second epoch, once; a quick validation."""
     def perform_actual_validation(self, save_probabilities=False):
@@ -245,10 +250,12 @@ def test_ended_local_sweep_ends_its_training(dataset, trainers, main, monkeypatc
     assert not run.is_trained and (run.path / "checkpoint_latest.pth").exists()
 
 
-def test_a_training_stops_after_the_epoch_before_its_time_is_over_and_goes_on_later(dataset):
-    run = run_of(SMOKE)
+@pytest.mark.parametrize("trainer", [SMOKE, "nnUNetTrainerShortTwice"])
+def test_a_training_stops_after_the_epoch_before_its_time_is_over_and_goes_on_later(dataset, trainers, trainer):
+    run = run_of(trainer)
     assert Training(run, "cpu", 1, "", until=time.time())() is False
     assert [file.name for file in run.checkpoints if "best" not in file.name] == [LATEST]
+    assert trainer != SMOKE or "\n0," in (run.path / "curves.csv").read_text(), "all that ends an epoch"
     assert Training(run, "cpu", 1, "", until=time.time())() is True, "its last epoch is no reason to stop"
     assert run.is_done and epochs(run) == [["0"], ["1"]]
 
