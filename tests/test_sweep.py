@@ -440,6 +440,16 @@ def test_a_path_that_is_not_set_is_named(dataset, main, monkeypatch, capsys, fol
     assert f"{folder} is not defined" in capsys.readouterr().err
 
 
+def test_one_trainer_is_trained_without_the_raw_scans(dataset, main, monkeypatch, capsys):
+    monkeypatch.setattr(RunFolder, "is_done", True)
+    monkeypatch.delenv("nnUNet_raw")
+    main([*LOCAL, "-tr", "nnUNetTrainer", "-f", "0"])
+    assert f"Next: nnUNetv2_predict -i IN -o OUT -d {DATASET} " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*LOCAL, "-tr", "nnUNetTrainer", SMOKE, "-f", "0"])
+    assert "nnUNet_raw is not defined" in capsys.readouterr().err, "a comparison reads them"
+
+
 def test_not_preprocessed(dataset, main, capsys):
     shutil.rmtree(dataset / "preprocessed" / DATASET / "nnUNetPlans_3d_fullres")
     with pytest.raises(SystemExit):
