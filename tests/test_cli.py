@@ -211,8 +211,8 @@ def test_bash_completes_commands_options_files_and_what_is_on_the_disk(tmp_path,
     assert complete("check", "-d", "Dataset105") == [r"Dataset105_\$\(touch\ ran\)"]
     assert not (tmp_path / "ran").exists(), "a name is no command"
     (preprocessed / "nnUNetPlansSmall.json").write_text("{")
-    for words in (["-d", "4", "-p", "nnUNetPlansSmall", "-c"], ["-d", "4", "-p", "splits_final", "-c"], ["-d", "/", "-c"]):
-        assert complete("sweep", *words, "") == [], "what is wrong is for the command to say"
+    for wrong in (["-d", "4", "-p", "nnUNetPlansSmall"], ["-d", "4", "-p", "splits_final"], ["-d", "/"]):
+        assert complete("sweep", *wrong, "-c", "") == [], "what is wrong is for the command to say"
 
 
 def test_what_an_extra_brings_is_named_where_it_is_missing(monkeypatch, capsys):
