@@ -275,6 +275,83 @@ def test_what_is_stopped_is_out_of_time_and_what_waits_is_not_begun(dataset, mai
     assert end[0].startswith("The time is over. 4 of 4 are not done") and end[1].endswith(predict)
 
 
+@pytest.fixture
+def submitted(monkeypatch) -> dict[RunFolder, SimpleNamespace]:
+    """Jobs of a machine with two GPUs, in the order they were started; set ``ended`` to what they return."""
+    jobs = {}
+
+    def submit(_, training):
+        job = jobs[training.run] = SimpleNamespace(ended=None, exception=lambda: None)
+        job.done, job.result = lambda: job.ended is not None, lambda: job.ended
+        return job
+
+    monkeypatch.setattr(clusters.submitit.LocalExecutor, "submit", submit)
+    monkeypatch.setattr(clusters.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return jobs
+
+
+def test_a_slot_that_is_free_for_lack_of_time_starts_nothing(dataset, submitted, monkeypatch, capsys):
+    runs = [run_of(SMOKE, fold) for fold in range(4)]
+    local = Local(runs, "cuda", 1, until=time.time() + 3600)
+    looks = iter([(runs[0], True), (runs[1], False), (runs[2], False)])  # the first is trained before the time is over
+
+    def end_one(_):
+        run, ended = next(looks)
+        submitted[run].ended = ended
+        if ended:
+            monkeypatch.setattr(RunFolder, "is_done", property(lambda self: self == run))
+
+    monkeypatch.setattr(matrix, "time", SimpleNamespace(sleep=end_one))
+    assert matrix.follow(runs, local) == [] and [*submitted] == runs[:3]
+    ends = [line for line in capsys.readouterr().out.splitlines() if "running" not in line]
+    assert ends == [f"{runs[0]}: done (1 of 4 done)", *(f"{runs[i]}: out of time" for i in (1, 3, 2))]
+    local.start(runs[3])
+    assert runs[3] not in submitted, "the training before it stopped after this run was looked at"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_begins_with_stock_waits_for_it(dataset, submitted, monkeypatch, capsys, order, fails):
+    stock, student = run_of("nnUNetTrainer"), run_of("nnUNetTrainerCrossMatchFromStock")
+    other_fold = run_of(student.trainer, 1)  # whose stock is no part of this
+    runs = [stock, student, other_fold][::order]
+    local = Local(runs, "cuda", 1)
+    started = []
+
+    def end(_):
+        started.append(set(submitted))
+        for run, job in submitted.items():
+            if job.ended is None and not (run == stock and len(started) < 3):  # it takes longer
+                job.ended = True
+                if not (fails and run == stock):
+                    run.validation.mkdir(parents=True)
+                    for file in (run.checkpoint(), run.validation / "summary.json"):
+                        file.touch()
+                    line = "2026-01-01 00:00:00.000000: Validation complete\n"
+                    (run.path / "training_log_2026_1_1_1_1_1.txt").write_text(line)
+
+    monkeypatch.setattr(matrix, "time", SimpleNamespace(sleep=end))
+    monkeypatch.setattr(Local, "error", lambda *_: "out of luck")
+    assert set(matrix.follow(runs, local)) == ({stock, student} if fails else set())
+    assert started[:3] == [{stock, other_fold}] * 3 and (student in submitted) is not fails
+    if fails:
+        assert f"{student}: failed: it begins with {stock}, which failed\n" in capsys.readouterr().out
+
+
+def test_on_slurm_what_begins_with_stock_depends_on_its_job(dataset, book, main, ctrl_c):
+    student = "nnUNetTrainerCrossMatchFromStock"
+    ctrl_c(2)
+    with pytest.raises(SystemExit):
+        main([*SLURM, "-tr", student, "nnUNetTrainer", "-f", "0", "--seeds", "2"])
+    scripts = [(book / f"script{i}").read_text() for i in range(4)]
+    names = ["nnUNetTrainer_0", "nnUNetTrainer_0_seed_2", f"{student}_0", f"{student}_0_seed_2"]
+    for script, name, after in zip(scripts, names, ["", "", "0", "1"], strict=True):
+        assert f"job-name={name}\n" in script
+        assert re.findall("dependency=(.*)", script) == ([f"afterok:{after}"] if after else [])
+        assert "#SBATCH --kill-on-invalid-dep=yes\n" in script
+
+
 def test_what_another_process_trains_is_neither_started_nor_trained_twice(dataset, main, ctrl_c, capsys):
     run = run_of(SMOKE)
     fork = multiprocessing.get_context("fork")
@@ -498,7 +575,7 @@ def test_what_is_trained_is_validating(tmp_path, monkeypatch):
                 (run.path / "training_log_2026_1_1_1_1_1.txt").write_text(line)
             return {run: "running"} if self.jobs and not run.is_done else {}
 
-        def start(self, run):
+        def start(self, run, after=None):
             self.jobs[run] = None
 
         def close(self):

@@ -5,6 +5,7 @@ import time
 
 from nnunetv2.paths import nnUNet_results
 
+from nnunetv2_crossmatch.comparison.runs import began_with
 from nnunetv2_crossmatch.nnunet.loaders import preprocessed_cases
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder, plans_of_seeds
 from nnunetv2_crossmatch.nnunet.trainer_class import find_trainer_class
@@ -22,7 +23,7 @@ _ENDED = ("done", "failed", OVER)
 def make_runs(
     dataset: str, configuration: str, plans: str, trainers: list[str], folds: list[int | str] | None, seeds: int = 1
 ) -> list[RunFolder]:
-    """Every trainer on every fold, fold by fold, so that trainers can be compared as soon as possible.
+    """Every trainer on every fold: seed by seed, each fold by fold, so that trainers can be compared soon.
 
     ``folds``: None for those of the split.
     ``seeds``: how often each is trained; the plans of the repeats are written, see :func:`plans_of_seeds`.
@@ -104,11 +105,19 @@ def follow(runs: list[RunFolder], cluster: Cluster) -> list[RunFolder]:
                 states[run] = "done"
             elif run in cluster.jobs:
                 states[run], errors[run] = "failed", cluster.error(run)
+            elif (first := _to_be_trained_before(run, runs)) and states[first] == "failed":
+                states[run], errors[run] = "failed", f"it begins with {first}, which failed"
             else:
                 states[run] = "waiting"
-                cluster.start(run)
+                cluster.start(run, first)
             epochs[run] = run.progress()
         table.show(states, epochs, errors)
         if all(state in _ENDED for state in states.values()):
             return list(errors)
         time.sleep(cluster.interval)
+
+
+def _to_be_trained_before(run: RunFolder, runs: list[RunFolder]) -> RunFolder | None:
+    """The other of these runs that it begins with, while that is not trained."""
+    stock = began_with(run)
+    return stock if stock in runs and not stock.is_trained else None
