@@ -557,6 +557,33 @@ def test_a_seed_has_a_folder_of_its_own_and_the_same_preprocessed_scans_for_nnun
     assert first.preprocessed_dataset_folder == second.preprocessed_dataset_folder
 
 
+def test_plans_that_change_do_not_reach_a_seed_that_is_trained(dataset):
+    what = "901", "3d_fullres", "nnUNetPlansSmall", ["nnUNetTrainer"], [0, 1]
+    folder = dataset / "preprocessed" / DATASET
+    plans, copy = (folder / f"nnUNetPlansSmall{seed}.json" for seed in ("", "_seed2"))
+
+    def change(patch_size):
+        content = json.loads(plans.read_text())
+        content["configurations"]["3d_fullres"]["patch_size"] = patch_size
+        plans.write_text(json.dumps(content))
+
+    def copied():
+        content = json.loads(copy.read_text())
+        return content["plans_name"], content["configurations"]["3d_fullres"]["patch_size"]
+
+    matrix.make_runs(*what, 2)
+    change([8, 8, 8])
+    run = matrix.make_runs(*what, 2)[-1]
+    assert copied() == ("nnUNetPlansSmall_seed2", [8, 8, 8]), "nothing was trained with the copy"
+    run.path.mkdir(parents=True)
+    run.checkpoint(LATEST).touch()
+    matrix.make_runs(*what, 2)
+    change([8, 16, 8])
+    with pytest.raises(ValueError, match=re.escape(f"Move away {run.model_folder} to train")):
+        matrix.make_runs(*what, 3)
+    assert copied()[1] == [8, 8, 8] and not (folder / "nnUNetPlansSmall_seed3.json").exists()
+
+
 def test_what_is_trained_is_validating(tmp_path, monkeypatch):
     run = RunFolder(tmp_path / DATASET / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0")
     shown = []

@@ -2,6 +2,8 @@
 
 import signal
 import time
+from glob import escape
+from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
 
@@ -14,6 +16,7 @@ from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
 from nnunetv2_crossmatch.preprocessing.splits import every_fold, read_splits, require_folds
 from nnunetv2_crossmatch.sweep.clusters import Cluster
 from nnunetv2_crossmatch.sweep.table import Table
+from nnunetv2_crossmatch.utilities.errors import some
 from nnunetv2_crossmatch.utilities.files import read_json, write_json
 
 OVER = "out of time"
@@ -32,7 +35,8 @@ def make_runs(
 
     Raises:
         RuntimeError: a path of nnU-Net's is not set; there is no such dataset or trainer.
-        ValueError: not preprocessed with these plans; no such configuration or fold, or ``all`` beside others.
+        ValueError: not preprocessed with these plans; no such configuration or fold, or ``all`` beside others;
+            a repeat has folds that were trained before the plans changed.
     """
     nnUNet_results.require()
     found = Dataset.find_preprocessed(dataset)
@@ -48,16 +52,33 @@ def make_runs(
     if set(folds) != {"all"}:
         prepare_splits(found, preprocessed_cases(cases))
     require_folds(found.name, folds, len(read_splits(found.preprocessed)))
-    content = read_json(found.preprocessed / f"{plans}.json")
     names = plans_of_seeds(plans, seeds)
-    for name in names[1:]:
-        write_json({**content, "plans_name": name}, found.preprocessed / f"{name}.json")
+    _write_plans_of_seeds(found, plans, names[1:])
     return [
         RunFolder.of(found.name, trainer, name, configuration, fold)
         for name in names
         for fold in dict.fromkeys(folds)
         for trainer in dict.fromkeys(trainers)
     ]
+
+
+def _write_plans_of_seeds(dataset: Dataset, plans: str, seeds: list[str]) -> None:
+    """Copies of the plans; one that folds are trained with stays, so that the others of the seed are as they."""
+    content = read_json(dataset.preprocessed / f"{plans}.json")
+    copies = {dataset.preprocessed / f"{name}.json": {**content, "plans_name": name} for name in seeds}
+    models, trained = Path(nnUNet_results) / dataset.name, set()
+    for file, copy in copies.items():
+        if file.exists() and {**read_json(file), "plans_name": file.stem} != copy:
+            checkpoints = models.glob(f"*__{escape(file.stem)}__*/fold_*/checkpoint_*.pth")
+            trained |= {checkpoint.parents[1] for checkpoint in checkpoints}
+    if trained:
+        raise ValueError(
+            f"{plans}.json has changed since seeds were trained with it, and the folds of a seed must not differ. Move "
+            f"away {some(sorted(map(str, trained)))} to train them anew; or undo the change, and train changed plans "
+            "under another name (-p)."
+        )
+    for file, copy in copies.items():
+        write_json(copy, file)
 
 
 def train_all(runs: list[RunFolder], cluster: Cluster) -> None:
