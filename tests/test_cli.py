@@ -200,7 +200,9 @@ def test_bash_completes_commands_options_files_and_what_is_on_the_disk(tmp_path,
             '"$function" "$1" "${COMP_WORDS[COMP_CWORD]}"; printf "%s\\n" "${COMPREPLY[@]}"'
         )
         command = ["bash", "-c", script, "bash", "nnUNetv2_crossmatch", *words]
-        return subprocess.run(command, cwd=tmp_path, env=os.environ, text=True, capture_output=True).stdout.split()
+        result = subprocess.run(command, cwd=tmp_path, env=os.environ, text=True, capture_output=True)
+        assert not result.stderr
+        return [line for line in result.stdout.splitlines() if line]
 
     assert set(NAMES) <= set(complete(""))
     assert complete("hide") == ["hide-labels"]
@@ -213,6 +215,12 @@ def test_bash_completes_commands_options_files_and_what_is_on_the_disk(tmp_path,
     assert complete("sweep", "-d", "4", "-tr", "nnUNetTrainerM") == ["nnUNetTrainerMeanTeacher", "nnUNetTrainerMine"]
     assert "nnUNetTrainer_250epochs" in complete("compare", "-tr", "nnUNetTrainer_")
     assert complete("convert", "acdc", "folder", "-d", "") == [], "the id of a new dataset"
+    (tmp_path / "raw" / "Dataset105_$(touch ran)").mkdir()
+    assert complete("check", "-d", "Dataset105") == [r"Dataset105_\$\(touch\ ran\)"]
+    assert not (tmp_path / "ran").exists(), "a name is no command"
+    (preprocessed / "nnUNetPlansSmall.json").write_text("{")
+    for wrong in (["-d", "4", "-p", "nnUNetPlansSmall"], ["-d", "4", "-p", "splits_final"], ["-d", "/"]):
+        assert complete("sweep", *wrong, "-c", "") == [], "what is wrong is for the command to say"
 
 
 def test_what_an_extra_brings_is_named_where_it_is_missing(monkeypatch, capsys):

@@ -44,6 +44,11 @@ class nnUNetTrainerShort(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs = self.num_iterations_per_epoch = self.num_val_iterations_per_epoch = 1
 
+class nnUNetTrainerShortTwice(nnUNetTrainerShort):
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 2
+
 class nnUNetTrainerEventful(nnUNetTrainerCrossMatch_smoke):
     """Something happens in the second epoch, once; a quick validation."""
     def perform_actual_validation(self, save_probabilities=False):
@@ -245,12 +250,15 @@ def test_ended_local_sweep_ends_its_training(dataset, trainers, main, monkeypatc
     assert not run.is_trained and (run.path / "checkpoint_latest.pth").exists()
 
 
-def test_a_training_stops_after_the_epoch_before_its_time_is_over_and_goes_on_later(dataset):
-    run = run_of(SMOKE)
+@pytest.mark.parametrize("trainer", [SMOKE, "nnUNetTrainerShortTwice"])
+def test_a_training_stops_after_the_epoch_before_its_time_is_over_and_goes_on_later(dataset, trainers, trainer):
+    run = run_of(trainer)
     assert Training(run, "cpu", 1, "", until=time.time())() is False
     assert [file.name for file in run.checkpoints if "best" not in file.name] == [LATEST]
+    assert trainer != SMOKE or "\n0," in (run.path / "curves.csv").read_text(), "all that ends an epoch"
     assert Training(run, "cpu", 1, "", until=time.time())() is True, "its last epoch is no reason to stop"
-    assert run.is_done and epochs(run) == [["0"], ["1"]]
+    begun = [epoch for log in epochs(run) for epoch in log]  # one log if both begin in the same second
+    assert run.is_done and begun == ["0", "1"]
 
 
 def test_what_is_stopped_is_out_of_time_and_what_waits_is_not_begun(dataset, main, capsys):
@@ -266,6 +274,83 @@ def test_what_is_stopped_is_out_of_time_and_what_waits_is_not_begun(dataset, mai
     predict = f"-d {DATASET} -c 3d_fullres -f 1 -tr {SMOKE} -p nnUNetPlansSmall -chk {LATEST}"
     end = capsys.readouterr().out.splitlines()[-2:]
     assert end[0].startswith("The time is over. 4 of 4 are not done") and end[1].endswith(predict)
+
+
+@pytest.fixture
+def submitted(monkeypatch) -> dict[RunFolder, SimpleNamespace]:
+    """Jobs of a machine with two GPUs, in the order they were started; set ``ended`` to what they return."""
+    jobs = {}
+
+    def submit(_, training):
+        job = jobs[training.run] = SimpleNamespace(ended=None, exception=lambda: None)
+        job.done, job.result = lambda: job.ended is not None, lambda: job.ended
+        return job
+
+    monkeypatch.setattr(clusters.submitit.LocalExecutor, "submit", submit)
+    monkeypatch.setattr(clusters.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return jobs
+
+
+def test_a_slot_that_is_free_for_lack_of_time_starts_nothing(dataset, submitted, monkeypatch, capsys):
+    runs = [run_of(SMOKE, fold) for fold in range(4)]
+    local = Local(runs, "cuda", 1, until=time.time() + 3600)
+    looks = iter([(runs[0], True), (runs[1], False), (runs[2], False)])  # the first is trained before the time is over
+
+    def end_one(_):
+        run, ended = next(looks)
+        submitted[run].ended = ended
+        if ended:
+            monkeypatch.setattr(RunFolder, "is_done", property(lambda self: self == run))
+
+    monkeypatch.setattr(matrix, "time", SimpleNamespace(sleep=end_one))
+    assert matrix.follow(runs, local) == [] and [*submitted] == runs[:3]
+    ends = [line for line in capsys.readouterr().out.splitlines() if "running" not in line]
+    assert ends == [f"{runs[0]}: done (1 of 4 done)", *(f"{runs[i]}: out of time" for i in (1, 3, 2))]
+    local.start(runs[3])
+    assert runs[3] not in submitted, "the training before it stopped after this run was looked at"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_begins_with_stock_waits_for_it(dataset, submitted, monkeypatch, capsys, order, fails):
+    stock, student = run_of("nnUNetTrainer"), run_of("nnUNetTrainerCrossMatchFromStock")
+    other_fold = run_of(student.trainer, 1)  # whose stock is no part of this
+    runs = [stock, student, other_fold][::order]
+    local = Local(runs, "cuda", 1)
+    started = []
+
+    def end(_):
+        started.append(set(submitted))
+        for run, job in submitted.items():
+            if job.ended is None and not (run == stock and len(started) < 3):  # it takes longer
+                job.ended = True
+                if not (fails and run == stock):
+                    run.validation.mkdir(parents=True)
+                    for file in (run.checkpoint(), run.validation / "summary.json"):
+                        file.touch()
+                    line = "2026-01-01 00:00:00.000000: Validation complete\n"
+                    (run.path / "training_log_2026_1_1_1_1_1.txt").write_text(line)
+
+    monkeypatch.setattr(matrix, "time", SimpleNamespace(sleep=end))
+    monkeypatch.setattr(Local, "error", lambda *_: "out of luck")
+    assert set(matrix.follow(runs, local)) == ({stock, student} if fails else set())
+    assert started[:3] == [{stock, other_fold}] * 3 and (student in submitted) is not fails
+    if fails:
+        assert f"{student}: failed: it begins with {stock}, which failed\n" in capsys.readouterr().out
+
+
+def test_on_slurm_what_begins_with_stock_depends_on_its_job(dataset, book, main, ctrl_c):
+    student = "nnUNetTrainerCrossMatchFromStock"
+    ctrl_c(2)
+    with pytest.raises(SystemExit):
+        main([*SLURM, "-tr", student, "nnUNetTrainer", "-f", "0", "--seeds", "2"])
+    scripts = [(book / f"script{i}").read_text() for i in range(4)]
+    names = ["nnUNetTrainer_0", "nnUNetTrainer_0_seed_2", f"{student}_0", f"{student}_0_seed_2"]
+    for script, name, after in zip(scripts, names, ["", "", "0", "1"], strict=True):
+        assert f"job-name={name}\n" in script
+        assert re.findall("dependency=(.*)", script) == ([f"afterok:{after}"] if after else [])
+        assert "#SBATCH --kill-on-invalid-dep=yes\n" in script
 
 
 def test_what_another_process_trains_is_neither_started_nor_trained_twice(dataset, main, ctrl_c, capsys):
@@ -433,6 +518,16 @@ def test_a_path_that_is_not_set_is_named(dataset, main, monkeypatch, capsys, fol
     assert f"{folder} is not defined" in capsys.readouterr().err
 
 
+def test_one_trainer_is_trained_without_the_raw_scans(dataset, main, monkeypatch, capsys):
+    monkeypatch.setattr(RunFolder, "is_done", True)
+    monkeypatch.delenv("nnUNet_raw")
+    main([*LOCAL, "-tr", "nnUNetTrainer", "-f", "0"])
+    assert f"Next: nnUNetv2_predict -i IN -o OUT -d {DATASET} " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main([*LOCAL, "-tr", "nnUNetTrainer", SMOKE, "-f", "0"])
+    assert "nnUNet_raw is not defined" in capsys.readouterr().err, "a comparison reads them"
+
+
 def test_not_preprocessed(dataset, main, capsys):
     shutil.rmtree(dataset / "preprocessed" / DATASET / "nnUNetPlans_3d_fullres")
     with pytest.raises(SystemExit):
@@ -463,6 +558,33 @@ def test_a_seed_has_a_folder_of_its_own_and_the_same_preprocessed_scans_for_nnun
     assert first.preprocessed_dataset_folder == second.preprocessed_dataset_folder
 
 
+def test_plans_that_change_do_not_reach_a_seed_that_is_trained(dataset):
+    what = "901", "3d_fullres", "nnUNetPlansSmall", ["nnUNetTrainer"], [0, 1]
+    folder = dataset / "preprocessed" / DATASET
+    plans, copy = (folder / f"nnUNetPlansSmall{seed}.json" for seed in ("", "_seed2"))
+
+    def change(patch_size):
+        content = json.loads(plans.read_text())
+        content["configurations"]["3d_fullres"]["patch_size"] = patch_size
+        plans.write_text(json.dumps(content))
+
+    def copied():
+        content = json.loads(copy.read_text())
+        return content["plans_name"], content["configurations"]["3d_fullres"]["patch_size"]
+
+    matrix.make_runs(*what, 2)
+    change([8, 8, 8])
+    run = matrix.make_runs(*what, 2)[-1]
+    assert copied() == ("nnUNetPlansSmall_seed2", [8, 8, 8]), "nothing was trained with the copy"
+    run.path.mkdir(parents=True)
+    run.checkpoint(LATEST).touch()
+    matrix.make_runs(*what, 2)
+    change([8, 16, 8])
+    with pytest.raises(ValueError, match=re.escape(f"Move away {run.model_folder} to train")):
+        matrix.make_runs(*what, 3)
+    assert copied()[1] == [8, 8, 8] and not (folder / "nnUNetPlansSmall_seed3.json").exists()
+
+
 def test_what_is_trained_is_validating(tmp_path, monkeypatch):
     run = RunFolder(tmp_path / DATASET / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0")
     shown = []
@@ -481,7 +603,7 @@ def test_what_is_trained_is_validating(tmp_path, monkeypatch):
                 (run.path / "training_log_2026_1_1_1_1_1.txt").write_text(line)
             return {run: "running"} if self.jobs and not run.is_done else {}
 
-        def start(self, run):
+        def start(self, run, after=None):
             self.jobs[run] = None
 
         def close(self):

@@ -44,8 +44,10 @@ def from_disk(option: str) -> dict[str, str | dict[str, str]]:
     """What shtab wants to know: a function of bash and one of zsh, which ask this module in a process of its own."""
     name, ask = f"_nnunetv2_crossmatch_{option}", f"{shlex.quote(sys.executable)} -m {__name__} {option}"
     functions = {
-        "bash": f'{name}() {{ compgen -W "$({ask} "$COMP_LINE")" -- "$1"; }}',
-        "zsh": f'{name}() {{ compadd -- ${{(f)"$({ask} "$BUFFER")"}} }}',
+        # no compgen -W, which would run what a folder's name has in $()
+        "bash": f'{name}() {{ local word; {ask} "$COMP_LINE" 2>/dev/null | while IFS= read -r word; do '
+        '[[ $word != "$1"* ]] || printf "%q\\n" "$word"; done; }',
+        "zsh": f'{name}() {{ compadd -- ${{(f)"$({ask} "$BUFFER" 2>/dev/null)"}} }}',
     }
     return {**dict.fromkeys(functions, name), "preamble": functions}
 

@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     require_jobs("sweep")
     from nnunetv2_crossmatch.comparison.page import compare_to_page
     from nnunetv2_crossmatch.nnunet.run_folder import LATEST
+    from nnunetv2_crossmatch.preprocessing.dataset import Dataset
     from nnunetv2_crossmatch.sweep.clusters import Cluster, Local, Slurm
     from nnunetv2_crossmatch.sweep.matrix import make_runs, train_all
 
@@ -80,7 +81,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     trainers = list(dict.fromkeys(arguments.tr))
     compared = len(trainers) > 1
-    dataset = find_dataset(arguments.d)
+    # only a comparison needs the raw scans: better missed now than after the trainings
+    dataset = find_dataset(arguments.d) if compared else Dataset.find_preprocessed(arguments.d)
     if compared and "all" in folds and not (dataset.require_raw() / "labelsTs").is_dir():
         print("No comparison will follow: fold all holds no case out, and there is no labelsTs.")
         compared = False

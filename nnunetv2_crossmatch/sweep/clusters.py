@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -40,8 +41,8 @@ class Cluster(ABC):
         """``waiting`` or ``running`` of each run that has a job that has not ended."""
 
     @abstractmethod
-    def start(self, run: RunFolder) -> None:
-        """Start its job if there is room."""
+    def start(self, run: RunFolder, after: RunFolder | None = None) -> None:
+        """Start its job if there is room. ``after``: another run that has to be trained first."""
 
     def is_over(self, run: RunFolder) -> bool:
         """Whether no more of it is done for lack of time."""
@@ -92,7 +93,7 @@ class Local(Cluster):
                 raise ValueError(f"--gpus-per-job {gpus_per_job}: this machine shows {len(gpus)} GPUs. See -device.")
             starts = range(0, len(gpus) - gpus_per_job + 1, gpus_per_job)
             self._slots = [",".join(gpus[i : i + gpus_per_job]) for i in starts]
-        self._slot_of: dict[RunFolder, str] = {}
+        self._last_in: dict[str, RunFolder] = {}  # of each slot
 
     def states(self) -> dict[RunFolder, str]:
         return {run: "running" for run in self.runs if self._is_running(run)}
@@ -100,22 +101,29 @@ class Local(Cluster):
     def _is_running(self, run: RunFolder) -> bool:
         return not self.jobs[run].done() if run in self.jobs else is_claimed(run)  # by a job of another sweep
 
-    def start(self, run: RunFolder) -> None:
-        busy = {slot for other, slot in self._slot_of.items() if self._is_running(other)}
+    def start(self, run: RunFolder, after: RunFolder | None = None) -> None:
+        busy = {slot for slot, last in self._last_in.items() if self._is_running(last)}
         free = [slot for slot in self._slots if slot not in busy]
-        if not free:
+        if not free or after is not None or self.is_over(run):  # the time may be what has freed the slot just now
             return
         executor = submitit.LocalExecutor(job_folder(run))
         executor.update_parameters(timeout_min=YEAR)
         with _stderr_to(job_folder(run) / "controller.err"):  # at Ctrl-C submitit's process would print a traceback
             training = Training(run, self.device, self.gpus_per_job, free[0], self._pretrained.get(run), self._until)
             self.jobs[run] = executor.submit(training)
-        self._slot_of[run] = free[0]
+        self._last_in[free[0]] = run
 
     def is_over(self, run: RunFolder) -> bool:
         if run in self.jobs:
-            return self.jobs[run].done() and self.jobs[run].exception() is None and not self.jobs[run].result()
-        return self._until is not None and time.time() >= self._until
+            return self._is_stopped(run)
+        # where a training had no time for another epoch, one that is to begin has none for its first
+        return self._until is not None and (
+            time.time() >= self._until or any(self._is_stopped(last) for last in self._last_in.values())
+        )
+
+    def _is_stopped(self, run: RunFolder) -> bool:
+        job = self.jobs[run]
+        return job.done() and job.exception() is None and not job.result()
 
     def close(self) -> None:
         left = self._wait_for(list(self.jobs.values()), seconds=3)  # a terminal's Ctrl-C has reached them, too
@@ -153,7 +161,7 @@ class Slurm(Cluster):
             "nodes": 1,
             "cpus_per_task": cpus,
             "srun_args": [f"--cpus-per-task={cpus}"],  # srun does not ask sbatch since SLURM 22.05
-            "additional_parameters": {"requeue": True},
+            "additional_parameters": {"requeue": True, "kill_on_invalid_dep": "yes"},
             **({"partition": partition} if partition else {}),
             **({"gpus_per_node": gpus_per_job} if device == "cuda" else {}),
         }
@@ -185,9 +193,15 @@ class Slurm(Cluster):
                 states[run] = "running"
         return states
 
-    def start(self, run: RunFolder) -> None:
+    def start(self, run: RunFolder, after: RunFolder | None = None) -> None:
+        dependency = {}
+        if after is not None:
+            if after not in self.jobs or (job_id := self.jobs[after].job_id) not in self._queue:
+                return
+            dependency = {"dependency": f"afterok:{job_id}"}
         executor = submitit.SlurmExecutor(job_folder(run), max_num_timeout=MAX_REQUEUED)
-        executor.update_parameters(**self._parameters, job_name=f"{run.trainer}_{run.fold}")
+        name = re.sub(r"\W+", "_", f"{run.trainer}_{run.fold_and_seed}").strip("_")
+        executor.update_parameters(**self._parameters, **dependency, job_name=name)
         job = executor.submit(Training(run, self.device, self.gpus_per_job))
         write_json({"id": job.job_id}, job_folder(run) / "job.json")
         self.jobs[run] = job

@@ -2,9 +2,12 @@
 
 import signal
 import time
+from glob import escape
+from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
 
+from nnunetv2_crossmatch.comparison.runs import began_with
 from nnunetv2_crossmatch.nnunet.loaders import preprocessed_cases
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder, plans_of_seeds
 from nnunetv2_crossmatch.nnunet.trainer_class import find_trainer_class
@@ -13,6 +16,7 @@ from nnunetv2_crossmatch.preprocessing.reconcile import prepare_splits
 from nnunetv2_crossmatch.preprocessing.splits import every_fold, read_splits, require_folds
 from nnunetv2_crossmatch.sweep.clusters import Cluster
 from nnunetv2_crossmatch.sweep.table import Table
+from nnunetv2_crossmatch.utilities.errors import some
 from nnunetv2_crossmatch.utilities.files import read_json, write_json
 
 OVER = "out of time"
@@ -22,7 +26,7 @@ _ENDED = ("done", "failed", OVER)
 def make_runs(
     dataset: str, configuration: str, plans: str, trainers: list[str], folds: list[int | str] | None, seeds: int = 1
 ) -> list[RunFolder]:
-    """Every trainer on every fold, fold by fold, so that trainers can be compared as soon as possible.
+    """Every trainer on every fold: seed by seed, each fold by fold, so that trainers can be compared soon.
 
     ``folds``: None for those of the split.
     ``seeds``: how often each is trained; the plans of the repeats are written, see :func:`plans_of_seeds`.
@@ -31,7 +35,8 @@ def make_runs(
 
     Raises:
         RuntimeError: a path of nnU-Net's is not set; there is no such dataset or trainer.
-        ValueError: not preprocessed with these plans; no such configuration or fold, or ``all`` beside others.
+        ValueError: not preprocessed with these plans; no such configuration or fold, or ``all`` beside others;
+            a repeat has folds that were trained before the plans changed.
     """
     nnUNet_results.require()
     found = Dataset.find_preprocessed(dataset)
@@ -47,16 +52,33 @@ def make_runs(
     if set(folds) != {"all"}:
         prepare_splits(found, preprocessed_cases(cases))
     require_folds(found.name, folds, len(read_splits(found.preprocessed)))
-    content = read_json(found.preprocessed / f"{plans}.json")
     names = plans_of_seeds(plans, seeds)
-    for name in names[1:]:
-        write_json({**content, "plans_name": name}, found.preprocessed / f"{name}.json")
+    _write_plans_of_seeds(found, plans, names[1:])
     return [
         RunFolder.of(found.name, trainer, name, configuration, fold)
         for name in names
         for fold in dict.fromkeys(folds)
         for trainer in dict.fromkeys(trainers)
     ]
+
+
+def _write_plans_of_seeds(dataset: Dataset, plans: str, seeds: list[str]) -> None:
+    """Copies of the plans; one that folds are trained with stays, so that the others of the seed are as they."""
+    content = read_json(dataset.preprocessed / f"{plans}.json")
+    copies = {dataset.preprocessed / f"{name}.json": {**content, "plans_name": name} for name in seeds}
+    models, trained = Path(nnUNet_results) / dataset.name, set()
+    for file, copy in copies.items():
+        if file.exists() and {**read_json(file), "plans_name": file.stem} != copy:
+            checkpoints = models.glob(f"*__{escape(file.stem)}__*/fold_*/checkpoint_*.pth")
+            trained |= {checkpoint.parents[1] for checkpoint in checkpoints}
+    if trained:
+        raise ValueError(
+            f"{plans}.json has changed since seeds were trained with it, and the folds of a seed must not differ. Move "
+            f"away {some(sorted(map(str, trained)))} to train them anew; or undo the change, and train changed plans "
+            "under another name (-p)."
+        )
+    for file, copy in copies.items():
+        write_json(copy, file)
 
 
 def train_all(runs: list[RunFolder], cluster: Cluster) -> None:
@@ -104,11 +126,19 @@ def follow(runs: list[RunFolder], cluster: Cluster) -> list[RunFolder]:
                 states[run] = "done"
             elif run in cluster.jobs:
                 states[run], errors[run] = "failed", cluster.error(run)
+            elif (first := _to_be_trained_before(run, runs)) and states[first] == "failed":
+                states[run], errors[run] = "failed", f"it begins with {first}, which failed"
             else:
                 states[run] = "waiting"
-                cluster.start(run)
+                cluster.start(run, first)
             epochs[run] = run.progress()
         table.show(states, epochs, errors)
         if all(state in _ENDED for state in states.values()):
             return list(errors)
         time.sleep(cluster.interval)
+
+
+def _to_be_trained_before(run: RunFolder, runs: list[RunFolder]) -> RunFolder | None:
+    """The other of these runs that it begins with, while that is not trained."""
+    stock = began_with(run)
+    return stock if stock in runs and not stock.is_trained else None

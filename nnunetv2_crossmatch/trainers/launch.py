@@ -38,18 +38,18 @@ def train(
     device = torch.device(device_type)
     if device.type == "cuda":
         torch.set_num_threads(1)  # as nnUNetv2_train does
-    on_train_end, on_epoch_end = nnUNetTrainer.on_train_end, nnUNetTrainer.on_epoch_end
+    on_train_end, on_epoch_start = nnUNetTrainer.on_train_end, nnUNetTrainer.on_epoch_start
+    begun: float | None = None  # the epoch before, by this process
 
     def record_and_end(trainer: nnUNetTrainer) -> None:
         record_resources(run.path, device)  # stock trainers record none; validation is no part of it
         on_train_end(trainer)
 
-    def end_epoch(trainer: nnUNetTrainer) -> None:
-        on_epoch_end(trainer)
-        if until is None or trainer.current_epoch == trainer.num_epochs:
-            return
-        begun, ended = (trainer.logger.get_value(f"epoch_{what}_timestamps", step=-1) for what in ("start", "end"))
-        if time.time() + ended - begun <= until:
+    def start_epoch(trainer: nnUNetTrainer) -> None:
+        nonlocal begun
+        before, begun = begun, time.time()  # checkpoints and plots are part of an epoch
+        if until is None or before is None or begun + begun - before <= until:
+            on_epoch_start(trainer)
             return
         record_resources(run.path, device)
         trainer.current_epoch -= 1  # as nnU-Net's on_train_end: a checkpoint is of the epoch that is over
@@ -58,7 +58,7 @@ def train(
         raise _OutOfTime
 
     # in this process; with several GPUs others train
-    nnUNetTrainer.on_train_end, nnUNetTrainer.on_epoch_end = record_and_end, end_epoch
+    nnUNetTrainer.on_train_end, nnUNetTrainer.on_epoch_start = record_and_end, start_epoch
     try:
         run_training(
             run.dataset,
@@ -75,5 +75,5 @@ def train(
     except _OutOfTime:
         return False
     finally:
-        nnUNetTrainer.on_train_end, nnUNetTrainer.on_epoch_end = on_train_end, on_epoch_end
+        nnUNetTrainer.on_train_end, nnUNetTrainer.on_epoch_start = on_train_end, on_epoch_start
     return True
