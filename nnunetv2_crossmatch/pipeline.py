@@ -226,6 +226,8 @@ class Pipeline:
             with self.claimed(), claimed(step.training) if step.training else nullcontext():
                 names = (step.stale.with_name(f"earlier_{number}_{step.stale.name}") for number in count(1))
                 step.stale.rename(next(name for name in names if not name.exists()))
+        if step.training is not None and not step.training.checkpoints:  # --c goes on with what was read then
+            self._note(str(step.training), self._trained_from())
         endings = [signal.SIGTERM, *([] if os.name == "nt" else [signal.SIGHUP])]
         endings = [number for number in endings if signal.getsignal(number) != signal.SIG_IGN]  # nohup
         before = [signal.signal(number, signal.default_int_handler) for number in endings]
@@ -238,8 +240,6 @@ class Pipeline:
             raise RuntimeError(
                 f"failed, as it says above: {step.command}\nWhen that is mended, the same run goes on with this step."
             )
-        if step.training is not None:
-            self._note(str(step.training), self._trained_from())
         if step.what == PLAN:
             self._note(LABELED, self._preprocessed_from())
         if step.result is not None:

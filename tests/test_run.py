@@ -209,6 +209,15 @@ def test_changed_labels_make_what_it_has_trained_stale_and_a_copy_of_them_does_n
     assert stale() == runs
     assert not any(step.done for step in pipeline.steps() if step.training)
 
+    again = next(step for step in pipeline.steps() if step.stale)
+    with pytest.raises(RuntimeError, match="failed"):  # killed half-way
+        pipeline.do(again)
+    assert (runs[0].path.with_name("earlier_1_fold_0") / "checkpoint_final.pth").exists()
+    goes_on = next(step for step in pipeline.steps() if step.training == runs[0])
+    assert goes_on.stale is None and " --c " in goes_on.command
+    mask.write_bytes(mask.read_bytes() + bytes(1))
+    assert stale() == runs, "what it goes on with has seen the labels of before"
+
 
 def test_a_dry_run_says_what_and_how_long_and_does_nothing(fake, capsys):
     shutil.copytree(fake / "saved", fake / "preprocessed" / DATASET)
@@ -293,6 +302,7 @@ def test_a_command_holds_its_training_and_all_that_it_starts_ends_with_it(tmp_pa
     run = RunFolder(tmp_path / "Dataset901_A" / f"{STOCK}__nnUNetPlans__3d_fullres" / "fold_0")
     pipeline = Pipeline(Dataset(None, tmp_path / "Dataset901_A", {}), "nnUNetPlans", "3d_fullres", [0], "cpu")
     monkeypatch.setattr(Pipeline, "record", tmp_path / "record.json")
+    monkeypatch.setattr(Pipeline, "_trained_from", lambda self: [])
     script = f"""
 import fcntl, os, signal, time
 if os.fork() == 0:
