@@ -177,7 +177,7 @@ class Pipeline:
         now = self._trained_from() if planned else None
         steps = []
         for run in (*stocks, *ours):
-            if now is not None and run.path.exists() and noted.get(str(run), now) != now:
+            if now is not None and run.path.exists() and self._is_noted(run) and noted[str(run)]["from"] != now:
                 what = f"train {run} again, as the labeled scans have changed"
                 steps.append(Step(what, f"{run.train_command()}{self._on_device}", False, run, stale=run.path))
             else:
@@ -187,6 +187,11 @@ class Pipeline:
                 what = f"train {run} again, as {STOCK} was trained after it"
                 steps[number] = Step(what, f"{run.train_command()}{self._on_device}", False, run, stale=run.path)
         return steps
+
+    def _is_noted(self, run: RunFolder) -> bool:
+        """Whether it is known what it was trained from; not of one that somebody else has begun or repeated."""
+        noted, final = self._noted()["done"].get(str(run)), run.checkpoint()
+        return noted is not None and noted["checkpoint"] == (_time(final) if final.exists() else None)
 
     def _results(self) -> list[Step]:
         folds, of_folds = (separator.join(map(str, self.folds)) for separator in (" ", "_"))
@@ -226,8 +231,10 @@ class Pipeline:
             with self.claimed(), claimed(step.training) if step.training else nullcontext():
                 names = (step.stale.with_name(f"earlier_{number}_{step.stale.name}") for number in count(1))
                 step.stale.rename(next(name for name in names if not name.exists()))
-        if step.training is not None and not step.training.checkpoints:  # --c goes on with what was read then
-            self._note(str(step.training), self._trained_from())
+        run = step.training
+        if run is not None and not run.checkpoints:  # --c goes on with what was read then
+            self._note(str(run), {"from": self._trained_from(), "checkpoint": None})
+        is_noted = run is not None and not run.is_trained and self._is_noted(run)
         endings = [signal.SIGTERM, *([] if os.name == "nt" else [signal.SIGHUP])]
         endings = [number for number in endings if signal.getsignal(number) != signal.SIG_IGN]  # nohup
         before = [signal.signal(number, signal.default_int_handler) for number in endings]
@@ -236,6 +243,8 @@ class Pipeline:
         finally:
             for number, handler in zip(endings, before, strict=True):
                 signal.signal(number, handler)
+            if run is not None and run.is_trained and is_noted:
+                self._note(str(run), {**self._noted()["done"][str(run)], "checkpoint": _time(run.checkpoint())})
         if failed:
             raise RuntimeError(
                 f"failed, as it says above: {step.command}\nWhen that is mended, the same run goes on with this step."
@@ -278,7 +287,7 @@ class Pipeline:
                 os.killpg(process.pid, signal.SIGKILL)  # loaders outlive a training that was killed
             process.wait()
 
-    def _note(self, what: str, made_of: list) -> None:
+    def _note(self, what: str, made_of: list | dict) -> None:
         content = self._noted()
         write_json({**content, "done": {**content["done"], what: made_of}}, self.record)
 

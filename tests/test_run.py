@@ -202,7 +202,7 @@ def test_changed_labels_make_what_it_has_trained_stale_and_a_copy_of_them_does_n
     mask.write_bytes(mask.read_bytes() + bytes(1))
     assert stale() == [], "somebody else's trainings"
     for run in runs:
-        pipeline._note(str(run), pipeline._trained_from())
+        pipeline._note(str(run), {"from": pipeline._trained_from(), "checkpoint": run.checkpoint().stat().st_mtime_ns})
     os.utime(mask)
     assert stale() == []
     mask.write_bytes(mask.read_bytes() + bytes(1))
@@ -217,6 +217,16 @@ def test_changed_labels_make_what_it_has_trained_stale_and_a_copy_of_them_does_n
     assert goes_on.stale is None and " --c " in goes_on.command
     mask.write_bytes(mask.read_bytes() + bytes(1))
     assert stale() == runs, "what it goes on with has seen the labels of before"
+
+    while not runs[0].is_trained:
+        with pytest.raises(RuntimeError, match="failed"):  # half-way, and in the end
+            pipeline.do(goes_on)
+    assert stale() == runs
+    os.utime(runs[0].checkpoint(), (2**32, 2**32))
+    assert stale() == [runs[1]], "the user has trained it again"
+    with pytest.raises(RuntimeError, match="failed"):
+        pipeline.do(next(step for step in pipeline.steps() if step.training == runs[0]))
+    assert stale() == [runs[1]], "a validation is no training"
 
 
 def test_a_dry_run_says_what_and_how_long_and_does_nothing(fake, capsys):
