@@ -16,7 +16,7 @@ from typing import Any
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
-from nnunetv2_crossmatch.preprocessing.content import LABELED
+from nnunetv2_crossmatch.preprocessing.content import LABELED, read_content
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.listing import labeled_scans, survey_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest, source_stamp
@@ -109,10 +109,16 @@ class Pipeline:
         files = [file for files in self._labeled().values() for file in files]
         return [planned.stamp, *source_stamp([file for file in files if file.exists()])]
 
-    def _trained_from(self) -> list:
-        """Not the files' times, which a copy of the dataset changes: a training is dear."""
-        plans, *stamps = self._preprocessed_from()
-        return [plans, *(stamp[:2] for stamp in stamps)]
+    def _trained_from(self) -> dict[str, Any]:
+        """Voxels as ``check`` has last seen them, not the files' times: a copy changes these, and a training is dear."""
+        planned = Planned(self.dataset, self.dataset.plans(self.plans), self.configuration)
+        seen = read_content(self.dataset.preprocessed).get(LABELED, {})
+        entries = {case: seen.get(case, {}) for case in self._labeled()}
+        scans = {
+            case: [entry.get("sha256"), entry.get("spacing"), entry.get("mask", {}).get("sha256")]
+            for case, entry in entries.items()
+        }
+        return {"labeled scans": scans, "plans": planned.stamp}
 
     def _result(self, what: str, command: str, file: Path) -> Step:
         done = file.exists() and self._noted()["done"].get(file.name) == self._made_of()

@@ -1,5 +1,6 @@
 """One command from scans to a model, killed in every step, with commands that write what the real ones write."""
 
+import gzip
 import json
 import os
 import shlex
@@ -18,6 +19,7 @@ import torch
 from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.pipeline import OURS, STOCK, Pipeline, Step
+from nnunetv2_crossmatch.preprocessing.content import update_content
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 from nnunetv2_crossmatch.trainers.claims import is_claimed
@@ -198,14 +200,23 @@ def test_changed_labels_make_what_it_has_trained_stale_and_a_copy_of_them_does_n
     def stale() -> list[RunFolder]:
         return [step.training for step in pipeline.steps() if step.training and step.stale == step.training.path]
 
+    def correct_a_voxel() -> None:
+        voxels = bytearray(gzip.decompress(mask.read_bytes()))
+        voxels[-1] = (voxels[-1] + 1) % 3
+        mask.write_bytes(gzip.compress(voxels, 0))  # as large as before
+        update_content(pipeline.dataset, 1)  # as check does
+
     mask = fake / "raw" / DATASET / "labelsTr" / "case0.nii.gz"
-    mask.write_bytes(mask.read_bytes() + bytes(1))
+    correct_a_voxel()
     assert stale() == [], "somebody else's trainings"
     for run in runs:
         pipeline._note(str(run), {"from": pipeline._trained_from(), "checkpoint": run.checkpoint().stat().st_mtime_ns})
     os.utime(mask)
+    update_content(pipeline.dataset, 1)
     assert stale() == []
-    mask.write_bytes(mask.read_bytes() + bytes(1))
+    size = mask.stat().st_size
+    correct_a_voxel()
+    assert mask.stat().st_size == size
     assert stale() == runs
     assert not any(step.done for step in pipeline.steps() if step.training)
 
@@ -215,7 +226,7 @@ def test_changed_labels_make_what_it_has_trained_stale_and_a_copy_of_them_does_n
     assert (runs[0].path.with_name("earlier_1_fold_0") / "checkpoint_final.pth").exists()
     goes_on = next(step for step in pipeline.steps() if step.training == runs[0])
     assert goes_on.stale is None and " --c " in goes_on.command
-    mask.write_bytes(mask.read_bytes() + bytes(1))
+    correct_a_voxel()
     assert stale() == runs, "what it goes on with has seen the labels of before"
 
     while not runs[0].is_trained:
