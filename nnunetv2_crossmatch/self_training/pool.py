@@ -44,7 +44,7 @@ def write_pool_page(dataset: Dataset, content: Content, num_processes: int) -> P
     oddest = sorted(odd.keys() & scans, key=lambda case: (-odd[case], case))[:ODDEST]
     examples = [case for case in labeled if case in scans][:EXAMPLES]
     notes = reasons_by_case(labeled, {case: unlabeled[case] for case in oddest}, channels)
-    notes |= dict.fromkeys(examples, ["labeled, to compare with"])
+    notes |= {case: ["labeled, to compare with"] for case in examples}
     jobs = {case: (scans[case], dataset.json) for case in (*oddest, *examples)}
     with closing(run_in_workers(_thumbnail, jobs, num_processes, "Drawing")) as done:
         pictures = {case: future.result() for case, future in done}
