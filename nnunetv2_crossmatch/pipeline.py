@@ -110,7 +110,7 @@ class Pipeline:
         return [planned.stamp, *source_stamp([file for file in files if file.exists()])]
 
     def _trained_from(self) -> dict[str, Any]:
-        """Voxels as ``check`` has last seen them, not the files' times: a copy changes these, and a training is dear."""
+        """Voxels as ``check`` saw them last, not the files' times, which a copy changes: a training is dear."""
         planned = Planned(self.dataset, self.dataset.plans(self.plans), self.configuration)
         seen = read_content(self.dataset.preprocessed).get(LABELED, {})
         entries = {case: seen.get(case, {}) for case in self._labeled()}
@@ -178,26 +178,29 @@ class Pipeline:
                     f"{run} was trained again, but not to the end, and nnU-Net would take the earlier training's "
                     f"{run.checkpoint()}. Move that file away to go on with the new training."
                 )
-        noted = self._noted()["done"]
         planned = (self.dataset.preprocessed / f"{self.plans}.json").exists()
         now = self._trained_from() if planned else None
         steps = []
         for run in (*stocks, *ours):
-            if now is not None and run.path.exists() and self._is_noted(run) and noted[str(run)]["from"] != now:
-                what = f"train {run} again, as the labeled scans have changed"
-                steps.append(Step(what, f"{run.train_command()}{self._on_device}", False, run, stale=run.path))
+            before = self._was_trained_from(run) if run.path.exists() else None
+            if now and before and before != now:
+                changed = " and the ".join(what for what in now if before[what] != now[what])
+                steps.append(self._train_again(run, f"the {changed} have changed"))
             else:
                 steps.append(Step(f"train {run}", f"{run.go_on_command()}{self._on_device}", run.is_done, run))
         for number, (stock, run) in enumerate(zip(stocks, ours, strict=True), len(stocks)):
             if stock.is_trained and run.checkpoints and max(map(_time, run.checkpoints)) < _time(stock.checkpoint()):
-                what = f"train {run} again, as {STOCK} was trained after it"
-                steps[number] = Step(what, f"{run.train_command()}{self._on_device}", False, run, stale=run.path)
+                steps[number] = self._train_again(run, f"{STOCK} was trained after it")
         return steps
 
-    def _is_noted(self, run: RunFolder) -> bool:
-        """Whether it is known what it was trained from; not of one that somebody else has begun or repeated."""
-        noted, final = self._noted()["done"].get(str(run)), run.checkpoint()
-        return noted is not None and noted["checkpoint"] == (_time(final) if final.exists() else None)
+    def _train_again(self, run: RunFolder, why: str) -> Step:
+        what = f"train {run} again, as {why}; what is there is kept as {_set_aside(run.path).name}"
+        return Step(what, f"{run.train_command()}{self._on_device}", False, run, stale=run.path)
+
+    def _was_trained_from(self, run: RunFolder) -> dict[str, Any] | None:
+        """See :meth:`_trained_from`; None of a training that somebody else has begun or repeated."""
+        noted, final = self._noted()["done"].get(str(run), {}), run.checkpoint()
+        return noted.get("from") if noted.get("checkpoint") == (_time(final) if run.is_trained else None) else None
 
     def _results(self) -> list[Step]:
         folds, of_folds = (separator.join(map(str, self.folds)) for separator in (" ", "_"))
@@ -235,12 +238,11 @@ class Pipeline:
         environment = {**os.environ, "PATH": path}
         if step.stale is not None:
             with self.claimed(), claimed(step.training) if step.training else nullcontext():
-                names = (step.stale.with_name(f"earlier_{number}_{step.stale.name}") for number in count(1))
-                step.stale.rename(next(name for name in names if not name.exists()))
+                step.stale.rename(_set_aside(step.stale))
         run = step.training
         if run is not None and not run.checkpoints:  # --c goes on with what was read then
             self._note(str(run), {"from": self._trained_from(), "checkpoint": None})
-        is_noted = run is not None and not run.is_trained and self._is_noted(run)
+        seen = self._was_trained_from(run) if run is not None and not run.is_trained else None
         endings = [signal.SIGTERM, *([] if os.name == "nt" else [signal.SIGHUP])]
         endings = [number for number in endings if signal.getsignal(number) != signal.SIG_IGN]  # nohup
         before = [signal.signal(number, signal.default_int_handler) for number in endings]
@@ -249,8 +251,8 @@ class Pipeline:
         finally:
             for number, handler in zip(endings, before, strict=True):
                 signal.signal(number, handler)
-            if run is not None and run.is_trained and is_noted:
-                self._note(str(run), {**self._noted()["done"][str(run)], "checkpoint": _time(run.checkpoint())})
+            if run is not None and run.is_trained and seen:
+                self._note(str(run), {"from": seen, "checkpoint": _time(run.checkpoint())})
         if failed:
             raise RuntimeError(
                 f"failed, as it says above: {step.command}\nWhen that is mended, the same run goes on with this step."
@@ -316,6 +318,12 @@ class Pipeline:
                 except (BlockingIOError, PermissionError):
                     raise RuntimeError(BUSY) from None
             yield
+
+
+def _set_aside(path: Path) -> Path:
+    """Where it is kept when another one takes its place."""
+    names = (path.with_name(f"earlier_{number}_{path.name}") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _time(file: Path) -> int:

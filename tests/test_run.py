@@ -167,7 +167,8 @@ def test_killed_in_every_step_it_goes_on_there(fake, capsys):
     stock = results / f"{STOCK}__nnUNetPlans__3d_fullres" / "fold_0" / "checkpoint_final.pth"
     os.utime(stock, (2**32, 2**32))
     main([*RUN, "--dry-run"])
-    assert f"train {OURS} fold 0 again, as {STOCK} was trained after it (to do" in capsys.readouterr().out
+    again = f"train {OURS} fold 0 again, as {STOCK} was trained after it; what is there is kept as earlier_1_fold_0"
+    assert f"{again} (to do" in capsys.readouterr().out
     latest = stock.with_name("checkpoint_latest.pth")
     latest.touch()
     os.utime(latest, (2**33, 2**33))
@@ -221,6 +222,14 @@ def test_changed_labels_make_what_it_has_trained_stale_and_a_copy_of_them_does_n
     assert not any(step.done for step in pipeline.steps() if step.training)
 
     again = next(step for step in pipeline.steps() if step.stale)
+    kept = "what is there is kept as earlier_1_fold_0"
+    assert again.what == f"train {runs[0]} again, as the labeled scans have changed; {kept}"
+    plans = pipeline.dataset.preprocessed / "nnUNetPlans.json"
+    planned = plans.read_text()
+    plans.write_text(planned.replace('"ZScoreNormalization"', '"NoNormalization"'))
+    assert f"train {runs[0]} again, as the labeled scans and the plans have changed" in pipeline.steps()[3].what
+    plans.write_text(planned)
+
     with pytest.raises(RuntimeError, match="failed"):  # killed half-way
         pipeline.do(again)
     assert (runs[0].path.with_name("earlier_1_fold_0") / "checkpoint_final.pth").exists()
