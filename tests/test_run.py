@@ -249,6 +249,21 @@ def test_changed_labels_make_what_it_has_trained_stale_and_a_copy_of_them_does_n
     assert stale() == [runs[1]], "a validation is no training"
 
 
+def test_a_training_is_begun_once_in_a_run(fake, monkeypatch, capsys):
+    shutil.copytree(fake / "saved", fake / "preprocessed" / DATASET)
+    run = RunFolder.of(DATASET, STOCK, "nnUNetPlans", "3d_fullres", 0)
+    begun: list[Step] = []
+
+    def steps(self) -> list[Step]:
+        return [Step(f"again, after {len(begun)}", "train", False, run)] if len(begun) < 3 else []
+
+    monkeypatch.setattr(Pipeline, "steps", steps)
+    monkeypatch.setattr(Pipeline, "do", lambda self, step: begun.append(step))
+    with pytest.raises(SystemExit):
+        main(RUN)
+    assert len(begun) == 1 and "something is left to do" in capsys.readouterr().err
+
+
 def test_a_dry_run_says_what_and_how_long_and_does_nothing(fake, capsys):
     shutil.copytree(fake / "saved", fake / "preprocessed" / DATASET)
     (fake / "preprocessed" / DATASET / "splits_final.json").unlink(missing_ok=True)
