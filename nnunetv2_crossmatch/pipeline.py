@@ -16,7 +16,7 @@ from typing import Any
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
-from nnunetv2_crossmatch.preprocessing.content import LABELED
+from nnunetv2_crossmatch.preprocessing.content import LABELED, read_content
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.listing import labeled_scans, survey_unlabeled
 from nnunetv2_crossmatch.preprocessing.manifest import Manifest, source_stamp
@@ -109,10 +109,16 @@ class Pipeline:
         files = [file for files in self._labeled().values() for file in files]
         return [planned.stamp, *source_stamp([file for file in files if file.exists()])]
 
-    def _trained_from(self) -> list:
-        """Not the files' times, which a copy of the dataset changes: a training is dear."""
-        plans, *stamps = self._preprocessed_from()
-        return [plans, *(stamp[:2] for stamp in stamps)]
+    def _trained_from(self) -> dict[str, Any]:
+        """Voxels as ``check`` saw them last, not the files' times, which a copy changes: a training is dear."""
+        planned = Planned(self.dataset, self.dataset.plans(self.plans), self.configuration)
+        seen = read_content(self.dataset.preprocessed).get(LABELED, {})
+        entries = {case: seen.get(case, {}) for case in self._labeled()}
+        scans = {
+            case: [entry.get("sha256"), entry.get("spacing"), entry.get("mask", {}).get("sha256")]
+            for case, entry in entries.items()
+        }
+        return {"labeled scans": scans, "plans": planned.stamp}
 
     def _result(self, what: str, command: str, file: Path) -> Step:
         done = file.exists() and self._noted()["done"].get(file.name) == self._made_of()
@@ -172,21 +178,29 @@ class Pipeline:
                     f"{run} was trained again, but not to the end, and nnU-Net would take the earlier training's "
                     f"{run.checkpoint()}. Move that file away to go on with the new training."
                 )
-        noted = self._noted()["done"]
         planned = (self.dataset.preprocessed / f"{self.plans}.json").exists()
         now = self._trained_from() if planned else None
         steps = []
         for run in (*stocks, *ours):
-            if now is not None and run.path.exists() and noted.get(str(run), now) != now:
-                what = f"train {run} again, as the labeled scans have changed"
-                steps.append(Step(what, f"{run.train_command()}{self._on_device}", False, run, stale=run.path))
+            before = self._was_trained_from(run) if run.path.exists() else None
+            if now and before and before != now:
+                changed = " and the ".join(what for what in now if before[what] != now[what])
+                steps.append(self._train_again(run, f"the {changed} have changed"))
             else:
                 steps.append(Step(f"train {run}", f"{run.go_on_command()}{self._on_device}", run.is_done, run))
         for number, (stock, run) in enumerate(zip(stocks, ours, strict=True), len(stocks)):
             if stock.is_trained and run.checkpoints and max(map(_time, run.checkpoints)) < _time(stock.checkpoint()):
-                what = f"train {run} again, as {STOCK} was trained after it"
-                steps[number] = Step(what, f"{run.train_command()}{self._on_device}", False, run, stale=run.path)
+                steps[number] = self._train_again(run, f"{STOCK} was trained after it")
         return steps
+
+    def _train_again(self, run: RunFolder, why: str) -> Step:
+        what = f"train {run} again, as {why}; what is there is kept as {_set_aside(run.path).name}"
+        return Step(what, f"{run.train_command()}{self._on_device}", False, run, stale=run.path)
+
+    def _was_trained_from(self, run: RunFolder) -> dict[str, Any] | None:
+        """See :meth:`_trained_from`; None of a training that somebody else has begun or repeated."""
+        noted, final = self._noted()["done"].get(str(run), {}), run.checkpoint()
+        return noted.get("from") if noted.get("checkpoint") == (_time(final) if run.is_trained else None) else None
 
     def _results(self) -> list[Step]:
         folds, of_folds = (separator.join(map(str, self.folds)) for separator in (" ", "_"))
@@ -224,8 +238,11 @@ class Pipeline:
         environment = {**os.environ, "PATH": path}
         if step.stale is not None:
             with self.claimed(), claimed(step.training) if step.training else nullcontext():
-                names = (step.stale.with_name(f"earlier_{number}_{step.stale.name}") for number in count(1))
-                step.stale.rename(next(name for name in names if not name.exists()))
+                step.stale.rename(_set_aside(step.stale))
+        run = step.training
+        if run is not None and not run.checkpoints:  # --c goes on with what was read then
+            self._note(str(run), {"from": self._trained_from(), "checkpoint": None})
+        seen = self._was_trained_from(run) if run is not None and not run.is_trained else None
         endings = [signal.SIGTERM, *([] if os.name == "nt" else [signal.SIGHUP])]
         endings = [number for number in endings if signal.getsignal(number) != signal.SIG_IGN]  # nohup
         before = [signal.signal(number, signal.default_int_handler) for number in endings]
@@ -234,12 +251,12 @@ class Pipeline:
         finally:
             for number, handler in zip(endings, before, strict=True):
                 signal.signal(number, handler)
+            if run is not None and run.is_trained and seen:
+                self._note(str(run), {"from": seen, "checkpoint": _time(run.checkpoint())})
         if failed:
             raise RuntimeError(
                 f"failed, as it says above: {step.command}\nWhen that is mended, the same run goes on with this step."
             )
-        if step.training is not None:
-            self._note(str(step.training), self._trained_from())
         if step.what == PLAN:
             self._note(LABELED, self._preprocessed_from())
         if step.result is not None:
@@ -278,7 +295,7 @@ class Pipeline:
                 os.killpg(process.pid, signal.SIGKILL)  # loaders outlive a training that was killed
             process.wait()
 
-    def _note(self, what: str, made_of: list) -> None:
+    def _note(self, what: str, made_of: list | dict) -> None:
         content = self._noted()
         write_json({**content, "done": {**content["done"], what: made_of}}, self.record)
 
@@ -301,6 +318,12 @@ class Pipeline:
                 except (BlockingIOError, PermissionError):
                     raise RuntimeError(BUSY) from None
             yield
+
+
+def _set_aside(path: Path) -> Path:
+    """Where it is kept when another one takes its place."""
+    names = (path.with_name(f"earlier_{number}_{path.name}") for number in count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _time(file: Path) -> int:

@@ -1,5 +1,6 @@
 """One command from scans to a model, killed in every step, with commands that write what the real ones write."""
 
+import gzip
 import json
 import os
 import shlex
@@ -18,6 +19,7 @@ import torch
 from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.pipeline import OURS, STOCK, Pipeline, Step
+from nnunetv2_crossmatch.preprocessing.content import update_content
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 from nnunetv2_crossmatch.preprocessing.unlabeled import preprocess_unlabeled
 from nnunetv2_crossmatch.trainers.claims import is_claimed
@@ -165,7 +167,8 @@ def test_killed_in_every_step_it_goes_on_there(fake, capsys):
     stock = results / f"{STOCK}__nnUNetPlans__3d_fullres" / "fold_0" / "checkpoint_final.pth"
     os.utime(stock, (2**32, 2**32))
     main([*RUN, "--dry-run"])
-    assert f"train {OURS} fold 0 again, as {STOCK} was trained after it (to do" in capsys.readouterr().out
+    again = f"train {OURS} fold 0 again, as {STOCK} was trained after it; what is there is kept as earlier_1_fold_0"
+    assert f"{again} (to do" in capsys.readouterr().out
     latest = stock.with_name("checkpoint_latest.pth")
     latest.touch()
     os.utime(latest, (2**33, 2**33))
@@ -198,16 +201,67 @@ def test_changed_labels_make_what_it_has_trained_stale_and_a_copy_of_them_does_n
     def stale() -> list[RunFolder]:
         return [step.training for step in pipeline.steps() if step.training and step.stale == step.training.path]
 
+    def correct_a_voxel() -> None:
+        voxels = bytearray(gzip.decompress(mask.read_bytes()))
+        voxels[-1] = (voxels[-1] + 1) % 3
+        mask.write_bytes(gzip.compress(voxels, 0))  # as large as before
+        update_content(pipeline.dataset, 1)  # as check does
+
     mask = fake / "raw" / DATASET / "labelsTr" / "case0.nii.gz"
-    mask.write_bytes(mask.read_bytes() + bytes(1))
+    correct_a_voxel()
     assert stale() == [], "somebody else's trainings"
     for run in runs:
-        pipeline._note(str(run), pipeline._trained_from())
+        pipeline._note(str(run), {"from": pipeline._trained_from(), "checkpoint": run.checkpoint().stat().st_mtime_ns})
     os.utime(mask)
+    update_content(pipeline.dataset, 1)
     assert stale() == []
-    mask.write_bytes(mask.read_bytes() + bytes(1))
+    size = mask.stat().st_size
+    correct_a_voxel()
+    assert mask.stat().st_size == size
     assert stale() == runs
     assert not any(step.done for step in pipeline.steps() if step.training)
+
+    again = next(step for step in pipeline.steps() if step.stale)
+    kept = "what is there is kept as earlier_1_fold_0"
+    assert again.what == f"train {runs[0]} again, as the labeled scans have changed; {kept}"
+    plans = pipeline.dataset.preprocessed / "nnUNetPlans.json"
+    planned = plans.read_text()
+    plans.write_text(planned.replace('"ZScoreNormalization"', '"NoNormalization"'))
+    assert f"train {runs[0]} again, as the labeled scans and the plans have changed" in pipeline.steps()[3].what
+    plans.write_text(planned)
+
+    with pytest.raises(RuntimeError, match="failed"):  # killed half-way
+        pipeline.do(again)
+    assert (runs[0].path.with_name("earlier_1_fold_0") / "checkpoint_final.pth").exists()
+    goes_on = next(step for step in pipeline.steps() if step.training == runs[0])
+    assert goes_on.stale is None and " --c " in goes_on.command
+    correct_a_voxel()
+    assert stale() == runs, "what it goes on with has seen the labels of before"
+
+    while not runs[0].is_trained:
+        with pytest.raises(RuntimeError, match="failed"):  # half-way, and in the end
+            pipeline.do(goes_on)
+    assert stale() == runs
+    os.utime(runs[0].checkpoint(), (2**32, 2**32))
+    assert stale() == [runs[1]], "the user has trained it again"
+    with pytest.raises(RuntimeError, match="failed"):
+        pipeline.do(next(step for step in pipeline.steps() if step.training == runs[0]))
+    assert stale() == [runs[1]], "a validation is no training"
+
+
+def test_a_training_is_begun_once_in_a_run(fake, monkeypatch, capsys):
+    shutil.copytree(fake / "saved", fake / "preprocessed" / DATASET)
+    run = RunFolder.of(DATASET, STOCK, "nnUNetPlans", "3d_fullres", 0)
+    begun: list[Step] = []
+
+    def steps(self) -> list[Step]:
+        return [Step(f"again, after {len(begun)}", "train", False, run)] if len(begun) < 3 else []
+
+    monkeypatch.setattr(Pipeline, "steps", steps)
+    monkeypatch.setattr(Pipeline, "do", lambda self, step: begun.append(step))
+    with pytest.raises(SystemExit):
+        main(RUN)
+    assert len(begun) == 1 and "something is left to do" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_what_and_how_long_and_does_nothing(fake, capsys):
@@ -293,6 +347,7 @@ def test_a_command_holds_its_training_and_all_that_it_starts_ends_with_it(tmp_pa
     run = RunFolder(tmp_path / "Dataset901_A" / f"{STOCK}__nnUNetPlans__3d_fullres" / "fold_0")
     pipeline = Pipeline(Dataset(None, tmp_path / "Dataset901_A", {}), "nnUNetPlans", "3d_fullres", [0], "cpu")
     monkeypatch.setattr(Pipeline, "record", tmp_path / "record.json")
+    monkeypatch.setattr(Pipeline, "_trained_from", lambda self: [])
     script = f"""
 import fcntl, os, signal, time
 if os.fork() == 0:

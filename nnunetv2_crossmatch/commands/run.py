@@ -48,9 +48,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         say_next("the same line without --dry-run")
         return
-    begun: set[str] = set()
-    while step := next((step for step in steps if not step.done and step.what not in begun), None):
-        begun.add(step.what)
+    begun: set[object] = set()
+    # a training is begun once, whatever it is called: what changes meanwhile is for the next time
+    while step := next((s for s in steps if not s.done and (s.training or s.what) not in begun), None):
+        begun.add(step.training or step.what)
         if step.training:
             prepare_splits(dataset)
         if step.training and not costs and (costs := known_costs(pipeline, device)):

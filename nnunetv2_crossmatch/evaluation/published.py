@@ -31,13 +31,10 @@ class PublishedRow:
     marks: tuple[str, ...]
 
 
-def benchmarks() -> list[str]:
-    """Benchmarks with published rows, such as ``la-8``: the data set and how many scans or patients are labeled."""
-    return list(dict.fromkeys(line["benchmark"] for line in _lines()))
-
-
 def published_rows(benchmark: str) -> list[PublishedRow]:
     """Rows of one benchmark; none where nothing is on record."""
+    with (files(__package__) / "published.csv").open(encoding="utf-8") as stream:
+        lines = list(csv.DictReader(stream))
     return [
         PublishedRow(
             line["method"],
@@ -45,11 +42,6 @@ def published_rows(benchmark: str) -> list[PublishedRow]:
             line["source"],
             tuple(line["marks"].split()),
         )
-        for line in _lines()
+        for line in lines
         if line["benchmark"] == benchmark
     ]
-
-
-def _lines() -> list[dict[str, str]]:
-    with (files(__package__) / "published.csv").open(encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))

@@ -47,9 +47,9 @@ class TrainingLog:
                 if found := re.fullmatch(r"Epoch (\d+)", text):
                     epoch = int(found[1])
                     log.split, log.validated = split, False  # a validation alone reads the split, too
-                    if epoch == 0:
-                        log.epochs.clear()
-                        log.ended.clear()
+                    # what follows is trained anew
+                    log.epochs = {number: values for number, values in log.epochs.items() if number < epoch}
+                    log.ended = {number: when for number, when in log.ended.items() if number < epoch}
                     log.epochs[epoch] = {}
                 elif epoch in log.epochs:
                     values = _values(text)

@@ -26,7 +26,7 @@ UNLABELED = "unlabeled"  # wherever they are; held-out parts are called as their
 FILE = "content.json"
 
 MADE_WITH = "made_with"  # beside the parts in the file: what all figures depend on
-_FORMAT = 1  # of the figures; those of another one are made again
+_FORMAT = 2  # of the figures; those of another one are made again
 
 Content = dict[str, dict[str, dict]]  # part -> case -> manifest entry; with "mask" where the scan has one
 Unseen = dict[tuple[str, str], tuple[list[Path], Path | None]]  # (part, case) -> files of the scan, mask

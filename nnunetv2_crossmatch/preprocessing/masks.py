@@ -1,5 +1,6 @@
 """The masks of the labeled and held-out scans: do they lie on their scan, and do their values mean something?"""
 
+import hashlib
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -70,8 +71,9 @@ def describe_mask(file: Path, scan_shape: list[int], scan_properties: dict, read
         scan_properties: what the reader says of the scan.
 
     Returns:
-        shape; ``differs``, see :func:`~nnunetv2_crossmatch.nnunet.images.differences` (nothing of a TIFF without a
-        spacing file); ``spacing``; ``values``, the integers that it holds; ``odd``, the first other ones.
+        sha256 of its voxels; shape; ``differs``, see :func:`~nnunetv2_crossmatch.nnunet.images.differences` (nothing
+        of a TIFF without a spacing file); ``spacing``; ``values``, the integers that it holds; ``odd``, the first
+        other ones.
 
     Raises:
         BadScan: it cannot be read, has several channels or values that are no numbers.
@@ -83,6 +85,7 @@ def describe_mask(file: Path, scan_shape: list[int], scan_properties: dict, read
     check_finite(mask, str(file))
     shape = list(mask.shape[1:])
     return {
+        "sha256": hashlib.sha256(np.ascontiguousarray(mask).data.cast("B")).hexdigest(),
         "shape": shape,
         "spacing": [float(s) for s in properties["spacing"]],
         "differs": differences(properties, scan_properties) if says_where(file) and shape == scan_shape else [],

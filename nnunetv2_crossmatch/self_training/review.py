@@ -74,7 +74,8 @@ def write_review_page(planned: Planned, trainer: str, fold: int | str, num_proce
                 raise DatasetError([f"{labels[case]} cannot be shown over its scan ({e}). Correct it."]) from e
     before = read_marks(folder)
     shown = []
-    for case, images in pictures.items():
+    doubts = {case: doubt(record.cases[case]["confident"]) for case in pictures}
+    for case in sorted(pictures, key=lambda case: (-doubts[case], case)):
         entry, sha = record.cases[case], sha256_of(labels[case])
         notes = ["corrected by hand; the numbers are those of the label before"] if is_corrected(entry, sha) else []
         notes += [f"left out of the training: {why}"] if (why := record.left_out.get(case)) else []
@@ -82,8 +83,7 @@ def write_review_page(planned: Planned, trainer: str, fold: int | str, num_proce
         scan = listed[case][0]
         saved = before.get(case, {})
         mark = saved["mark"] if saved.get("label") == sha else ""
-        shown.append(Shown(case, doubt(entry["confident"]), of_classes, scan, labels[case], images, notes, sha, mark))
-    shown.sort(key=lambda scan: (-(scan.doubt or 0), scan.case))
+        shown.append(Shown(case, doubts[case], of_classes, scan, labels[case], pictures[case], notes, sha, mark))
     review = {"dataset": dataset.name, "model": model.model_folder.name, "fold": fold}
     page = Page(
         title=f"{dataset.name}: pseudo-labels of {trainer}, fold {fold}",

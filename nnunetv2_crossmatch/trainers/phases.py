@@ -47,6 +47,7 @@ class Phases:
         self.readiness = Readiness(_foreground_names(trainer), ready_at)
         self.probe: Probe | None = None  # -> draw_probe; of the first process
         self.labels: dict[int, torch.Tensor] = {}  # of the probe's slices, every tenth of the training
+        self.slices = torch.empty(0)  # those that the labels are of
         self.p_foreground: float = getattr(method.constants, "p_foreground", 0.0) if self.exist else 0.0
         self.foreground = Foreground(
             Path(trainer.output_folder) / "unlabeled_foreground",
@@ -85,14 +86,16 @@ class Phases:
 
     def state(self) -> dict[str, Any]:
         """What :meth:`load` takes: plain data and tensors."""
-        return {"readiness": self.readiness.state(), "foreground": self.foreground.state(), "labels": self.labels}
+        shown = {"labels": self.labels, "slices": self.slices}
+        return {"readiness": self.readiness.state(), "foreground": self.foreground.state(), **shown}
 
     def load(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state`."""
         self.readiness.load(state["readiness"])
         if "foreground" in state:  # an earlier version's has none
             self.foreground.load(state["foreground"])
-        self.labels = state.get("labels", {})
+        if "slices" in state:
+            self.labels, self.slices = state["labels"], state["slices"]
 
     def stages(self) -> list[tuple[float, str]]:
         """(epoch, name) of each stage that the method itself has, and of each phase so far."""
@@ -124,6 +127,9 @@ class Phases:
             self._trainer.print_to_log_file(f"warning: the unlabeled patches could not be looked at: {e}")
             return {}
         if self._is_tenth:
+            slices = torch.from_numpy(self.probe.slices)
+            if not torch.equal(slices, self.slices):  # the training goes on with other scans
+                self.slices, self.labels = slices, {}
             self.labels[self._trainer.current_epoch] = torch.from_numpy(self.probe.labels)
         return curves
 

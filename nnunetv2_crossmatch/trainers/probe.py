@@ -1,5 +1,6 @@
 """Unlabeled patches that stay the same through a training: what the network and its average say of them."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 _VOXELS = 2**23  # of all patches together, as far as the number of patches allows
 _PATCHES = (16, 48)  # a scan's share of a class varies from patch to patch
 SHOWN = 4  # patches, of which the middle slices are kept to look at
+_PIXELS = 256  # of a slice's longer side; they are kept in checkpoints and drawn after each epoch
 _BATCHES = 8  # of two networks: 16 forward passes more, 2 % of nnU-Net's epoch
 
 
@@ -30,7 +32,8 @@ class Probe:
         label_manager: nnU-Net's.
 
     Attributes:
-        slices: (patches, rows, columns), the middle slice of the first channel of the first patches.
+        slices: (patches, rows, columns), the middle slice of the first channel of the first patches; of a large one
+            every second row and column, or every third, ...
         labels: likewise, what :meth:`measure` has last seen the average say of them: the number of the class or region,
             0 for none.
     """
@@ -41,7 +44,7 @@ class Probe:
         self, unlabeled: Iterable[tuple[Tensor, Tensor]], labels: Iterable[Tensor], label_manager: LabelManager
     ) -> None:
         self._batches = list(unlabeled)
-        self.slices = _middle_of(torch.cat([image[:, 0] for image, _ in self._batches])[:SHOWN]).numpy()
+        self.slices = _middle_of(torch.cat([image[:, 0] for image, _ in self._batches])[:SHOWN]).clone().numpy()
         self._regions = label_manager.has_regions
         self._classes = label_manager.foreground_regions if self._regions else label_manager.all_labels
         counts, valid = np.zeros(len(self._classes)), 0
@@ -98,5 +101,7 @@ class Probe:
 
 
 def _middle_of(patches: Tensor) -> Tensor:
-    """(batch, rows, columns) of (batch, *spatial)."""
-    return patches if patches.ndim == 3 else patches[:, patches.shape[1] // 2]
+    """(batch, rows, columns) of (batch, *spatial), as :attr:`Probe.slices`."""
+    slices = patches if patches.ndim == 3 else patches[:, patches.shape[1] // 2]
+    step = math.ceil(max(slices.shape[1:]) / _PIXELS)
+    return slices[:, ::step, ::step]

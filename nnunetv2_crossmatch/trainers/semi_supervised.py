@@ -360,7 +360,7 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
                 self._classes,
                 self.phases.stages(),
                 limits if self.phases.exist and self.phases.readiness.at is None else {},
-                (self.phases.probe.slices, self.phases.labels) if self.phases.probe is not None else None,
+                (self.phases.slices.numpy(), self.phases.labels),
             )
 
     def training_state(self) -> dict[str, Any]:

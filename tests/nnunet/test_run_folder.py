@@ -36,6 +36,13 @@ def test_progress_and_how_it_goes_on(tmp_path):
         assert run.go_on_command() == f"nnUNetv2_train {DATASET} 2d 0 -tr nnUNetTrainer -p nnUNetPlans{option}"
 
 
+def test_what_is_left_is_known_while_an_epoch_is_trained_again(tmp_path):
+    run = RunFolder(tmp_path / DATASET / "nnUNetTrainer__nnUNetPlans__2d" / "fold_0")
+    write_log(run.path, "2026_1_1_1_1_1", *epoch(0, 0.1, 10.0), *epoch(1, 0.1, 30.0), "Epoch 1")
+    (run.path / "debug.json").write_text('{"num_epochs": "5"}')
+    assert run.left_to_train() == 50
+
+
 class OneEpoch(nnUNetTrainerCrossMatch_smoke):
     epochs = 1
     iterations_per_epoch = val_iterations_per_epoch = 1

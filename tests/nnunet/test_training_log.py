@@ -32,3 +32,10 @@ def test_curves_are_read_from_their_file_as_far_as_the_log_has_the_epochs(tmp_pa
     log = TrainingLog.read(tmp_path)
     assert log.curve("unlabeled/norm") == ([0, 1], [2, 3]) and log.curve("train_loss")[1] == [0.9, 0.8]
     assert log.curve("unlabeled/kept_share/liver") == ([1], [0.5])
+
+
+def test_epochs_after_the_checkpoint_that_a_training_goes_on_from_are_forgotten(tmp_path):
+    write_log(tmp_path, "2026_1_1_1_1_1", *epoch(0, 0.9, 10), *epoch(1, 0.8, 20), *epoch(2, 0.7, 40))
+    write_log(tmp_path, "2026_1_2_1_1_1", "Epoch 1")
+    log = TrainingLog.read(tmp_path)
+    assert log.epochs.keys() == {0, 1} and log.ended.keys() == {0} and 3600 * log.hours == pytest.approx(10)

@@ -109,7 +109,9 @@ def test_a_scan_saved_anew_is_recognized_and_can_be_accepted(raw, preprocessed, 
 
 def test_the_verdict_and_the_next_step(raw, preprocessed, capsys):
     main(["check", "-d", "901", "-np", "1"])
-    assert capsys.readouterr().out.splitlines()[1:] == ["Ready.", "Next: nnUNetv2_plan_and_preprocess -d 901"]
+    _, ready, page, then = capsys.readouterr().out.splitlines()
+    assert ready == "Ready." and page.endswith(f"leave them out: {preprocessed / 'unlabeled_scans.html'}")
+    assert then == "Next: nnUNetv2_plan_and_preprocess -d 901"
     (raw / "imagesTs" / "notes.txt").touch()
     shutil.rmtree(raw / "imagesUn")
     main(["check", "-d", "901", "-np", "1"])

@@ -10,6 +10,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2_crossmatch import trainers
 from nnunetv2_crossmatch.nnunet.logger import PREFIX
 from nnunetv2_crossmatch.trainers import nnUNetTrainerCrossMatch_smoke
+from nnunetv2_crossmatch.trainers.probe import _middle_of
 from tests.trainers.conftest import (
     SmokeHalves,
     annotate_all,
@@ -195,3 +196,20 @@ def test_a_slice_is_kept_every_tenth_of_the_training_and_goes_on_with_it(make_tr
     other = start(make_trainer(SmokeHalves)).phases
     other.load(phases.state())
     assert other.labels.keys() == phases.labels.keys()
+    other.measure()  # of epoch 0
+    assert other.labels.keys() == phases.labels.keys(), "the same patches"
+    other.probe.slices += 1
+    other.measure()
+    assert other.labels.keys() == {0}, "labels of other scans are not drawn over these"
+
+
+@pytest.mark.parametrize("shape", [(256, 200), (3, 257, 300), (3, 700, 20)])
+def test_slices_of_large_patches_are_small(shape):
+    patches = torch.arange(2 * np.prod(shape)).reshape(2, *shape)
+    rows, columns = shape[-2:]
+    step = {300: 2, 20: 3}.get(columns, 1)
+    expected = np.zeros((2, -(-rows // step), -(-columns // step)))
+    for index in np.ndindex(expected.shape):
+        patch, row, column = index
+        expected[index] = patches[(patch, *(1,) * (len(shape) - 2), row * step, column * step)]
+    np.testing.assert_array_equal(_middle_of(patches), expected)
