@@ -20,12 +20,13 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from nnunetv2_crossmatch.preprocessing.content import read_content
+    from nnunetv2_crossmatch.preprocessing.content import LABELED, read_content
     from nnunetv2_crossmatch.self_training.pool import write_pool_page
 
     dataset = find_dataset(arguments.d)
     if report(dataset, arguments.np, accept=arguments.accept):
-        if dataset.raw is not None:
-            page = write_pool_page(dataset, read_content(dataset.preprocessed), arguments.np)
+        content = read_content(dataset.preprocessed)
+        if dataset.raw is not None and content[LABELED]:
+            page = write_pool_page(dataset, content, arguments.np)
             print(f"The unlabeled scans that are least like the labeled ones, and how to leave them out: {page}")
         say_next_of(dataset)

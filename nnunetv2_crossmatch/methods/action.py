@@ -262,7 +262,7 @@ class ACTION(Method):
         c = self.constants
         with torch.no_grad():
             own = label.long().clamp(max=self.classes - 1)  # an ignore label is past the last class, and not valid
-            uncertain = logits.softmax(1).gather(1, own) < c.hard
+            uncertain = logits.float().softmax(1).gather(1, own) < c.hard
             masks = [(label == k) & valid for k in range(self.classes)]
         return draw_classes(levels, masks, [mask & uncertain for mask in masks], c.negatives, c.queries)
 

@@ -144,12 +144,12 @@ class nnUNetTrainerSemiSupervised(nnUNetTrainerWithUnlabeled):
 
     def _hours(self) -> str:
         """As far as plain nnU-Net's trainings of the same plans tell, else how to know them."""
-        run, cost = RunFolder(Path(self.output_folder)), self._step_cost
-        results = run.model_folder.parent.parent
-        stock = RunFolder.of(run.dataset, "nnUNetTrainer", run.plans, run.configuration, 0, results).model_folder
+        planned, cost = self.planned, self._step_cost
+        of = planned.plans.plans_name, planned.configuration_name
+        stock = RunFolder.of(planned.dataset.name, "nnUNetTrainer", *of, 0).model_folder
         seconds = [RunFolder(folder).progress().seconds for folder in stock.glob("fold_*")]
         if cost is None or not (known := [of_epoch for of_epoch in seconds if of_epoch]):
-            return f"How many hours: {self.planned.command('estimate')} -tr {type(self).__name__} measures it."
+            return f"How many hours: {planned.command('estimate')} -tr {type(self).__name__} measures it."
         epoch = median(known) * self.num_iterations_per_epoch / nnUNetTrainerWithUnlabeled.iterations_per_epoch
         waits = self.phases.exist and not self.begins_trained
         times = dict.fromkeys(duration(self.num_epochs * epoch * of) for of in ((1, cost) if waits else (cost,)))

@@ -189,7 +189,7 @@ def test_stages_are_drawn(make_trainer, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         "nnunetv2_crossmatch.trainers.semi_supervised.plot_curves",
-        lambda logger, file, classes, stages, limits: drawn.append(stages),
+        lambda logger, file, classes, stages, *others: drawn.append(stages),
     )
     make_trainer(Smoke).run_training()
     assert drawn[0] == [(0.0, "stage i"), (0.5, "stage ii"), (1.0, "stage iii")]

@@ -49,11 +49,11 @@ def test_every_kind_of_trainer_says_what_it_does():
     assert "may begin with epoch 1, " in make("nnUNetTrainerCrossMatch_smoke", 2, at=1)._outlook()
 
 
-def test_the_hours_are_those_of_plain_nnunet_times_the_cost_of_a_step(tmp_path):
-    model = tmp_path / "Dataset001_A" / "nnUNetTrainerCrossMatch__nnUNetPlans__2d"
+def test_the_hours_are_those_of_plain_nnunet_times_the_cost_of_a_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
     trainer = make("nnUNetTrainerCrossMatch", 600)
-    trainer.output_folder = str(model / "fold_0")
-    trainer.planned = SimpleNamespace(command=lambda name: name)
+    of = {"dataset": SimpleNamespace(name="Dataset001_A"), "plans": SimpleNamespace(plans_name="nnUNetPlans")}
+    trainer.planned = SimpleNamespace(**of, configuration_name="2d", command=lambda name: name)
     assert trainer._hours() == "How many hours: estimate -tr nnUNetTrainerCrossMatch measures it."
     stock = tmp_path / "Dataset001_A" / "nnUNetTrainer__nnUNetPlans__2d"
     (stock / "fold_3").mkdir(parents=True)
