@@ -106,12 +106,10 @@ def beside_repeats(before: NDArray[np.float64], after: NDArray[np.float64]) -> s
     """
     if len(before) < 2:
         return ""
-    interval = 100 * np.array(ttest_ind(after, before, equal_var=False).confidence_interval(0.95))
-    if not np.isfinite(interval).all():  # every training of a trainer has the same
-        return ""
+    low, high = ttest_ind(after, before, equal_var=False).confidence_interval(0.95)
     return (
         f" Over {len(before)} seeds the difference is {100 * (after.mean() - before.mean()):+.1f} points, and with "
-        f"others it would lie between {interval[0]:+.1f} and {interval[1]:+.1f} (95 %)."
+        f"others it would lie between {100 * low:+.1f} and {100 * high:+.1f} (95 %)."
     )
 
 

@@ -147,7 +147,6 @@ def test_a_difference_has_an_interval_over_seeds():
     between = f"it would lie between {3 - half:+.1f} and {3 + half:+.1f} (95 %)"
     assert f"Over 3 seeds the difference is +3.0 points, and with others {between}." in beside_repeats(before, after)
     assert beside_repeats(before[:1], after[:1]) == ""
-    assert beside_repeats(np.array([0.5, 0.5]), np.array([0.6, 0.6])) == "", "nothing was drawn at random"
 
 
 def test_few_units_have_a_mean_and_no_interval():
