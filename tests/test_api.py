@@ -42,7 +42,7 @@ def test_a_dataset_is_checked_by_its_id_and_errors_are_exceptions(tmp_path, monk
 def test_a_comparison_takes_the_device_that_there_is(monkeypatch, test, asked):
     monkeypatch.setattr("nnunetv2_crossmatch.api._find", str)
     monkeypatch.setattr("nnunetv2_crossmatch.api.as_device", str)
-    monkeypatch.setattr("nnunetv2_crossmatch.api.compare_models", lambda *what: what[-2])
+    monkeypatch.setattr("nnunetv2_crossmatch.api.compare_models", lambda *what: what[6])
     assert cm.compare(1, "2d", ["a", "b"], test=test) == asked
 
 
