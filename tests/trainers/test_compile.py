@@ -55,6 +55,12 @@ def test_few_graphs_through_both_phases(make_trainer):
     graphs = [backend.frame_count for _ in steps(trainer, 10)]
     assert graphs == [2] * 5 + [6] * 5, "nothing is compiled again"
     assert not counters["graph_break"]
+    trainer.network.eval()
+    labeled, _ = noise(trainer)
+    with torch.no_grad():
+        for graphs_then in (8, 8):
+            trainer.validation_step({key: labeled[key] for key in ("data", "target")})
+            assert backend.frame_count == graphs_then, "nnU-Net's validation: its network and Dice, once"
     keys = [*trainer._plain_network.state_dict(), *trainer.method.state_dict()]
     assert not any("_orig_mod" in key for key in keys), "stock nnU-Net knows no such weights"
 
