@@ -358,7 +358,7 @@ def test_a_correction_saved_while_the_draft_is_predicted_stays(tmp_path):
 
 
 def test_teachers_train_before_what_learns_from_them(place, monkeypatch):
-    monkeypatch.setattr(again, "_preprocessed", lambda dataset: {"nnUNetPlans": ["2d"]})
+    monkeypatch.setattr(again, "preprocessed_configurations", lambda dataset: {"nnUNetPlans": ["2d"]})
     results = place.raw.parents[1] / "results" / DATASET
     trainers = ["nnUNetTrainer", "nnUNetTrainerCrossMatchFromStock", "nnUNetTrainerPseudoLabel"]
     trainers += [f"nnUNetTrainerPseudoLabel_round{number}_of_nnUNetTrainer" for number in (1, 2)]
