@@ -49,9 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
         )
     print(f"{dataset.name}: {len(done.moved)} scans became labeled ones ({some(done.moved) or 'none'}).")
     if done.moved:
-        number = dataset.name.split("_")[0].removeprefix("Dataset").lstrip("0")
         print(
             "Old folds train on the new scans, too, and validate what they did. For new plans: "
-            f"nnUNetv2_plan_and_preprocess -d {number} --clean"
+            f"nnUNetv2_plan_and_preprocess -d {dataset.id} --clean"
         )
         say_next(*commands_again(dataset))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from nnunetv2_crossmatch.trainers import METHODS
 from nnunetv2_crossmatch.trainers.names import meant_trainer
 from nnunetv2_crossmatch.utilities.devices import as_device as as_device  # every command's
+from nnunetv2_crossmatch.utilities.devices import best_device
 from nnunetv2_crossmatch.utilities.near import did_you_mean
 
 if TYPE_CHECKING:
@@ -167,11 +168,8 @@ def predict_command(dataset: Dataset, configuration: str, plans: str, trainer: s
 
 def _device_option() -> str:
     """nnU-Net's commands take CUDA for granted."""
-    import torch
-
-    if torch.cuda.is_available():
-        return ""
-    return f" -device {'mps' if torch.backends.mps.is_available() else 'cpu'}"
+    device = best_device()
+    return "" if device == "cuda" else f" -device {device}"
 
 
 def find_dataset(name_or_id: str) -> Dataset:

@@ -156,7 +156,7 @@ class RunFolder:
         left = self.progress().left
         if left is None or self.is_trained:
             return left
-        names = ("checkpoint_latest.pth", "checkpoint_best.pth")  # the first that nnU-Net finds
+        names = (LATEST, "checkpoint_best.pth")  # the first that nnU-Net finds
         saved = next((file.stat().st_mtime for name in names if (file := self.checkpoint(name)).exists()), 0.0)
         log = self.log()
         return left + sum(log.epochs[epoch]["seconds"] for epoch, ended in log.ended.items() if ended > saved)

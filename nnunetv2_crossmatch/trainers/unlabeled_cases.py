@@ -103,13 +103,13 @@ class nnUNetTrainerWithUnlabeled(nnUNetTrainer):
         """What to do when the GPU's memory is not enough."""
         plans, less = self.plans_manager, f"{self.plans_manager.plans_name}Smaller"
         of = f"-d {self.planned.dataset.id}"
-        total = torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else 2**33
+        gigabytes = torch.cuda.get_device_properties(self.device).total_memory / 2**30
         return (
             f"{type(self).__name__} does not fit into the memory of the GPU. Look with nvidia-smi whether another "
             "program holds some of it. What was trained until the last checkpoint is kept; the same command with --c "
             f"goes on from there. If the GPU is too small, plan for two thirds of it and train with -p {less}:\n"
             f"nnUNetv2_plan_experiment {of} -pl {plans.plans['experiment_planner_used']} "
-            f"-gpu_memory_target {total / 2**30 * 2 / 3:.0f} -overwrite_plans_name {less}\n"
+            f"-gpu_memory_target {gigabytes * 2 / 3:.0f} -overwrite_plans_name {less}\n"
             f"nnUNetv2_preprocess {of} -plans_name {less} -c {self.configuration_name}\n"
             f"nnUNetv2_crossmatch preprocess {of} -p {less} -c {self.configuration_name}\n"
             "Or train nnUNetTrainerCrossMatch, whose steps need hardly more memory than stock nnU-Net's."

@@ -13,11 +13,15 @@ def as_device(name: str) -> torch.device:
     """What ``-device`` means on this machine."""
     import torch
 
-    if name != "auto":
-        return torch.device(name)
+    if name == "auto" and (name := best_device()) == "cpu":
+        print("warning: no GPU was found, so this runs on the CPU: hours where a GPU takes minutes.", file=sys.stderr)
+    return torch.device(name)
+
+
+def best_device() -> str:
+    """CUDA, or else Apple's MPS, or else the CPU."""
+    import torch
+
     if torch.cuda.is_available():
-        return torch.device("cuda")
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    print("warning: no GPU was found, so this runs on the CPU: hours where a GPU takes minutes.", file=sys.stderr)
-    return torch.device("cpu")
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -2,6 +2,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,10 +49,11 @@ def test_a_network_that_does_not_fit_is_told_how_to_plan_a_smaller_one(make_trai
 
     trainer = make_trainer(Smoke)
     monkeypatch.setattr(type(trainer), "train_step", full)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=24 * 2**30))
     with pytest.raises(RuntimeError, match="does not fit") as e:
         trainer.run_training()
     assert isinstance(e.value.__cause__, torch.cuda.OutOfMemoryError)
-    assert "nnUNetv2_plan_experiment -d 901 -pl ExperimentPlanner -gpu_memory_target 5 " in str(e.value)
+    assert "nnUNetv2_plan_experiment -d 901 -pl ExperimentPlanner -gpu_memory_target 16 " in str(e.value)
 
 
 def test_unlabeled_gradients_are_added_to_the_supervised_ones(make_trainer):
