@@ -6,7 +6,7 @@ ISIC2018_Task1_Training_GroundTruth/ISIC_XXXXXXX_segmentation.png) and the commu
 
 Published lists (CRKD, eeaesa/CRKD, splits/ISIC2018): 2075 images for training, 519 for testing (the repository's
 val.txt, on which the published results were measured); 103, 207 or 415 labeled, three draws that are not nested.
-Another number is drawn here from the training images in ``source``, with seed 0 after sorting by name.
+Another number is drawn here from the training images in ``source`` that have a mask, with seed 0 after sorting by name.
 """
 
 import random
@@ -70,6 +70,7 @@ def convert(source: Path, labeled: int) -> Conversion:
 
     test = listed("isic_test")
     train = sorted(set(images) - set(test))
+    annotated = [name for name in train if name in masks]
     needed = {
         "labeled images": lambda name: files([name]),
         "masks of labeled images": lambda name: [masks.get(name, source / f"{name}_segmentation.png")],
@@ -80,11 +81,12 @@ def convert(source: Path, labeled: int) -> Conversion:
         if not all(file.exists() for of_kind in wanted.values() for file in of_kind):
             raise missing_error(
                 wanted,
-                f"Other numbers than {', '.join(map(str, PUBLISHED))} are drawn from the images that are here: at most "
-                f"--labeled {len(train) - 1}.",
+                f"Other numbers than {', '.join(map(str, PUBLISHED))} are drawn from the images that are here with "
+                f"their masks: at most --labeled {min(len(annotated), len(train) - 1)}.",
             )
     else:
-        chosen = list(take_labeled(random.Random(SEED).sample(train, len(train)), labeled, needed)[0])
+        order = random.Random(SEED).sample(annotated, len(annotated))
+        chosen = list(take_labeled([*order, *sorted(set(train) - set(order))], labeled, needed)[0])
     absent: dict[str, list[Path]] = {}
     return Conversion(
         name="ISIC2018",

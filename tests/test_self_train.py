@@ -204,8 +204,8 @@ def test_table_over_the_folds():
     rows = [row, {**row, "class": "spleen"}, {**row, "fold": 1, "agreement": 1.0, "hours": 2.0}]
     lines = [line.split() for line in as_text(rows)]
     assert "volume [ml]" in as_text(rows)[0]
-    assert lines[1] == ["1", "8", "2", "0.5", "liver", "0.75", "-", "1.5", "25.0", "-", "3"]
-    assert lines[2] == ["spleen", "0.5", "-", "1.5", "25.0", "-"]
+    assert lines[1] == ["1", "8", "2", "50.0", "liver", "75.0", "-", "1.5", "25.0", "-", "3"]
+    assert lines[2] == ["spleen", "50.0", "-", "1.5", "25.0", "-"]
 
 
 def test_weights_are_given_only_to_a_training_that_begins(tmp_path, monkeypatch):

@@ -50,9 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(evaluation, summaries, folder / "evaluation.json")
     write_csv(evaluation, folder / "evaluation.csv")
-    print(format_summary(summaries))
-    if evaluation.without_spacing:
-        print("mm: these images have no spacing, so distances under mm are in pixels, too")
+    print(format_summary(summaries, evaluation.without_spacing))
     if arguments.benchmark:
         print("", format_benchmark(arguments.benchmark, {"this result": foreground_cells(summaries)}), sep="\n")
         if arguments.benchmark.startswith("isic-"):

@@ -246,6 +246,7 @@ def write_html(comparison: Comparison, raw_folder: Path, command: str, file: Pat
         caveat=caveat(comparison),
         seeds=seeds(comparison),
         tables=tables[:unfolded],
+        unit="pixels" if comparison.models[0].evaluation.without_spacing else "mm",
         folded_tables=tables[unfolded:],
         missing=[_sentence(odd) for odd in missing_objects(comparison)],
         unfolded=UNFOLDED,

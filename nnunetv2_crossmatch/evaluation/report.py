@@ -66,13 +66,16 @@ def write_csv(evaluation: Evaluation, file: Path) -> None:
                 writer.writerow([case, name, *values, int(evaluation.missed[i, j])])
 
 
-def format_summary(summaries: dict[str, Summary]) -> str:
-    """A table of every class and metric, and how many cases were undefined or missed."""
+def format_summary(summaries: dict[str, Summary], without_spacing: bool = False) -> str:
+    """A table of every class and metric, and how many cases were undefined or missed; photographs have pixels."""
     if len(summaries) == 2:  # of one class the foreground mean says nothing new
         summaries = {name: summary for name, summary in summaries.items() if name != MEAN_OF_CLASSES}
     rows = [("", "", "mean", "std", "95 % interval")]
     for name, summary in summaries.items():
         for metric, title in zip(METRICS, _TITLES, strict=True):
+            if without_spacing and "[mm]" in title:
+                continue
+            title = title.replace("voxels", "pixels") if without_spacing else title
             show = percent if "[%]" in title else _number
             mean, std, low, high = map(show, astuple(summary.statistics[metric]))
             rows.append((name, title, mean, std, "-" if low == "-" else f"{low} to {high}"))

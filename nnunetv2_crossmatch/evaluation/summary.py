@@ -26,7 +26,7 @@ class Evaluation:
         extra: predictions without a reference, which were left alone.
         left_out: what lies in the folder of references and is none, a line for each kind.
         odd_headers: masks whose header has another geometry than their scan, and in what it differs.
-        without_spacing: whether they are photographs (PNG), whose distances are in pixels wherever it says mm.
+        without_spacing: whether they are photographs (PNG), whose distances in mm are in pixels, too.
     """
 
     cases: list[str]

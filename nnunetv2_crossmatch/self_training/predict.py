@@ -273,7 +273,7 @@ def _label_fold(
     if written.predicted:
         for name in (PICTURES, PREDICTIONS):
             (record.folder / name).mkdir(exist_ok=True)
-        predictor = nnUNetPredictor(device=device, allow_tqdm=False)
+        predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(str(run.model_folder), tuple(origin.folds), origin.checkpoint)
         dataset = UnlabeledDataset(str(images.folder), list(written.predicted))
         with (

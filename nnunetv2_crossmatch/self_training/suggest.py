@@ -115,7 +115,9 @@ def suggest(
     images = Manifest.read(planned.unlabeled_folder)
     files = list_unlabeled(raw, planned.dataset.json, images.is_whole) or {}
 
-    predictor = nnUNetPredictor(device=device, allow_tqdm=False, use_mirroring=False)
+    predictor = nnUNetPredictor(
+        use_mirroring=False, perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False
+    )
     predictor.initialize_from_trained_model_folder(
         str(models[0].model_folder), tuple(model.fold for model in models), checkpoint
     )

@@ -15,11 +15,11 @@ from nnunetv2_crossmatch.self_training.rounds import Figures
 from nnunetv2_crossmatch.utilities.tables import aligned, percent
 
 Row = dict[str, Any]
-_OF_ROUND = {"round": "round", "scans": "scans", "left_out": "left out", "changed": "changed"}
+_OF_ROUND = {"round": "round", "scans": "scans", "left_out": "left out", "changed": "changed [%]"}
 _OF_CLASS = {
     "class": "class",
-    "agreement": "agreement",
-    "sure": "sure",
+    "agreement": "agreement [%]",
+    "sure": "sure [%]",
     "volume": "volume",
     "dice": "Dice [%], hidden labels",
     "validation_dice": "Dice [%], validation",
@@ -109,18 +109,16 @@ def as_text(rows: list[Row]) -> list[str]:
         for i, name in enumerate(dict.fromkeys(row["class"] for row in of_round)):
             of_class = [row for row in of_round if row["class"] == name]
             means = {"class": name, **{key: _mean(row[key] for row in of_class) for key in list(_OF_CLASS)[1:]}}
-            once = [*map(_cell, (summed[key] for key in _OF_ROUND))] if i == 0 else [""] * len(_OF_ROUND)
-            last = [_cell(summed[key]) if i == 0 else "" for key in _LAST]
-            of_titles = [_dice_cell(means[key]) if "dice" in key else _cell(means[key]) for key in _OF_CLASS]
+            once = [_cell(title, summed[key]) if i == 0 else "" for key, title in _OF_ROUND.items()]
+            last = [_cell(title, summed[key]) if i == 0 else "" for key, title in _LAST.items()]
+            of_titles = [_cell(title, means[key]) for key, title in _OF_CLASS.items()]
             lines.append([*once, *of_titles, *last])
     return aligned(lines)
 
 
-def _dice_cell(value: float | None) -> str:
-    return "-" if value is None else percent(value)
-
-
-def _cell(value: float | str | None) -> str:
+def _cell(title: str, value: float | str | None) -> str:
     if value is None:
         return "-"
+    if "[%]" in title and isinstance(value, float):
+        return percent(value)
     return f"{value:.3g}" if isinstance(value, float) else str(value)

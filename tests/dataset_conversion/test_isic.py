@@ -98,14 +98,18 @@ def test_bad_input(base, source):
         write_case(source, name)
     with pytest.raises(DatasetError, match=r"103 of 103 labeled images are .*ISIC_0013511.jpg.* and 100 more") as error:
         isic.convert(source, 103)
-    assert error.value.problems[-1].endswith("are drawn from the images that are here: at most --labeled 1.")
+    assert error.value.problems[-1].endswith("that are here with their masks: at most --labeled 1.")
     for name in ("ISIC_0020000", "ISIC_0020001"):
         io.imsave(source / "images" / f"{name}.jpg", np.zeros((40, 56), np.uint8), check_contrast=False)
     with pytest.raises(DatasetError, match=r"is not an RGB image \(array of shape \(40, 56\)\)"):
         write_dataset(isic.convert(source, 1), 18)
     for file in (source / "masks").iterdir():
         file.unlink()
-    write_case(source, "ISIC_0020002")
+    for name in ("ISIC_0020002", "ISIC_0020003"):
+        write_case(source, name)
+    chosen = isic.convert(source, 2)  # of the four images those that have a mask
+    assert {case.id for case in chosen.labeled} == {"ISIC_0020002", "ISIC_0020003"}
+    (source / "masks" / "ISIC_0020003_segmentation.png").unlink()
     with pytest.raises(DatasetError, match=r"1 of 2 masks of labeled images are missing: .*_segmentation.png"):
         isic.convert(source, 2)
 
