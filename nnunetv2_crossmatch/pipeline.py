@@ -23,6 +23,7 @@ from nnunetv2_crossmatch.preprocessing.manifest import Manifest, source_stamp
 from nnunetv2_crossmatch.preprocessing.masks import mask_files
 from nnunetv2_crossmatch.trainers.claims import claimed, lock, lock_file
 from nnunetv2_crossmatch.trainers.estimate import Cost
+from nnunetv2_crossmatch.utilities.devices import device_option
 from nnunetv2_crossmatch.utilities.files import sha256_of, write_json
 
 STOCK, OURS = "nnUNetTrainer", "nnUNetTrainerCrossMatchFromStock"
@@ -136,10 +137,6 @@ class Pipeline:
     def _workers(self, *options: str) -> str:
         return "".join(f" {option} {self.num_processes}" for option in options if self.num_processes is not None)
 
-    @property
-    def _on_device(self) -> str:
-        return "" if self.device == "cuda" else f" -device {self.device}"  # nnU-Net's default
-
     def _preparation(self) -> list[Step]:
         name, c, p = self.dataset.name, self.configuration, self.plans
         number, raw, preprocessed = int(name[7:10]), self.dataset.require_raw(), self.dataset.preprocessed
@@ -187,7 +184,7 @@ class Pipeline:
                 changed = " and the ".join(what for what in now if before[what] != now[what])
                 steps.append(self._train_again(run, f"the {changed} have changed"))
             else:
-                steps.append(Step(f"train {run}", f"{run.go_on_command()}{self._on_device}", run.is_done, run))
+                steps.append(Step(f"train {run}", f"{run.go_on_command(self.device)}", run.is_done, run))
         for number, (stock, run) in enumerate(zip(stocks, ours, strict=True), len(stocks)):
             if stock.is_trained and run.checkpoints and max(map(_time, run.checkpoints)) < _time(stock.checkpoint()):
                 steps[number] = self._train_again(run, f"{STOCK} was trained after it")
@@ -195,7 +192,7 @@ class Pipeline:
 
     def _train_again(self, run: RunFolder, why: str) -> Step:
         what = f"train {run} again, as {why}; what is there is kept as {_set_aside(run.path).name}"
-        return Step(what, f"{run.train_command()}{self._on_device}", False, run, stale=run.path)
+        return Step(what, f"{run.train_command(device=self.device)}", False, run, stale=run.path)
 
     def _was_trained_from(self, run: RunFolder) -> dict[str, Any] | None:
         """See :meth:`_trained_from`; None of a training that somebody else has begun or repeated."""
@@ -218,7 +215,7 @@ class Pipeline:
         if self._test_images:
             target = model / f"predicted_fold_{of_folds}"
             command = f"nnUNetv2_predict {ours} -i {shlex.quote(str(raw / 'imagesTs'))} -o {shlex.quote(str(target))}"
-            command += f"{self._workers('-npp', '-nps')}{self._on_device}"
+            command += f"{self._workers('-npp', '-nps')}{device_option(self.device)}"
             steps.append(self._result("predict imagesTs", command, target))
         archive = model.parent / f"{model.name}__fold_{of_folds}.zip"
         command = f"nnUNetv2_crossmatch export {ours} -o {shlex.quote(str(archive))}"

@@ -13,6 +13,7 @@ from nnunetv2_crossmatch.commands.shared import (
     as_fold,
     as_trainer,
     say_next,
+    train_command,
 )
 from nnunetv2_crossmatch.utilities.tables import aligned
 
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     device = as_device(arguments.device)
     print(*as_text(measure_all(planned, names, device), device, arguments.f), sep="\n")
     if not say_unlabeled(planned):
-        say_next(f"nnUNetv2_train {dataset.name} {arguments.c} {arguments.f} -tr {arguments.tr[0]} -p {arguments.p}")
+        say_next(train_command(dataset, arguments.c, arguments.p, arguments.tr[0], arguments.f))
 
 
 def measure_all(planned: "Planned", trainers: list[str], device: "torch.device") -> "list[Cost]":
@@ -74,7 +75,7 @@ def as_text(costs: "list[Cost]", device: "torch.device", fold: int | str = 0) ->
     """A table; the first trainer is what the others are compared with."""
     stock = costs[0].hours(fold)[0]
     of_fold = "hours of fold all" if fold == "all" else "hours per fold"
-    rows = [("trainer", "s/epoch", "epochs", of_fold, f"of {costs[0].trainer}", "peak memory")]
+    rows = [("trainer", "s/epoch", "epochs", of_fold, f"of {costs[0].trainer}'s", "peak memory")]
     for cost in costs:
         memory = "not known" if cost.peak_memory is None else _size(cost.peak_memory)
         hours = cost.hours(fold)
@@ -89,7 +90,7 @@ def as_text(costs: "list[Cost]", device: "torch.device", fold: int | str = 0) ->
 
 
 def _range(values: tuple[float, float]) -> str:
-    low, high = (f"{value:.3g}" for value in sorted(values))
+    low, high = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in sorted(values))
     return low if low == high else f"{low} to {high}"
 
 

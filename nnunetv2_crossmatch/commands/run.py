@@ -30,9 +30,10 @@ def add(commands: Commands) -> None:
         "command goes on",
         "-d 4 -c 3d_fullres --dry-run",
     )
-    add_arguments(command, "-d", "-c", "-p", "-f", "-np", "-device")
+    add_arguments(command, "-d", "-c", "-p", "-f", "-device")
+    command.add_argument("-np", type=int, metavar="N", help="worker processes (default: each command's own)")
     command.add_argument("--dry-run", action="store_true", help="only say what would be done, and how long it takes")
-    command.set_defaults(run=run, np=None)
+    command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:

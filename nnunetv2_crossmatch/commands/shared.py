@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from nnunetv2_crossmatch.trainers import METHODS
 from nnunetv2_crossmatch.trainers.names import meant_trainer
 from nnunetv2_crossmatch.utilities.devices import as_device as as_device  # every command's
-from nnunetv2_crossmatch.utilities.devices import best_device
+from nnunetv2_crossmatch.utilities.devices import device_option
 from nnunetv2_crossmatch.utilities.near import did_you_mean
 
 if TYPE_CHECKING:
@@ -153,23 +153,20 @@ def say_next_of(dataset: Dataset) -> None:
         say_next(planned.command("preprocess"))
 
 
-def train_command(dataset: Dataset, configuration: str, plans: str) -> str:
-    """Of the first fold, with the trainer to begin with."""
+def train_command(
+    dataset: Dataset, configuration: str, plans: str, trainer: str | None = None, fold: int | str = 0
+) -> str:
+    """nnU-Net's, by default with the trainer to begin with."""
+    from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
     from nnunetv2_crossmatch.trainers.catalog import BEGIN_WITH
 
-    return f"nnUNetv2_train {dataset.name} {configuration} 0 -tr {BEGIN_WITH} -p {plans}{_device_option()}"
+    return RunFolder.of(dataset.name, trainer or BEGIN_WITH, plans, configuration, fold).train_command()
 
 
 def predict_command(dataset: Dataset, configuration: str, plans: str, trainer: str, folds: Sequence[int | str]) -> str:
     """nnU-Net's, for scans in IN."""
     of_model = f"-d {dataset.name} -c {configuration} -p {plans} -tr {trainer} -f {' '.join(map(str, folds))}"
-    return f"nnUNetv2_predict -i IN -o OUT {of_model}{_device_option()}"
-
-
-def _device_option() -> str:
-    """nnU-Net's commands take CUDA for granted."""
-    device = best_device()
-    return "" if device == "cuda" else f" -device {device}"
+    return f"nnUNetv2_predict -i IN -o OUT {of_model}{device_option()}"
 
 
 def find_dataset(name_or_id: str) -> Dataset:

@@ -317,7 +317,7 @@ def _counts(comparison: Comparison) -> dict[str, str]:
 
 
 def _commands(comparison: Comparison) -> list[str]:
-    """That train the models; what a training needs comes before it."""
+    """That train the models, wherever that is; what a training needs comes before it."""
     commands = []
     for model in comparison.models:
         for run in model.runs:
@@ -329,7 +329,7 @@ def _training_commands(run: RunFolder) -> list[str]:
     made_by, round_ = made_with(run), Round.parse(run.trainer)
     if not made_by:
         stock = began_with(run)
-        return [*([stock.train_command()] if stock else []), run.train_command()]
+        return [of.train_command(device="cuda") for of in (stock, run) if of]
     teachers = [teacher for teacher in teacher_folders(run, made_by) if teacher != run]
     commands = [command for teacher in teachers for command in _training_commands(teacher)]
     what = f"-d {run.dataset} -c {made_by['configuration']} -p {made_by['plans']} -f {made_by['fold']}"
@@ -338,7 +338,7 @@ def _training_commands(run: RunFolder) -> list[str]:
         rounds = f"-tr {round_.teacher} --student {round_.student} --rounds {round_.number}"
         return [*commands, f"nnUNetv2_crossmatch self-train {what} {rounds} {how}"]
     label = f"nnUNetv2_crossmatch pseudo-label {what} -tr {made_by['trainer']} {how}"
-    return [*commands, label, run.train_command()]
+    return [*commands, label, run.train_command(device="cuda")]
 
 
 def _versions(comparison: Comparison) -> dict[str, str]:

@@ -12,6 +12,7 @@ from nnunetv2.utilities.file_path_utilities import (
 )
 
 from nnunetv2_crossmatch.nnunet.training_log import TrainingLog
+from nnunetv2_crossmatch.utilities.devices import device_option
 
 FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
 
@@ -92,15 +93,15 @@ class RunFolder:
         seed = re.search(r"_seed(\d+)$", self.plans)
         return f"{self.fold} (seed {seed[1]})" if seed else str(self.fold)
 
-    def train_command(self, option: str = "") -> str:
-        """nnU-Net's command that trains it."""
+    def train_command(self, option: str = "", device: str | None = None) -> str:
+        """nnU-Net's command that trains it on a device, by default this machine's best."""
         what = f"{self.dataset} {self.configuration} {self.fold} -tr {self.trainer} -p {self.plans}"
-        return f"nnUNetv2_train {what} {option}".rstrip()
+        return f"nnUNetv2_train {what} {option}".rstrip() + device_option(device)
 
     def predict_command(self, checkpoint: str) -> str:
         """nnU-Net's command that predicts with this fold."""
         what = f"-d {self.dataset} -c {self.configuration} -f {self.fold} -tr {self.trainer} -p {self.plans}"
-        return f"nnUNetv2_predict -i IN -o OUT {what} -chk {checkpoint}"
+        return f"nnUNetv2_predict -i IN -o OUT {what} -chk {checkpoint}{device_option()}"
 
     def checkpoint(self, name: str = FINAL) -> Path:
         return self.path / name
@@ -161,8 +162,7 @@ class RunFolder:
         log = self.log()
         return left + sum(log.epochs[epoch]["seconds"] for epoch, ended in log.ended.items() if ended > saved)
 
-    def go_on_command(self) -> str:
+    def go_on_command(self, device: str | None = None) -> str:
         """:meth:`train_command` of what is missing: what comes after the last checkpoint, the validation, or all."""
-        if self.is_done:
-            return self.train_command()
-        return self.train_command("--val" if self.is_trained else "--c" if self.checkpoints else "")
+        option = "" if self.is_done else "--val" if self.is_trained else "--c" if self.checkpoints else ""
+        return self.train_command(option, device)

@@ -10,6 +10,7 @@ from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.self_training.names import STUDENT, Round
 from nnunetv2_crossmatch.self_training.record import FOLDER
+from nnunetv2_crossmatch.utilities.devices import device_option
 from nnunetv2_crossmatch.utilities.files import read_json
 
 
@@ -24,12 +25,12 @@ def commands_again(dataset: Dataset) -> list[str]:
     for plans, names in configurations.items():
         commands.append(f"nnUNetv2_preprocess -d {number} -plans_name {shlex.quote(plans)} -c {' '.join(names)}")
     if not commands:
-        return [f"nnUNetv2_plan_and_preprocess -d {number}", f"nnUNetv2_train {number} 3d_fullres 0"]
+        return [f"nnUNetv2_plan_and_preprocess -d {number}", f"nnUNetv2_train {number} 3d_fullres 0{device_option()}"]
     every = _trained(dataset.name)
     trained = {model: runs for model, runs in every.items() if not _learns_from_labels(runs[0].trainer)}
     if not every:
         plans, names = next(iter(configurations.items()))
-        commands.append(f"nnUNetv2_train {number} {names[-1]} 0 -p {plans}")
+        commands.append(f"nnUNetv2_train {number} {names[-1]} 0 -p {plans}{device_option()}")
     # whatever goes on from a finished model comes after it
     for runs in sorted(trained.values(), key=lambda runs: ("FromStock" in runs[0].trainer, runs[0].trainer)):
         others = ", ".join(str(run.fold) for run in runs[1:])

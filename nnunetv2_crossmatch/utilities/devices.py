@@ -18,6 +18,12 @@ def as_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def device_option(device: str | None = None) -> str:
+    """What nnU-Net's commands need to run on a device, by default this machine's best: they take CUDA for granted."""
+    device = device or best_device()
+    return "" if device == "cuda" else f" -device {device}"
+
+
 def best_device() -> str:
     """CUDA, or else Apple's MPS, or else the CPU."""
     import torch

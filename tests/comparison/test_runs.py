@@ -11,6 +11,7 @@ from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.self_training.names import Round
 from nnunetv2_crossmatch.utilities.errors import DatasetError
 from tests.comparison.conftest import finished
+from tests.conftest import ON_DEVICE
 from tests.nnunet.conftest import epoch
 
 
@@ -79,11 +80,11 @@ def test_the_device_of_stock_nnunet_is_that_of_its_debug_json(tmp_path):
 
 def test_an_unfinished_run_is_named_with_the_command_that_ends_it(tmp_path):
     model = tmp_path / "Dataset001_A" / "nnUNetTrainerX__P__2d"
-    with pytest.raises(DatasetError, match=r"fold_1.*nnUNetv2_train Dataset001_A 2d 1 -tr nnUNetTrainerX -p P$"):
+    with pytest.raises(DatasetError, match=rf"fold_1.*_train Dataset001_A 2d 1 -tr nnUNetTrainerX -p P{ON_DEVICE}$"):
         read_run(RunFolder(model / "fold_1"))
     (model / "fold_1").mkdir(parents=True)
     (model / "fold_1" / "checkpoint_latest.pth").touch()
-    with pytest.raises(DatasetError, match="-p P --c$"):
+    with pytest.raises(DatasetError, match=f"-p P --c{ON_DEVICE}$"):
         read_run(RunFolder(model / "fold_1"))
 
 

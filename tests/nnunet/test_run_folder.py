@@ -7,7 +7,7 @@ from nnunetv2.utilities.file_path_utilities import get_output_folder
 
 from nnunetv2_crossmatch.nnunet.run_folder import FINAL, Progress, RunFolder
 from nnunetv2_crossmatch.trainers import nnUNetTrainerCrossMatch_smoke
-from tests.conftest import DATASET
+from tests.conftest import DATASET, ON_DEVICE
 from tests.nnunet.conftest import epoch, write_log
 
 OF = ("nnUNetTrainerCrossMatch_5epochs", "nnUNetPlansSmall", "3d_fullres")
@@ -18,9 +18,10 @@ def test_the_folder_is_nnunets_and_can_be_read_back(dataset, fold):
     run = RunFolder.of(DATASET, *OF, fold)
     assert run.path == Path(get_output_folder(DATASET, *OF, fold))
     assert (run.dataset, run.trainer, run.plans, run.configuration, run.fold) == (DATASET, *OF, fold)
-    assert run.train_command("--c") == (
-        f"nnUNetv2_train {DATASET} 3d_fullres {fold} -tr nnUNetTrainerCrossMatch_5epochs -p nnUNetPlansSmall --c"
-    )
+    command = f"nnUNetv2_train {DATASET} 3d_fullres {fold} -tr nnUNetTrainerCrossMatch_5epochs -p nnUNetPlansSmall --c"
+    assert run.train_command("--c", "cuda") == command  # nnU-Net's default
+    assert run.train_command("--c", "mps") == f"{command} -device mps"
+    assert run.train_command("--c") == f"{command}{ON_DEVICE}"
 
 
 def test_progress_and_how_it_goes_on(tmp_path):
@@ -33,7 +34,7 @@ def test_progress_and_how_it_goes_on(tmp_path):
     for file, option in options.items():
         if file:
             (run.path / file).touch()
-        assert run.go_on_command() == f"nnUNetv2_train {DATASET} 2d 0 -tr nnUNetTrainer -p nnUNetPlans{option}"
+        assert run.go_on_command("cuda") == f"nnUNetv2_train {DATASET} 2d 0 -tr nnUNetTrainer -p nnUNetPlans{option}"
 
 
 def test_what_is_left_is_known_while_an_epoch_is_trained_again(tmp_path):

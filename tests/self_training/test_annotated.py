@@ -15,7 +15,7 @@ from nnunetv2_crossmatch.self_training.again import commands_again
 from nnunetv2_crossmatch.self_training.annotated import Annotated, move_annotated
 from nnunetv2_crossmatch.self_training.drafts import Drafts, written_by
 from nnunetv2_crossmatch.utilities.errors import DatasetError
-from tests.conftest import DATASET, make_raw_dataset, use_folders, write_image
+from tests.conftest import DATASET, ON_DEVICE, make_raw_dataset, use_folders, write_image
 
 ENTRY = {
     **dict.fromkeys(("trainer", "plans", "configuration", "checkpoint", "model"), "x"),
@@ -317,7 +317,10 @@ def test_onto_another_disk_a_file_is_copied_whole(tmp_path, monkeypatch):
 
 
 def test_without_plans_planning_comes_first(place):
-    assert commands_again(place.dataset()) == ["nnUNetv2_plan_and_preprocess -d 901", "nnUNetv2_train 901 3d_fullres 0"]
+    assert commands_again(place.dataset()) == [
+        "nnUNetv2_plan_and_preprocess -d 901",
+        f"nnUNetv2_train 901 3d_fullres 0{ON_DEVICE}",
+    ]
 
 
 @pytest.mark.parametrize("noted", [True, False])
@@ -370,7 +373,7 @@ def test_teachers_train_before_what_learns_from_them(place, monkeypatch):
     which = f"-d {DATASET} -c 2d -p nnUNetPlans -f 0 1 -tr nnUNetTrainer"
     assert commands_again(place.dataset())[1:] == [
         *(
-            f"nnUNetv2_train {DATASET} 2d 0 -tr {trainer} -p nnUNetPlans      # and fold 1"
+            f"nnUNetv2_train {DATASET} 2d 0 -tr {trainer} -p nnUNetPlans{ON_DEVICE}      # and fold 1"
             for trainer in ("nnUNetTrainer", "nnUNetTrainerZ", "nnUNetTrainerCrossMatchFromStock")
         ),
         f"nnUNetv2_crossmatch pseudo-label {which}",

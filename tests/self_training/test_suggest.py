@@ -18,6 +18,7 @@ from nnunetv2_crossmatch.self_training.annotated import move_annotated
 from nnunetv2_crossmatch.self_training.choice import score
 from nnunetv2_crossmatch.self_training.drafts import written_by
 from nnunetv2_crossmatch.self_training.suggest import _odd, pooled_bottleneck, predict_members, suggest
+from tests.conftest import ON_DEVICE
 
 CASES = [f"scan{i}" for i in range(4)]
 
@@ -142,10 +143,8 @@ def test_from_two_folds_to_labeled_cases(place, monkeypatch, capsys):
     assert f"1 are as the model wrote them and stay unlabeled: {other}" in printed
     assert f"1 scans became labeled ones ({first})" in printed
     assert "nnUNetv2_preprocess -d 901 -plans_name nnUNetPlans -c 2d 3d_fullres\n" in printed
-    assert (
-        "nnUNetv2_train Dataset901_Balls 3d_fullres 0 -tr nnUNetTrainer -p nnUNetPlansSmall      # and fold 1"
-        in printed
-    )
+    train = f"nnUNetv2_train Dataset901_Balls 3d_fullres 0 -tr nnUNetTrainer -p nnUNetPlansSmall{ON_DEVICE}"
+    assert f"{train}      # and fold 1" in printed
 
 
 def test_one_model_is_asked_by_mirroring_and_foreign_folds_are_named(place):

@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.trainers import nnUNetTrainerCrossMatch_smoke
-from tests.conftest import DATASET, use_folders
+from tests.conftest import DATASET, ON_DEVICE, use_folders
 
 TRAINER = "nnUNetTrainerCrossMatch_smoke"
 COMMAND = ("export", "-d", "901", "-c", "3d_fullres", "-tr", TRAINER, "-p", "nnUNetPlansSmall", "-o")
@@ -97,7 +97,8 @@ def test_what_cannot_be_exported_is_named_and_nothing_is_written(fold, tmp_path,
     err = refused(*COMMAND, target, "-f", "0", "1", capsys=capsys)
     assert f"{fold.with_name('fold_1') / 'checkpoint_final.pth'} is missing. Train it: {train} 1 -tr {TRAINER}" in err
     err = refused(*COMMAND, target, "-chk", "checkpoint_x.pth", capsys=capsys)
-    assert f"{fold / 'checkpoint_x.pth'} is missing. {train} 0 -tr {TRAINER} -p nnUNetPlansSmall --c finishes it" in err
+    rest = f"{train} 0 -tr {TRAINER} -p nnUNetPlansSmall --c{ON_DEVICE} finishes it"
+    assert f"{fold / 'checkpoint_x.pth'} is missing. {rest}" in err
     err = refused(*COMMAND[:-1], "-c", "2d", "-o", target, capsys=capsys)
     assert f"has no trained fold. Train one: nnUNetv2_train {DATASET} 2d 0" in err
     assert not target.exists()
