@@ -322,11 +322,12 @@ def take_labeled(
     whole = [all(file.exists() for of in needed.values() for file in of(one)) for one in train]
     possible = [*whole, False].index(False)
     images = next(iter(needed.values()))
-    why = ""
-    if not any(file.exists() for one in train[possible:] for file in images(one)):
-        possible, why = possible - 1, ", because one scan has to stay unlabeled"
-    if labeled > possible:
-        most = max((n for n in allowed or range(1, possible + 1) if n <= possible), default=0)
+    spare = any(file.exists() for one in train[possible:] for file in images(one))
+    limit = possible if spare else possible - 1  # or nothing would be left unlabeled
+    if labeled > limit:
+        numbers = allowed or range(1, possible + 1)
+        most, whole_ones = (max((n for n in numbers if n <= top), default=0) for top in (limit, possible))
+        why = ", because one scan has to stay unlabeled" if most < whole_ones else ""
         wanted = {what: [file for one in train[:labeled] for file in of(one)] for what, of in needed.items()}
         allows = f"at most --labeled {most}{why}" if most else "no labeled scan beside an unlabeled one"
         raise missing_error(wanted, f"What is here allows {allows}.")

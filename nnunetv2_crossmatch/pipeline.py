@@ -184,7 +184,7 @@ class Pipeline:
                 changed = " and the ".join(what for what in now if before[what] != now[what])
                 steps.append(self._train_again(run, f"the {changed} have changed"))
             else:
-                steps.append(Step(f"train {run}", f"{run.go_on_command(self.device)}", run.is_done, run))
+                steps.append(Step(f"train {run}", run.go_on_command(self.device), run.is_done, run))
         for number, (stock, run) in enumerate(zip(stocks, ours, strict=True), len(stocks)):
             if stock.is_trained and run.checkpoints and max(map(_time, run.checkpoints)) < _time(stock.checkpoint()):
                 steps[number] = self._train_again(run, f"{STOCK} was trained after it")
@@ -192,7 +192,7 @@ class Pipeline:
 
     def _train_again(self, run: RunFolder, why: str) -> Step:
         what = f"train {run} again, as {why}; what is there is kept as {_set_aside(run.path).name}"
-        return Step(what, f"{run.train_command(device=self.device)}", False, run, stale=run.path)
+        return Step(what, run.train_command(device=self.device), False, run, stale=run.path)
 
     def _was_trained_from(self, run: RunFolder) -> dict[str, Any] | None:
         """See :meth:`_trained_from`; None of a training that somebody else has begun or repeated."""

@@ -18,6 +18,7 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+from nnunetv2_crossmatch.utilities.devices import device_option
 from tests import warm
 
 REPOSITORY = Path(__file__).parents[1]
@@ -29,7 +30,7 @@ MISSING = {  # marker: why its tests cannot run here
     "browser": None if BROWSER else "needs chromium on the PATH",
 }
 DATASET = "Dataset901_Balls"
-ON_DEVICE = "" if torch.cuda.is_available() else " -device cpu"  # at the end of nnU-Net's commands that are printed
+ON_DEVICE = device_option()  # at the end of nnU-Net's commands that are printed
 SMALL_ON_CPU = ("-p", "nnUNetPlansSmall", "-device", "cpu")  # of nnU-Net's commands
 BIN = Path(sys.executable).parent
 

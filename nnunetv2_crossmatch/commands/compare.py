@@ -51,4 +51,4 @@ def run(arguments: argparse.Namespace) -> None:
     what = dataset, arguments.p, arguments.c, arguments.tr, arguments.f, arguments.test
     print(compare_to_page(*what, device, arguments.np, arguments.seeds, arguments.o))
     folds = arguments.f or every_fold(dataset.preprocessed)
-    say_next(predict_command(dataset, arguments.c, arguments.p, "TRAINER", folds))
+    say_next(predict_command(dataset, arguments.c, arguments.p, "TRAINER", folds, device.type))

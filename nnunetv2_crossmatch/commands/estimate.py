@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     device = as_device(arguments.device)
     print(*as_text(measure_all(planned, names, device), device, arguments.f), sep="\n")
     if not say_unlabeled(planned):
-        say_next(train_command(dataset, arguments.c, arguments.p, arguments.tr[0], arguments.f))
+        say_next(train_command(dataset, arguments.c, arguments.p, arguments.tr[0], arguments.f, device.type))
 
 
 def measure_all(planned: "Planned", trainers: list[str], device: "torch.device") -> "list[Cost]":

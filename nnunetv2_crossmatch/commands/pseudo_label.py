@@ -53,13 +53,14 @@ def run(arguments: argparse.Namespace) -> None:
     for file in arguments.review:
         fold, marks = take_review(planned, arguments.tr, file)
         print(f"fold {fold}: {len(marks)} marks from {file}")
+    device = as_device(arguments.device)
     written_folds = write_pseudo_labels(
         planned,
         arguments.tr,
         arguments.f,
         arguments.threshold,
         arguments.chk,
-        as_device(arguments.device),
+        device,
         arguments.np,
         arguments.overwrite,
     )
@@ -75,7 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     print("Look at the labels and correct some.")
     runs = [RunFolder.of(dataset.name, STUDENT, arguments.p, arguments.c, fold) for fold in folds]
-    say_next(f"{planned.command('review')} -tr {arguments.tr}", *(run.train_command() for run in runs))
+    trainings = [run.train_command(device=device.type) for run in runs]
+    say_next(f"{planned.command('review')} -tr {arguments.tr}", *trainings)
 
 
 def show_written(what: str, written: "Written") -> None:

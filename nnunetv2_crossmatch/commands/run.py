@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     if left := [step.command for step in steps if not step.done]:
         raise RuntimeError("\n".join(["these ended without an error, and yet something is left to do:", *left]))
     print("\nDone.", *(f"{step.what}: {step.result}" for step in steps if step.result), sep="\n")
-    say_next(predict_command(dataset, arguments.c, arguments.p, OURS, pipeline.folds))
+    say_next(predict_command(dataset, arguments.c, arguments.p, OURS, pipeline.folds, device.type))
 
 
 def folds_of(dataset: "Dataset", folds: "list[int | str] | None") -> "list[int | str]":

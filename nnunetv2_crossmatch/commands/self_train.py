@@ -77,7 +77,8 @@ def run(arguments: argparse.Namespace) -> None:
         folds,
         Constants(arguments.threshold, arguments.drop, arguments.from_teacher, arguments.chk),
     )
-    for number, fold, written in self_training.run(arguments.rounds, as_device(arguments.device).type, arguments.np):
+    device = as_device(arguments.device).type
+    for number, fold, written in self_training.run(arguments.rounds, device, arguments.np):
         show_written(f"round {number}, fold {fold}", written)
     rows = [row for row in self_training.rows() if row["fold"] in folds and row["round"] <= arguments.rounds]
     print(*as_text(rows), sep="\n")
@@ -86,5 +87,5 @@ def run(arguments: argparse.Namespace) -> None:
     what = f"-d {dataset.name} -c {arguments.c} -p {arguments.p}"
     of_folds = f"-f {' '.join(map(str, folds))}"
     compare = f"nnUNetv2_crossmatch compare {what} -tr {arguments.tr} {last} {of_folds}"
-    predict = predict_command(dataset, arguments.c, arguments.p, last, folds)
+    predict = predict_command(dataset, arguments.c, arguments.p, last, folds, device)
     say_next(*([] if "all" in folds else [compare]), predict)

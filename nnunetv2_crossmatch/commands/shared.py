@@ -154,19 +154,26 @@ def say_next_of(dataset: Dataset) -> None:
 
 
 def train_command(
-    dataset: Dataset, configuration: str, plans: str, trainer: str | None = None, fold: int | str = 0
+    dataset: Dataset,
+    configuration: str,
+    plans: str,
+    trainer: str | None = None,
+    fold: int | str = 0,
+    device: str | None = None,
 ) -> str:
-    """nnU-Net's, by default with the trainer to begin with."""
+    """nnU-Net's, by default with the trainer to begin with, on this machine's best device."""
     from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
     from nnunetv2_crossmatch.trainers.catalog import BEGIN_WITH
 
-    return RunFolder.of(dataset.name, trainer or BEGIN_WITH, plans, configuration, fold).train_command()
+    return RunFolder.of(dataset.name, trainer or BEGIN_WITH, plans, configuration, fold).train_command(device=device)
 
 
-def predict_command(dataset: Dataset, configuration: str, plans: str, trainer: str, folds: Sequence[int | str]) -> str:
+def predict_command(
+    dataset: Dataset, configuration: str, plans: str, trainer: str, folds: Sequence[int | str], device: str
+) -> str:
     """nnU-Net's, for scans in IN."""
     of_model = f"-d {dataset.name} -c {configuration} -p {plans} -tr {trainer} -f {' '.join(map(str, folds))}"
-    return f"nnUNetv2_predict -i IN -o OUT {of_model}{device_option()}"
+    return f"nnUNetv2_predict -i IN -o OUT {of_model}{device_option(device)}"
 
 
 def find_dataset(name_or_id: str) -> Dataset:

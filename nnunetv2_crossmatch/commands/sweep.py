@@ -90,10 +90,10 @@ def run(arguments: argparse.Namespace) -> None:
     if left := [run for run in runs if not run.is_done]:
         print(f"The time is over. {len(left)} of {len(runs)} are not done; the same line goes on with them.")
         if stopped := [run for run in left if run.checkpoint(LATEST).exists()]:
-            print(f"A model so far predicts, too: {stopped[0].predict_command(LATEST)}")
+            print(f"A model so far predicts, too: {stopped[0].predict_command(LATEST, device.type)}")
         return
     if compared:
         what = dataset, arguments.p, arguments.c, trainers, folds, "all" in folds
         print(compare_to_page(*what, device, ARGUMENTS["-np"]["default"], arguments.seeds))
     trainer = "TRAINER" if len(trainers) > 1 else trainers[0]
-    say_next(predict_command(dataset, arguments.c, arguments.p, trainer, folds))
+    say_next(predict_command(dataset, arguments.c, arguments.p, trainer, folds, device.type))

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from nnunetv2_crossmatch.commands.shared import Commands, add_command, say_next
+from nnunetv2_crossmatch.utilities.devices import device_option
 from nnunetv2_crossmatch.utilities.tables import percent
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(*_as_text(entry), "", sep="\n")
     print("Costs: FLOPs of a step over plain nnU-Net's, which has 1000 epochs. Dice: percent, of small networks.")
     print(f"Begin with {BEGIN_WITH}.")
-    say_next(f"nnUNetv2_train DATASET CONFIG FOLD -tr {BEGIN_WITH}")
+    say_next(f"nnUNetv2_train DATASET CONFIG FOLD -tr {BEGIN_WITH}{device_option()}")
 
 
 def _as_json(entry: Entry, begin_with: bool) -> dict:

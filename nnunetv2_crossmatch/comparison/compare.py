@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
@@ -18,6 +17,7 @@ from nnunetv2_crossmatch.comparison.runs import TrainedRun, read_run, validation
 from nnunetv2_crossmatch.evaluation.case import METRICS
 from nnunetv2_crossmatch.evaluation.evaluate import evaluate_folders, header_warnings
 from nnunetv2_crossmatch.evaluation.summary import MEAN_OF_CLASSES, Evaluation
+from nnunetv2_crossmatch.nnunet.predictor import load_predictor
 from nnunetv2_crossmatch.nnunet.run_folder import FINAL, RunFolder, plans_of_seeds
 from nnunetv2_crossmatch.preprocessing.dataset import Dataset
 from nnunetv2_crossmatch.preprocessing.image_folder import group_channels, left_out_of
@@ -257,9 +257,7 @@ def _predict_test(runs: Sequence[RunFolder], images: Path, device: torch.device)
         raise ValueError("There is no CUDA device here. Use -device cpu.")
     unfinished = folder.with_name(INCOMING + folder.name)
     shutil.rmtree(unfinished, ignore_errors=True)
-    predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(model_folder), tuple(folds), FINAL)
-    predictor.predict_from_files(
+    load_predictor(model_folder, folds, FINAL, device).predict_from_files(
         str(images), str(unfinished), num_processes_preprocessing=1, num_processes_segmentation_export=1
     )
     write_json(made_of, unfinished / MADE_OF)

@@ -317,7 +317,7 @@ def _counts(comparison: Comparison) -> dict[str, str]:
 
 
 def _commands(comparison: Comparison) -> list[str]:
-    """That train the models, wherever that is; what a training needs comes before it."""
+    """That train the models where there is CUDA, as nnU-Net's own; what a training needs comes before it."""
     commands = []
     for model in comparison.models:
         for run in model.runs:

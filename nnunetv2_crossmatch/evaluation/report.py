@@ -100,7 +100,8 @@ def format_benchmark(benchmark: str, results: dict[str, Sequence[str]]) -> str:
     """Results (name: :func:`foreground_cells`) above the published rows, with what is known of each one's protocol."""
     rows = published_rows(benchmark)
     used = [mark for mark in FOOTNOTES if any(mark in row.marks for row in rows)]
-    table = [[benchmark, "Dice [%]", "Jaccard [%]", "95HD [voxels]", "ASD [voxels]", "", ""]]
+    unit = "pixels" if benchmark.startswith("isic-") else "voxels"
+    table = [[benchmark, "Dice [%]", "Jaccard [%]", f"95HD [{unit}]", f"ASD [{unit}]", "", ""]]
     table += [[name, *cells, "", ""] for name, cells in results.items()]
     for row in rows:
         marks = ",".join(f"[{used.index(mark) + 1}]" for mark in row.marks)

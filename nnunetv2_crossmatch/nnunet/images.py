@@ -129,6 +129,11 @@ def is_flat(shape: Sequence[int], spacing: Sequence[float]) -> bool:
     return shape[0] == 1 and bool(np.isclose(spacing[0], PLACEHOLDER * max(spacing[1:])))
 
 
+def is_photograph(shape: Sequence[int], spacing: Sequence[float]) -> bool:
+    """Whether it is a 2D image that knows no mm, as PNG; nnU-Net's reader calls its pixels 1 wide."""
+    return is_flat(shape, spacing) and np.array_equal(spacing[1:], (1, 1))
+
+
 def are_volumes(median_shape: Sequence[float]) -> bool:
     """Whether nnU-Net plans for 3D: the median of the labeled scans has more than one slice."""
     return min(median_shape) > 1

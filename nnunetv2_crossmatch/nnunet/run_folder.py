@@ -98,10 +98,10 @@ class RunFolder:
         what = f"{self.dataset} {self.configuration} {self.fold} -tr {self.trainer} -p {self.plans}"
         return f"nnUNetv2_train {what} {option}".rstrip() + device_option(device)
 
-    def predict_command(self, checkpoint: str) -> str:
+    def predict_command(self, checkpoint: str, device: str) -> str:
         """nnU-Net's command that predicts with this fold."""
         what = f"-d {self.dataset} -c {self.configuration} -f {self.fold} -tr {self.trainer} -p {self.plans}"
-        return f"nnUNetv2_predict -i IN -o OUT {what} -chk {checkpoint}{device_option()}"
+        return f"nnUNetv2_predict -i IN -o OUT {what} -chk {checkpoint}{device_option(device)}"
 
     def checkpoint(self, name: str = FINAL) -> Path:
         return self.path / name

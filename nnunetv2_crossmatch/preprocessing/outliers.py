@@ -7,6 +7,7 @@ from nnunetv2.preprocessing.normalization.default_normalization_schemes import Z
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 from scipy.optimize import linear_sum_assignment
 
+from nnunetv2_crossmatch.nnunet.images import is_photograph
 from nnunetv2_crossmatch.preprocessing.scan import PERCENTILES
 
 GEOMETRY_FACTOR = 1.5  # how far beyond the smallest and largest labeled spacing and extent is still usual
@@ -39,6 +40,8 @@ def find_outliers(labeled: dict[str, dict], unlabeled: dict[str, dict], channel_
         for name, figure in _GEOMETRY.items():
             own, (least, most) = figure(entry), ranges[name]
             if (own < least / GEOMETRY_FACTOR).any() or (own > most * GEOMETRY_FACTOR).any():
+                if is_photograph(entry["shape"], entry["spacing"]):
+                    name, own, least, most = "size (y, x in pixels)", own[1:], least[1:], most[1:]
                 yield f"{case}: {name} {_round(own)}; labeled scans have {_round(least)} to {_round(most)}."
         own = _percentiles(entry, relative)
         order = _likely_order(own, low, high, margin)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from nnunetv2_crossmatch.nnunet.labels import value_names
 from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
+from nnunetv2_crossmatch.nnunet.predictor import load_predictor
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.nnunet.segmentation import probabilities_in_scan
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
@@ -273,8 +274,7 @@ def _label_fold(
     if written.predicted:
         for name in (PICTURES, PREDICTIONS):
             (record.folder / name).mkdir(exist_ok=True)
-        predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type == "cuda", allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(run.model_folder), tuple(origin.folds), origin.checkpoint)
+        predictor = load_predictor(run.model_folder, origin.folds, origin.checkpoint, device)
         dataset = UnlabeledDataset(str(images.folder), list(written.predicted))
         with (
             tempfile.TemporaryDirectory(prefix=INCOMING, dir=record.folder) as incoming,

@@ -21,6 +21,7 @@ from nnunetv2_crossmatch.networks.split_unet import SplitUNet
 from nnunetv2_crossmatch.nnunet.images import read_images
 from nnunetv2_crossmatch.nnunet.labels import read_labels
 from nnunetv2_crossmatch.nnunet.loaders import UnlabeledDataset
+from nnunetv2_crossmatch.nnunet.predictor import load_predictor
 from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
 from nnunetv2_crossmatch.nnunet.segmentation import probabilities_in_scan
 from nnunetv2_crossmatch.preprocessing.check import check_dataset
@@ -115,12 +116,8 @@ def suggest(
     images = Manifest.read(planned.unlabeled_folder)
     files = list_unlabeled(raw, planned.dataset.json, images.is_whole) or {}
 
-    predictor = nnUNetPredictor(
-        use_mirroring=False, perform_everything_on_device=device.type == "cuda", device=device, allow_tqdm=False
-    )
-    predictor.initialize_from_trained_model_folder(
-        str(models[0].model_folder), tuple(model.fold for model in models), checkpoint
-    )
+    asked = [model.fold for model in models]
+    predictor = load_predictor(models[0].model_folder, asked, checkpoint, device, use_mirroring=False)
     predictor.network = getattr(predictor.network, "_orig_mod", predictor.network)  # hooks see no compiled network
     folder = raw / SUGGESTIONS / models[0].model_folder.name
     with locked(folder / ".lock"):

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from scipy import ndimage
 
 import nnunetv2_crossmatch as cm
 from nnunetv2_crossmatch.cli import main
 from nnunetv2_crossmatch.comparison import report
+from nnunetv2_crossmatch.evaluation import evaluate
 from nnunetv2_crossmatch.nnunet.training_log import CURVES
 from tests.comparison.conftest import finished
 from tests.conftest import BROWSER, ball, write_image
@@ -256,7 +258,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_has_everything_inside_and_shows_the_harmed_case(trained):
+def test_the_page_has_everything_inside_and_shows_the_harmed_case(trained, monkeypatch):
     compare("-o", str(trained / "page" / "report.html"))
     page = Page(trained / "page" / "report.html")
     assert not page.links
@@ -265,6 +267,10 @@ def test_the_page_has_everything_inside_and_shows_the_harmed_case(trained):
     for part in ("7 of 8 cases better", "Quality of the pseudo-labels", "threshold 0.95", "3.0 GiB", "nnUNetv2_train"):
         assert part in page.text
     assert json.loads((trained / "page" / "report.json").read_text())["reference"] == STOCK
+    assert "95HD [mm]" in page.text
+    monkeypatch.setattr(evaluate, "NaturalImage2DIO", SimpleITKIO)  # as if these were photographs
+    compare("-o", str(trained / "page" / "photographs.html"))
+    assert "95HD [pixels]" in Page(trained / "page" / "photographs.html").text
 
 
 @pytest.mark.browser

@@ -107,6 +107,8 @@ def test_bad_input(base, source):
         file.unlink()
     for name in ("ISIC_0020002", "ISIC_0020003"):
         write_case(source, name)
+    with pytest.raises(DatasetError, match=r"with their masks: at most --labeled 2\."):
+        isic.convert(source, 103)
     chosen = isic.convert(source, 2)  # of the four images those that have a mask
     assert {case.id for case in chosen.labeled} == {"ISIC_0020002", "ISIC_0020003"}
     (source / "masks" / "ISIC_0020003_segmentation.png").unlink()

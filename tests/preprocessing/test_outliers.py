@@ -48,6 +48,13 @@ def test_another_extent_is_named():
     assert line == "s0: extent (z, y, x in mm) (32, 16, 48); labeled scans have (32, 16, 16) to (32, 16, 16)."
 
 
+def test_photographs_have_pixels():
+    image = np.random.default_rng(0).random((3, 1, 8, 8))
+    small, large = (describe(np.tile(image, times), (999, 1, 1)) for times in ((1, 1), (1, 8)))
+    (line,) = lines({"a": small}, {"b": large}, ["R", "G", "B"])
+    assert line == "b: size (y, x in pixels) (8, 64); labeled scans have (8, 8) to (8, 8)."
+
+
 def test_another_unit_of_ct_is_named_and_of_mr_is_none():
     labeled = entries(*([ct(i)] for i in range(3)))
     (line,) = lines(labeled, entries([ct(3) + 1024]), ["CT"])

@@ -73,6 +73,7 @@ def call(place, folds=None, count=2, **options):
 def test_from_two_folds_to_labeled_cases(place, monkeypatch, capsys):
     """Scores by nnU-Net's predictor fold by fold; drafts in the scan's geometry; a second call; then annotated."""
     done = call(place)
+    assert "only supported for cuda" not in capsys.readouterr().out  # nnU-Net's, of its default
     segmentations = {}
     for fold in (0, 1):
         predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False, use_mirroring=False)
