@@ -279,6 +279,7 @@ def _joined(parts: list[Evaluation]) -> Evaluation:
         parts[0].extra if len(parts) == 1 else [],  # each fold predicts its own cases of those that have a reference
         parts[0].left_out,
         {file: what for part in parts for file, what in part.odd_headers.items()},
+        parts[0].without_spacing,
     )
 
 
