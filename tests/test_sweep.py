@@ -271,7 +271,7 @@ def test_what_is_stopped_is_out_of_time_and_what_waits_is_not_begun(dataset, mai
     runs[1].checkpoint(LATEST).touch()
     line = [*LOCAL, "-tr", SMOKE, "nnUNetTrainer", "-f", "0", "1", "--hours", "1e-9"]
     assert main(line) is None, "nothing to compare"
-    predict = f"-d {DATASET} -c 3d_fullres -f 1 -tr {SMOKE} -p nnUNetPlansSmall -chk {LATEST}"
+    predict = f"-d {DATASET} -c 3d_fullres -f 1 -tr {SMOKE} -p nnUNetPlansSmall -chk {LATEST} -device cpu"
     end = capsys.readouterr().out.splitlines()[-2:]
     assert end[0].startswith("The time is over. 4 of 4 are not done") and end[1].endswith(predict)
 
