@@ -13,7 +13,6 @@ from nnunetv2_crossmatch.commands.shared import (
     as_fold,
     as_trainer,
     say_next,
-    train_command,
 )
 from nnunetv2_crossmatch.utilities.tables import aligned
 
@@ -49,6 +48,7 @@ def add(commands: Commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
     from nnunetv2_crossmatch.preprocessing.dataset import Dataset, Planned
 
     dataset = Dataset.find_preprocessed(arguments.d)
@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
     device = as_device(arguments.device)
     print(*as_text(measure_all(planned, names, device), device, arguments.f), sep="\n")
     if not say_unlabeled(planned):
-        say_next(train_command(dataset, arguments.c, arguments.p, arguments.tr[0], arguments.f, device.type))
+        run = RunFolder.of(dataset.name, arguments.tr[0], arguments.p, arguments.c, arguments.f)
+        say_next(run.train_command(device=device.type))
 
 
 def measure_all(planned: "Planned", trainers: list[str], device: "torch.device") -> "list[Cost]":

@@ -153,19 +153,12 @@ def say_next_of(dataset: Dataset) -> None:
         say_next(planned.command("preprocess"))
 
 
-def train_command(
-    dataset: Dataset,
-    configuration: str,
-    plans: str,
-    trainer: str | None = None,
-    fold: int | str = 0,
-    device: str | None = None,
-) -> str:
-    """nnU-Net's, by default with the trainer to begin with, on this machine's best device."""
+def train_command(dataset: Dataset, configuration: str, plans: str) -> str:
+    """nnU-Net's of the first fold, with the trainer to begin with."""
     from nnunetv2_crossmatch.nnunet.run_folder import RunFolder
     from nnunetv2_crossmatch.trainers.catalog import BEGIN_WITH
 
-    return RunFolder.of(dataset.name, trainer or BEGIN_WITH, plans, configuration, fold).train_command(device=device)
+    return RunFolder.of(dataset.name, BEGIN_WITH, plans, configuration, 0).train_command()
 
 
 def predict_command(
